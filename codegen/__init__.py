@@ -1,0 +1,1 @@
+"""From a chosen kernel to text to binary to launch: families, templates, targets."""

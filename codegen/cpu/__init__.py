@@ -1,0 +1,1 @@
+"""CPU families: C with vector extensions."""

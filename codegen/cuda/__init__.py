@@ -1,0 +1,1 @@
+"""CUDA families: templates over a header-free vocabulary."""

@@ -1,0 +1,261 @@
+"""What a kernel-sized program asks of a family: its anatomy, found from the program alone.
+
+A kernel is a `Program` with one output. The families are
+point (no reduction), reduce (every reduction runs over the same axes) and contract (products summed over shared axes,
+optionally several that share the left operand, row statistics of the left operand riding along, and any pointwise
+epilogue). Each finder returns a problem or the reason why the family cannot serve the program.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from eqsat.ir import Expr, Output, Program
+from eqsat.ops import Kind
+from eqsat.types import DType
+
+
+@dataclass(frozen=True, slots=True)
+class PointProblem:
+    """Every output element is a pointwise function of loads; `axes` in output order."""
+
+    program: Program
+    axes: tuple[str, ...]
+    family: str = "point"
+
+    @property
+    def output(self) -> Output:
+        """The one output."""
+        return self.program.outputs[0]
+
+
+@dataclass(frozen=True, slots=True)
+class ReduceProblem:
+    """Reductions over `reduced` for each position of `rows`; the output keeps the reduced axes or loses them.
+
+    `reductions` are the outermost reduction nodes in dependency order (softmax: the maximum, then the sum that uses it);
+    a reduction over several axes is a nest of nodes of the same op and counts as its outermost node.
+    """
+
+    program: Program
+    rows: tuple[str, ...]
+    reduced: tuple[str, ...]
+    reductions: tuple[Expr, ...]
+    family: str = "reduce"
+
+    @property
+    def output(self) -> Output:
+        """The one output."""
+        return self.program.outputs[0]
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the output varies over the reduced axes (softmax) or only over the rows (sum)."""
+        return bool(set(self.reduced) & self.output.expr.axes)
+
+    @property
+    def row_count(self) -> int:
+        """Number of independent reductions."""
+        ext = self.program.extents
+        return math.prod(ext[a] for a in self.rows)
+
+    @property
+    def length(self) -> int:
+        """Elements reduced for each row."""
+        ext = self.program.extents
+        return math.prod(ext[a] for a in self.reduced)
+
+
+@dataclass(frozen=True, slots=True)
+class Contraction:
+    """`node` = Σ over the problem's k axes of a·b; `a` varies over m and k, `b` over n and k (and both over batch)."""
+
+    node: Expr
+    a: Expr
+    b: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class ContractProblem:
+    """One or more contractions over the same axes with the same left operand, statistics of it, and an epilogue.
+
+    `statistics` are reductions over the k axes of expressions that read only what `a` reads (row sums riding the tiles).
+    The epilogue is the output expression; contraction and statistic nodes in it are accumulators.
+    """
+
+    program: Program
+    batch: tuple[str, ...]
+    m: tuple[str, ...]
+    n: tuple[str, ...]
+    k: tuple[str, ...]
+    contractions: tuple[Contraction, ...]
+    statistics: tuple[Expr, ...]
+    family: str = "contract"
+
+    @property
+    def output(self) -> Output:
+        """The one output."""
+        return self.program.outputs[0]
+
+    def extent(self, axes: tuple[str, ...]) -> int:
+        """Product of the extents of `axes`."""
+        ext = self.program.extents
+        return math.prod(ext[a] for a in axes)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Extents (batch, m, n, k)."""
+        return self.extent(self.batch), self.extent(self.m), self.extent(self.n), self.extent(self.k)
+
+    @property
+    def flops(self) -> int:
+        """Multiply-adds of all contractions, counted as two operations."""
+        b, m, n, k = self.shape
+        return 2 * b * m * n * k * len(self.contractions)
+
+
+Problem = PointProblem | ReduceProblem | ContractProblem
+
+
+def nest(node: Expr) -> tuple[tuple[str, ...], Expr]:
+    """Return (axes, body) of a nest of reductions of one op: Σ_i Σ_j e gives ((i, j), e)."""
+    axes: list[str] = []
+    body = node
+    while body.op == node.op:
+        axes.append(body.attrs[0])
+        body = body.args[0]
+    return tuple(axes), body
+
+
+def outermost_reductions(program: Program) -> tuple[Expr, ...]:
+    """Return the reduction nodes that are not the inside of a nest of their own op, operands first."""
+    nodes = [e for e in program.outputs[0].expr.walk() if e.row.kind is Kind.REDUCE]
+    users: dict[str, list[Expr]] = {}
+    for e in program.outputs[0].expr.walk():
+        for a in e.args:
+            users.setdefault(a.digest, []).append(e)
+    return tuple(e for e in nodes if not (users.get(e.digest) and all(u.op == e.op for u in users[e.digest])))
+
+
+def point_problem(program: Program) -> PointProblem | str:
+    """Return the point problem, or why it is none."""
+    if outermost_reductions(program):
+        return "it reduces"
+    if refusal := _access_refusal(program):
+        return refusal
+    return PointProblem(program, tuple(a for a in program.outputs[0].axes if a))
+
+
+def _access_refusal(program: Program) -> str | None:
+    for e in program.outputs[0].expr.walk():
+        if e.op == "access" and e.args[0].op != "read":
+            return "an access of a computed value is not inside a kernel: materialise the value or move the access to the reads"
+    return None
+
+
+def reduce_problem(program: Program) -> ReduceProblem | str:
+    """Return the reduce problem, or why it is none."""
+    found = outermost_reductions(program)
+    if not found:
+        return "it does not reduce"
+    if refusal := _access_refusal(program):
+        return refusal
+    sets = {frozenset(nest(e)[0]) for e in found}
+    if len(sets) > 1:
+        return f"its reductions run over different axes {[sorted(s) for s in sets]}"
+    over = next(iter(sets))
+    out = program.outputs[0]
+    rows = frozenset().union(*(e.axes for e in found))
+    if rows & over:
+        return "a reduction depends on the reduced axes from outside"
+    if not out.expr.axes <= rows | over:
+        rows = out.expr.axes - over
+    kept = out.expr.axes & over
+    if kept and kept != over:
+        return "the output keeps some of the reduced axes only"
+    if not (out.expr.axes - over) >= rows:
+        return "the output loses a row axis"
+    first = {e.digest: i for i, e in enumerate(out.expr.walk())}
+    reduced = tuple(a for a in out.axes if a in over) if kept else _load_order(program, over)
+    return ReduceProblem(program, tuple(a for a in out.axes if a in rows), reduced, tuple(sorted(found, key=lambda e: first[e.digest])))
+
+
+def _load_order(program: Program, axes: frozenset[str]) -> tuple[str, ...]:
+    """Order `axes` as the largest buffer that is read over all of them lays them out."""
+    best: tuple[int, tuple[str, ...]] = (-1, tuple(sorted(axes)))
+    for e in program.outputs[0].expr.walk():
+        if e.op == "read" and axes <= e.axes:
+            best = max(best, (e.type.elements, tuple(a for a in e.attrs[1] if a in axes)))
+    return best[1]
+
+
+def contract_problem(program: Program) -> ContractProblem | str:
+    """Return the contract problem, or why it is none."""
+    found = outermost_reductions(program)
+    if refusal := _access_refusal(program):
+        return refusal
+    contractions: list[Contraction] = []
+    others: list[Expr] = []
+    for e in found:
+        c = _contraction(e)
+        if c is None:
+            others.append(e)
+        else:
+            contractions.append(c)
+    if not contractions:
+        return "no product of two operands with free axes on both sides is summed"
+    last = next((a for a in reversed(program.outputs[0].axes) if a), "")
+    lead = contractions[0]
+    if last in lead.a.axes - lead.b.axes:  # the innermost output axis belongs to n
+        contractions = [Contraction(c.node, c.b, c.a) for c in contractions]
+    contractions = [c if c.a == contractions[0].a else Contraction(c.node, c.b, c.a) for c in contractions]
+    return _checked_contract(program, contractions, others)
+
+
+def _contraction(node: Expr) -> Contraction | None:
+    if node.op != "sum":
+        return None
+    axes, body = nest(node)
+    if body.op != "mul":
+        return None
+    a, b = body.args
+    over = set(axes)
+    if not (over <= a.axes and over <= b.axes) or any(e.row.kind is Kind.REDUCE for x in (a, b) for e in x.walk()):
+        return None
+    return Contraction(node, a, b) if a.axes - b.axes and b.axes - a.axes else None
+
+
+def _checked_contract(program: Program, contractions: list[Contraction], others: list[Expr]) -> ContractProblem | str:
+    lead = contractions[0]
+    over = frozenset(nest(lead.node)[0])
+    for c in contractions:
+        if frozenset(nest(c.node)[0]) != over or c.a != lead.a or c.b.axes != lead.b.axes:
+            return "its contractions do not share the left operand and the axes"
+    batch = (lead.a.axes & lead.b.axes) - over
+    m, n = lead.a.axes - lead.b.axes, lead.b.axes - lead.a.axes
+    out = program.outputs[0]
+    if out.expr.axes != batch | m | n:
+        return "the output does not vary over exactly the batch, row and column axes"
+    reads = {e for e in lead.a.walk() if e.op == "read"}
+    for s in others:
+        inside = {e for e in s.walk() if e.op == "read"}
+        if frozenset(nest(s)[0]) != over or not s.axes <= batch | m or not inside <= reads or s.op not in ("sum", "max", "min"):
+            return "a reduction beside the contraction is not a row statistic of its left operand"
+        if any(e.row.kind is Kind.REDUCE for e in nest(s)[1].walk()):
+            return "a row statistic depends on another reduction"
+    order = [a for a in out.axes if a]
+    return ContractProblem(
+        program,
+        tuple(a for a in order if a in batch),
+        tuple(a for a in order if a in m),
+        tuple(a for a in order if a in n),
+        _load_order(program, over) if len(over) > 1 else tuple(over),
+        tuple(contractions),
+        tuple(others),
+    )
+
+
+def storage_dtype(expr: Expr) -> DType:
+    """Return the dtype in which a value is computed in registers."""
+    return expr.dtype.accumulator

@@ -1,0 +1,1 @@
+"""Choosing by measuring: verification, timing, the store, receipts, the optimize pipeline."""
