@@ -178,7 +178,9 @@ def reduce_problem(program: Program) -> ReduceProblem | str:
         return "the output loses a row axis"
     first = {e.digest: i for i, e in enumerate(out.expr.walk())}
     reduced = tuple(a for a in out.axes if a in over) if kept else _load_order(program, over)
-    return ReduceProblem(program, tuple(a for a in out.axes if a in rows), reduced, tuple(sorted(found, key=lambda e: first[e.digest])))
+    return ReduceProblem(
+        program, tuple(a for a in out.axes if a in rows), reduced, tuple(sorted(found, key=lambda e: first[e.digest]))
+    )
 
 
 def _load_order(program: Program, axes: frozenset[str]) -> tuple[str, ...]:

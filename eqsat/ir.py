@@ -83,7 +83,12 @@ def read(name: str, axes: tuple[str, ...], extents: tuple[int, ...], dtype: DTyp
 
 def const(value: float | bool, dtype: DType) -> Expr:
     """Return a constant: a value without axes."""
-    return Expr("const", (), (bool(value) if dtype is DType.BOOL else float(value) if dtype.is_float else int(value),), TensorType((), dtype))
+    return Expr(
+        "const",
+        (),
+        (bool(value) if dtype is DType.BOOL else float(value) if dtype.is_float else int(value),),
+        TensorType((), dtype),
+    )
 
 
 def iota(axis: str, extent: int, dtype: DType = DType.I64) -> Expr:
@@ -250,7 +255,9 @@ class Output:
     def __post_init__(self) -> None:
         named = [a for a in self.axes if a]
         if sorted(named) != sorted(self.expr.axes):
-            raise ShapeError(f"output {self.name!r}: its dimensions name axes {named}; the expression has {sorted(self.expr.axes)}")
+            raise ShapeError(
+                f"output {self.name!r}: its dimensions name axes {named}; the expression has {sorted(self.expr.axes)}"
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:

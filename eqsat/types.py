@@ -127,5 +127,7 @@ def join_axes(types: tuple[TensorType, ...]) -> tuple[tuple[str, int], ...]:
     for t in types:
         for name, extent in t.axes:
             if out.setdefault(name, extent) != extent:
-                raise ShapeError(f"axis {name!r} has extent {out[name]} in one operand and {extent} in the other; give them the same extent or different axes.")
+                raise ShapeError(
+                    f"axis {name!r} has extent {out[name]} in one operand and {extent} in the other; give them the same extent or different axes."
+                )
     return tuple(sorted(out.items()))

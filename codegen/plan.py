@@ -1,0 +1,82 @@
+"""A plan: a DAG of kernels over buffers; and its executable form, with one compiled kernel for each node."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from eqsat.codegen.kernel import KernelBinary, Schedule
+from eqsat.codegen.problem import Problem
+from eqsat.errors import UsageError
+from eqsat.ir import Program
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One launch: a kernel-sized program and the problem a family solves. Its input and output names are buffer names."""
+
+    problem: Problem
+
+    @property
+    def program(self) -> Program:
+        """The program that it computes."""
+        return self.problem.program
+
+    @property
+    def writes(self) -> str:
+        """Name of the buffer it writes."""
+        return self.program.outputs[0].name
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the buffers it reads."""
+        return tuple(i.name for i in self.program.inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Kernels in an order in which each buffer is written before it is read.
+
+    `program` is the whole computation; buffers that are neither its inputs nor its outputs are intermediates.
+    """
+
+    program: Program
+    kernels: tuple[Kernel, ...]
+
+    def __post_init__(self) -> None:
+        ready = {i.name for i in self.program.inputs}
+        for k in self.kernels:
+            if missing := set(k.reads) - ready:
+                raise UsageError(f"kernel {k.writes!r} reads {sorted(missing)}, which no earlier kernel writes")
+            ready.add(k.writes)
+        if missing := {o.name for o in self.program.outputs} - ready:
+            raise UsageError(f"no kernel writes {sorted(missing)}")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over its kernels."""
+        return hashlib.sha256("\n".join(k.program.digest + k.problem.family for k in self.kernels).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A kernel, the schedule chosen for it, and its binary."""
+
+    kernel: Kernel
+    schedule: Schedule
+    binary: KernelBinary
+
+
+@dataclass(frozen=True, slots=True)
+class Executable:
+    """A plan with every kernel compiled: what is timed whole, run, saved and loaded."""
+
+    plan: Plan
+    steps: tuple[Step, ...]
+
+    @property
+    def intermediates(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype name of each buffer that is written and read inside the plan."""
+        outer = {o.name for o in self.plan.program.outputs}
+        outs = [s.kernel.program.outputs[0] for s in self.steps]
+        return {o.name: (o.shape, o.dtype.value) for o in outs if o.name not in outer}
