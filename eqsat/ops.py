@@ -7,6 +7,7 @@ interpreter the size of the partial derivatives. Kernels call an op as `eq_<name
 from __future__ import annotations
 
 import enum
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -76,11 +77,9 @@ class Op:
 
 
 def _erf(xp: Any, x: Array) -> Array:
-    if xp is np:
-        from scipy.special import erf  # slow import (0.2 s), and only programs with erf need it
-    else:
-        from cupyx.scipy.special import erf  # optional dependency: cupy
-    return erf(x)
+    # scipy.special costs 0.2 s to import and only programs with erf need it; cupyx is an optional dependency
+    module = importlib.import_module("scipy.special" if xp is np else "cupyx.scipy.special")
+    return module.erf(x)
 
 
 def _sigmoid(xp: Any, x: Array) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -37,7 +38,7 @@ class DType(enum.Enum):
             raise DTypeError(f"expected a dtype out of {known}; got {name!r}. Cast the array to one of these first.") from None
 
     @property
-    def numpy(self) -> np.dtype:
+    def numpy(self) -> np.dtype[Any]:
         """The NumPy dtype that holds it (bfloat16 through ml_dtypes)."""
         return _NUMPY[self]
 
@@ -69,7 +70,7 @@ _ALIASES = {
     "float64": "f64", "float32": "f32", "float16": "f16", "half": "f16", "bfloat16": "bf16", "double": "f64",
     "float": "f32", "int64": "i64", "int32": "i32", "bool_": "bool", "long": "i64", "int": "i64",
 }  # fmt: skip
-_NUMPY = {
+_NUMPY: dict[DType, np.dtype[Any]] = {
     DType.F64: np.dtype(np.float64), DType.F32: np.dtype(np.float32), DType.F16: np.dtype(np.float16),
     DType.BF16: np.dtype(ml_dtypes.bfloat16), DType.I64: np.dtype(np.int64), DType.I32: np.dtype(np.int32),
     DType.BOOL: np.dtype(np.bool_),
