@@ -1,0 +1,314 @@
+"""The e-graph's signature in egglog text, generated from the op table; and a program's facts and terms.
+
+A class of sort `T` is a value over named axes, one of sort `Region` is what one launch may compute. Every class of sort
+`T` carries `axes` (a set that only shrinks), `dtype` (two dtypes in one class are an error, never a choice) and, where
+it depends on nothing that changes between calls, `constant`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from eqsat.errors import DTypeError, UsageError
+from eqsat.ir import Expr, Program
+from eqsat.ops import TABLE, Kind, Op, Result
+from eqsat.types import DType, promote
+
+WEAK = "weak"
+"""dtype of a constant: it takes the type of what it meets."""
+
+_LEAVES = {"read": "String String", "const": "f64", "iota": "String"}
+_GIVEN = {"access": "T String", "cast": "T String"}
+_NAMES = (*(d.value for d in DType), WEAK)
+# egglog's parser recurses: terms nested 20,000 deep crash it, so deeper ones are cut into bindings.
+_NESTING = 200
+
+
+def constructors() -> dict[str, tuple[tuple[str, ...], str]]:
+    """Return argument sorts and result sort of every constructor of a value or a region.
+
+    Returns
+    -------
+    dict of str to (tuple of str, str)
+        Sorts are `T`, `Region`, `Axes`, `String` and `f64`.
+    """
+    values = {op.constructor: (tuple(_arguments(op).split()), "T") for op in TABLE}
+    return values | {
+        "Anchor": (("T",), "Region"),
+        "ReduceAnchor": (("String", "Axes", "T"), "Region"),
+        "ContractAnchor": (("Axes", "T", "T"), "Region"),
+    }
+
+
+def declarations() -> str:
+    """Return sorts, constructors, analyses with their rules (ruleset `rs-analysis`) and the promotion table."""
+    lines = ["(sort Axes (Set String))", "(sort T)", "(sort Region)"]
+    lines += [f"(constructor {name} ({' '.join(args)}) {out})" for name, (args, out) in constructors().items()]
+    lines += [
+        "(function axes (T) Axes :merge (set-intersect old new))",
+        "(function dtype (T) String :no-merge)",
+        "(function extent (String) i64 :no-merge)",
+        "(function promote (String String) String :no-merge)",
+        "(function floating (String) String :no-merge)",
+        "(function counting (String) String :no-merge)",
+        "(relation constant (T))",
+        "(ruleset rs-analysis)",
+    ]
+    for op in TABLE:
+        lines += _analysis_rules(op)
+    return "\n".join([*lines, *_dtype_tables()]) + "\n"
+
+
+def load_text(program: Program, roots: Sequence[str]) -> str:
+    """Return facts and terms of `program`: extents, types of its leaves, constants, and one binding for each output.
+
+    Parameters
+    ----------
+    program : Program
+    roots : sequence of str
+        Name of the global that each output's expression is bound to, in order of outputs; each starts with `$`.
+
+    Raises
+    ------
+    UsageError
+        If the names do not match the outputs.
+    DTypeError
+        If a constant cannot be held exactly by a float64.
+    """
+    if len(roots) != len(program.outputs) or not all(r.startswith("$") for r in roots):
+        raise UsageError(
+            f"expected one global name starting with $ for each of the {len(program.outputs)} outputs; got {list(roots)}"
+        )
+    lines = [f"(set (extent {quoted(axis)}) {n})" for axis, n in sorted(program.extents.items())]
+    writer = TermWriter({i.name for i in program.inputs if i.constant})
+    for root, out in zip(roots, program.outputs, strict=True):
+        term = writer.strong(out.expr)
+        lines += writer.take_lines()
+        lines.append(f"(let {root} {term})")
+    return "\n".join(lines) + "\n"
+
+
+def quoted(name: str) -> str:
+    """Return `name` as an egglog string literal."""
+    if '"' in name or "\\" in name or "\n" in name:
+        raise UsageError(f"a name may hold neither quotes, backslashes nor line breaks; got {name!r}. Rename it.")
+    return f'"{name}"'
+
+
+def operation_text(expr: Expr, args: Sequence[str]) -> str:
+    """Return the constructor call of `expr`'s own node over operands given as text."""
+    name = expr.row.constructor
+    match expr.op:
+        case "read":
+            buffer, axes = expr.attrs
+            return f"({name} {quoted(buffer)} {quoted(' '.join(a or '.' for a in axes))})"
+        case "const":
+            return f"({name} {_float_text(expr.attrs[0])})"
+        case "iota":
+            return f"({name} {quoted(expr.attrs[0])})"
+        case "access":
+            return f"({name} {args[0]} {quoted(str(expr.attrs[0]))})"
+        case "cast":
+            return f"({name} {args[0]} {quoted(expr.dtype.value)})"
+        case _:
+            attrs = [quoted(a) for a in expr.attrs]
+            return f"({' '.join([name, *attrs, *args])})"
+
+
+def weak_dtype(op: Op, operands: Sequence[str]) -> str:
+    """Return the dtype that the analysis gives `op` over operands of these dtypes, the weak one included."""
+    match op.result:
+        case Result.BOOL:
+            return DType.BOOL.value
+        case Result.INDEX:
+            return DType.I64.value
+        case Result.BRANCHES:
+            operands = operands[1:]
+        case _:
+            pass
+    out = operands[0]
+    for d in operands[1:]:
+        out = _promoted(out, d)
+    if op.result is Result.FLOAT:
+        return _floating(out)
+    return _counting(out) if op.result is Result.COUNT else out
+
+
+class TermWriter:
+    """Writes expressions as terms; shared and deeply nested nodes become global bindings, each written once.
+
+    A constant has no dtype in the e-graph. Where the expression's own dtype would not follow from that (float32 0.5 times
+    a bfloat16 tensor is float32), the constant operand is cast.
+    """
+
+    def __init__(self, constant_inputs: set[str]) -> None:
+        self._constant_inputs = constant_inputs
+        self._text: dict[str, tuple[str, str, int]] = {}  # digest -> term, its dtype in the e-graph, nesting
+        self._lines: list[str] = []
+        self._bindings = 0
+
+    def strong(self, expr: Expr) -> str:
+        """Return the term of `expr` with `expr`'s own dtype, even if it is a constant."""
+        users: dict[str, int] = {}
+        nodes = list(expr.walk())
+        for node in nodes:
+            for a in node.args:
+                users[a.digest] = users.get(a.digest, 0) + 1
+        for node in nodes:
+            if node.digest not in self._text:
+                self._write(node, shared=users.get(node.digest, 0) > 1)
+        return self._as_own(expr)
+
+    def take_lines(self) -> list[str]:
+        """Return the commands written since the last call: bindings and facts that the terms rest on."""
+        lines, self._lines = self._lines, []
+        return lines
+
+    def _write(self, node: Expr, *, shared: bool) -> None:
+        found = [self._text[a.digest] for a in node.args]
+        args, depth = [t for t, _, _ in found], 1 + max((n for _, _, n in found), default=0)
+        dtype = _own_dtype(node, [d for _, d, _ in found])
+        if dtype not in (node.dtype.value, WEAK):
+            args, dtype = [self._as_own(a) for a in node.args], node.dtype.value
+        text = operation_text(node, args)
+        if node.op == "iota" and node.dtype is not DType.I64:
+            text = f"(Cast {text} {quoted(node.dtype.value)})"
+        if node.row.kind in (Kind.LEAF, Kind.ACCESS) and node.op not in ("const", "iota") or shared or depth > _NESTING:
+            text, depth = self._bind(text), 0
+        if node.op in ("read", "access"):
+            self._lines += self._facts(node, text)
+        self._text[node.digest] = text, dtype, depth
+
+    def _as_own(self, expr: Expr) -> str:
+        text, dtype, _ = self._text[expr.digest]
+        return text if dtype == expr.dtype.value else f"(Cast {text} {quoted(expr.dtype.value)})"
+
+    def _bind(self, text: str) -> str:
+        name = f"$n{self._bindings}"
+        self._bindings += 1
+        self._lines.append(f"(let {name} {text})")
+        return name
+
+    def _facts(self, node: Expr, name: str) -> Iterator[str]:
+        axes = " ".join(quoted(a) for a in sorted(node.axes))
+        yield f"(set (axes {name}) ({'set-of ' + axes if axes else 'set-empty'}))"
+        if node.op == "read":
+            yield f"(set (dtype {name}) {quoted(node.dtype.value)})"
+            if node.attrs[0] in self._constant_inputs:
+                yield f"(constant {name})"
+
+
+def _own_dtype(node: Expr, operands: Sequence[str]) -> str:
+    if node.op == "const":
+        return WEAK
+    if node.row.kind is Kind.ACCESS:
+        return operands[0]
+    return node.dtype.value if node.row.result is Result.GIVEN else weak_dtype(node.row, operands)
+
+
+def _float_text(value: float | bool) -> str:
+    if isinstance(value, int) and int(float(value)) != value:
+        raise DTypeError(f"the constant {value} does not fit a float64 exactly; pass it as an input of dtype i64")
+    number = float(value)
+    if number != number:
+        return "NaN"
+    if number in (float("inf"), float("-inf")):
+        return "inf" if number > 0 else "-inf"
+    return repr(number)
+
+
+def _arguments(op: Op) -> str:
+    if op.name in _LEAVES:
+        return _LEAVES[op.name]
+    if op.name in _GIVEN:
+        return _GIVEN[op.name]
+    return " ".join((["String"] if op.kind is Kind.REDUCE else []) + ["T"] * op.arity)
+
+
+def _analysis_rules(op: Op) -> list[str]:
+    """Rules for axes, dtype and constness of one row; those of reads and of accesses' axes are facts of the program."""
+    name = op.constructor
+    match op.name:
+        case "read":
+            return []
+        case "const":
+            head = '(set (axes e) (set-empty)) (set (dtype e) "weak") (constant e)'
+            return [_rule(op, "leaf", "(= e (Const v))", head)]
+        case "iota":
+            head = f'(set (axes e) (set-of a)) (set (dtype e) "{DType.I64}") (constant e)'
+            return [_rule(op, "leaf", "(= e (Iota a))", head)]
+        case "access":
+            whole = "(= e (Access a v))"
+            return [_rule(op, "dtype", f"{whole} (= p (dtype a))", "(set (dtype e) p)"), _constant_rule(op, whole, "a")]
+        case "cast":
+            whole = f"(= e ({name} a v))"
+            return [
+                _rule(op, "axes", f"{whole} (= x (axes a))", "(set (axes e) x)"),
+                _rule(op, "dtype", whole, "(set (dtype e) v)"),
+                _constant_rule(op, whole, "a"),
+            ]
+        case _:
+            return _operator_rules(op)
+
+
+def _operator_rules(op: Op) -> list[str]:
+    operands = [f"a{i}" for i in range(op.arity)]
+    if op.kind is Kind.REDUCE:
+        whole, axes = f"(= e ({op.constructor} k a0))", "(set-remove x0 k)"
+    else:
+        whole, axes = f"(= e ({op.constructor} {' '.join(operands)}))", "x0"
+        for i in range(1, op.arity):
+            axes = f"(set-union {axes} x{i})"
+    known = " ".join(f"(= x{i} (axes {a}))" for i, a in enumerate(operands))
+    return [
+        _rule(op, "axes", f"{whole} {known}", f"(set (axes e) {axes})"),
+        _rule(op, "dtype", *_dtype_rule(op, whole)),
+        _constant_rule(op, whole, *operands),
+    ]
+
+
+def _dtype_rule(op: Op, whole: str) -> tuple[str, str]:
+    """Body and head that follow `ops.result_dtype`."""
+    if op.result in (Result.BOOL, Result.INDEX):
+        return whole, f'(set (dtype e) "{DType.BOOL if op.result is Result.BOOL else DType.I64}")'
+    used = range(1 if op.result is Result.BRANCHES else 0, op.arity)
+    body = whole + "".join(f" (= p{i} (dtype a{i}))" for i in used)
+    out = f"p{used[0]}"
+    for i in used[1:]:
+        body += f" (= q{i} (promote {out} p{i}))"
+        out = f"q{i}"
+    if op.result in (Result.FLOAT, Result.COUNT):
+        body += f" (= q ({'floating' if op.result is Result.FLOAT else 'counting'} {out}))"
+        out = "q"
+    return body, f"(set (dtype e) {out})"
+
+
+def _constant_rule(op: Op, whole: str, *operands: str) -> str:
+    return _rule(op, "constant", whole + "".join(f" (constant {a})" for a in operands), "(constant e)")
+
+
+def _rule(op: Op, what: str, body: str, head: str) -> str:
+    return f'(rule ({body}) ({head}) :ruleset rs-analysis :name "analysis/{op.name}-{what}")'
+
+
+def _dtype_tables() -> list[str]:
+    lines = [f'(set (promote "{a}" "{b}") "{_promoted(a, b)}")' for a in _NAMES for b in _NAMES]
+    lines += [f'(set (floating "{d}") "{_floating(d)}")' for d in _NAMES]
+    lines += [f'(set (counting "{d}") "{_counting(d)}")' for d in _NAMES]
+    return lines
+
+
+def _promoted(a: str, b: str) -> str:
+    if WEAK in (a, b):
+        return b if a == WEAK else a
+    return promote(DType(a), DType(b)).value
+
+
+def _floating(d: str) -> str:
+    return d if d == WEAK or DType(d).is_float else DType.F32.value
+
+
+def _counting(d: str) -> str:
+    return DType.I64.value if d == DType.BOOL.value else d
+
+
