@@ -1,0 +1,243 @@
+"""Enumerate the fused regions that may be one launch: cuts of the frozen e-graph, bottom-up as in technology mapping.
+
+A cut computes a class out of loads (program inputs and materialised classes). Pointwise nodes are inlined freely;
+reductions and contractions enter through the anchors that the lowering rules made. E-classes already quotient by
+commutativity and associativity, so cuts are told apart by what they load and what anchors them, not by their spelling.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from eqsat.frozen import Frozen, Node
+from eqsat.ops import BY_CONSTRUCTOR, Kind
+
+Load = tuple[str, ...] | tuple[str, int]
+Form = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """What anchors a cut: nothing ("point"), reductions over one set of axes, or contractions that share an operand.
+
+    `over` are the reduced axes. For "reduce", `free` holds the axes of the reductions' results; for "contract" the axes
+    of the products' sums, and `left` the loads of the shared operand.
+    """
+
+    family: str = "point"
+    over: frozenset[str] = frozenset()
+    free: frozenset[str] = frozenset()
+    left: frozenset[Load] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A region: its mode, anchors (class-level identities), what it loads, elements computed, and its expression tree."""
+
+    mode: Mode
+    anchors: frozenset[tuple[Any, ...]]
+    loads: frozenset[Load]
+    work: float
+    form: Form
+
+
+@dataclass(slots=True)
+class CutLimits:
+    """The stated space: at most `loads` buffers a kernel and `per_class` regions a class."""
+
+    loads: int = 8
+    per_class: int = 64
+    contractions: int = 3
+
+
+@dataclass(slots=True)
+class Cuts:
+    """All cuts of each class of `frozen`; `truncated` counts regions dropped by the limits.
+
+    `extents` maps every axis to its extent.
+    """
+
+    frozen: Frozen
+    extents: dict[str, int]
+    limits: CutLimits = field(default_factory=CutLimits)
+    truncated: int = 0
+    of: dict[int, dict[tuple[Any, ...], Cut]] = field(default_factory=lambda: defaultdict(dict))
+    buffers: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        self.buffers = self._bufferable()
+        self._fixpoint()
+
+    def elements(self, axes: frozenset[str] | tuple[str, ...]) -> int:
+        """Product of the extents of `axes`."""
+        return math.prod(self.extents[a] for a in axes)
+
+    def _regions(self, cls: int) -> list[Node]:
+        region = self.frozen.anchor_of.get(cls)
+        return [] if region is None else list(self.frozen.nodes.get(region, ()))
+
+    def _bufferable(self) -> frozenset[int]:
+        """Classes worth a buffer: they contain a reduction, or a contraction or an access needs them in memory."""
+        leaves = {c for c, nodes in self.frozen.nodes.items() for n in nodes if n.op in ("Read", "Const", "Iota")}
+        wanted: set[int] = set()
+        parents: dict[int, set[int]] = defaultdict(set)
+        for c, nodes in self.frozen.nodes.items():
+            for n in nodes:
+                if n.op == "ContractAnchor" or n.op == "Access":
+                    wanted.update(n.children)
+                row = BY_CONSTRUCTOR.get(n.op)
+                if row is not None and row.kind is Kind.REDUCE:
+                    wanted.add(c)
+                if row is not None and row.kind is Kind.POINTWISE:
+                    for child in n.children:
+                        parents[child].add(c)
+        reducing = [c for c in wanted if any(self._is_reduction(n) for n in self.frozen.nodes.get(c, ()))]
+        stack = list(reducing)
+        seen = set(reducing)
+        while stack:
+            for p in parents[stack.pop()] - seen:
+                seen.add(p)
+                stack.append(p)
+        return frozenset((wanted | seen) - leaves)
+
+    @staticmethod
+    def _is_reduction(n: Node) -> bool:
+        row = BY_CONSTRUCTOR.get(n.op)
+        return row is not None and row.kind is Kind.REDUCE
+
+    def _fixpoint(self) -> None:
+        users: dict[int, set[int]] = defaultdict(set)
+        for c in list(self.frozen.anchor_of) + [c for c in self.frozen.nodes if c in self.frozen.axes]:
+            for n in [*self.frozen.nodes.get(c, ()), *self._regions(c)]:
+                for child in n.children:
+                    users[child].add(c)
+        pending = dict.fromkeys(c for c in self.frozen.nodes if c in self.frozen.axes)
+        while pending:
+            c = next(iter(pending))
+            del pending[c]
+            changed = False
+            for n in [*self.frozen.nodes[c], *self._regions(c)]:
+                for cut in self._of_node(c, n):
+                    changed |= self._add(c, cut)
+            if changed:
+                pending.update(dict.fromkeys(users[c]))
+
+    def _add(self, c: int, cut: Cut) -> bool:
+        if ("buf", c) in cut.loads:
+            return False
+        if len(cut.loads) > self.limits.loads:
+            self.truncated += 1
+            return False
+        table = self.of[c]
+        key = (cut.mode, cut.anchors, cut.loads)
+        old = table.get(key)
+        if old is not None and old.work <= cut.work:
+            return False
+        if old is None and len(table) >= self.limits.per_class:
+            self.truncated += 1
+            worst = max(table, key=lambda k: (len(k[2]), table[k].work))
+            if (len(worst[2]), table[worst].work) <= (len(cut.loads), cut.work):
+                return False
+            del table[worst]
+        table[key] = cut
+        return True
+
+    def _options(self, c: int) -> list[Cut]:
+        """Ways to have class `c` inside a region: computed there, or loaded."""
+        out = list(self.of[c].values())
+        if c in self.buffers:
+            out.append(_load(c))
+        return out
+
+    def _of_node(self, c: int, n: Node) -> Iterator[Cut]:
+        if c in n.children:
+            return
+        if n.op == "ReduceAnchor":
+            yield from self._reduce(c, n)
+            return
+        if n.op == "ContractAnchor":
+            yield from self._contract(c, n)
+            return
+        row = BY_CONSTRUCTOR.get(n.op)
+        if row is None:
+            return
+        if n.op == "Read":
+            yield Cut(Mode(), frozenset(), frozenset([("read", *n.literals)]), 0.0, ("read", *n.literals))
+        elif n.op in ("Const", "Iota"):
+            yield Cut(Mode(), frozenset(), frozenset(), 0.0, (row.name, *n.literals))
+        elif row.kind is Kind.ACCESS:
+            for cut in self._options(n.children[0]):
+                if cut.form[0] in ("read", "load"):
+                    yield Cut(cut.mode, cut.anchors, cut.loads, 0.0, ("access", n.literals[0], cut.form))
+        elif row.kind is Kind.POINTWISE:
+            yield from self._pointwise(c, row.name, n)
+
+    def _pointwise(self, c: int, name: str, n: Node) -> Iterator[Cut]:
+        axes = frozenset(self.frozen.axes[c])
+        elements = self.elements(axes)
+        for parts in itertools.product(*(self._options(x) for x in n.children)):
+            loads = frozenset().union(*(p.loads for p in parts))
+            if len(loads) > self.limits.loads:
+                continue
+            mode = self._join([p.mode for p in parts], axes)
+            anchors = frozenset().union(*(p.anchors for p in parts))
+            if mode is None or sum(a[0] == "contract" for a in anchors) > self.limits.contractions:
+                continue
+            work = elements + sum(p.work for p in parts)
+            yield Cut(mode, anchors, loads, work, (name, n.literals, *(p.form for p in parts)))
+
+    @staticmethod
+    def _join(modes: list[Mode], axes: frozenset[str]) -> Mode | None:
+        """Return the mode of a pointwise node over parts of these modes, or None where no family could serve it."""
+        anchored = [m for m in modes if m.family != "point"]
+        if not anchored:
+            return Mode()
+        over = anchored[0].over
+        if any(m.over != over for m in anchored):
+            return None
+        contracts = [m for m in anchored if m.family == "contract"]
+        if not contracts:
+            free = frozenset().union(*(m.free for m in anchored))
+            return Mode("reduce", over, free) if axes - over <= free else None
+        lead = contracts[0]
+        if any(m.left != lead.left or m.free != lead.free for m in contracts):
+            return None
+        if any(not m.free <= lead.free for m in anchored) or not axes <= lead.free:
+            return None
+        return lead
+
+    def _reduce(self, c: int, n: Node) -> Iterator[Cut]:
+        op, axes = n.literals
+        over = frozenset(axes)
+        body = n.children[0]
+        free = frozenset(self.frozen.axes[c])
+        elements = self.elements(free | over)
+        for cut in self._options(body):
+            inner = cut.mode
+            if inner.family == "contract" or (inner.family == "reduce" and (inner.over != over or not inner.free <= free)):
+                continue
+            anchors = cut.anchors | {("reduce", op, over, body)}
+            yield Cut(Mode("reduce", over, free), anchors, cut.loads, cut.work + elements, (op, tuple(axes), cut.form))
+
+    def _contract(self, c: int, n: Node) -> Iterator[Cut]:
+        over = frozenset(n.literals[0])
+        a, b = n.children
+        free = frozenset(self.frozen.axes[c])
+        elements = self.elements(free | over)
+        for left, right in itertools.product(self._options(a), self._options(b)):
+            if left.mode.family != "point" or right.mode.family != "point" or len(left.loads | right.loads) > self.limits.loads:
+                continue
+            anchors = frozenset([("contract", over, a, b)])
+            form = ("contract", tuple(sorted(over)), left.form, right.form)
+            for shared in {left.loads, right.loads}:
+                mode = Mode("contract", over, free, shared)
+                yield Cut(mode, anchors, left.loads | right.loads, left.work + right.work + 2 * elements, form)
+
+
+def _load(c: int) -> Cut:
+    return Cut(Mode(), frozenset(), frozenset([("buf", c)]), 0.0, ("load", c))

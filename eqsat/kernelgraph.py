@@ -1,0 +1,191 @@
+"""From cuts to kernels: each cut of a class that a plan may materialise, written as a kernel-sized program."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import networkx
+
+from eqsat.access import AccessMap
+from eqsat.cuts import Cut, CutLimits, Cuts, Form, Load
+from eqsat.errors import ExtractionError
+from eqsat.frozen import Frozen
+from eqsat.ir import Expr, Input, Output, Program, access, apply, const, iota, read, reduce
+from eqsat.ops import OPS, Kind
+from eqsat.terms import parse_access
+from eqsat.types import DType
+
+
+@dataclass(frozen=True, slots=True)
+class KernelNode:
+    """A kernel of the graph: the buffer (class) it writes, the intermediate buffers it needs, its family, its program."""
+
+    writes: int
+    needs: frozenset[int]
+    family: str
+    program: Program
+
+
+@dataclass(slots=True)
+class KernelGraph:
+    """Every kernel that a plan for `program` may launch.
+
+    `goals` are the classes of the program's outputs. Intermediate buffers lay their axes out in one global order, which
+    follows the layouts of the program's own buffers.
+    """
+
+    program: Program
+    frozen: Frozen
+    limits: CutLimits = field(default_factory=CutLimits)
+    cuts: Cuts = field(init=False)
+    kernels: list[KernelNode] = field(init=False, default_factory=list)
+    goals: frozenset[int] = field(init=False)
+    _order: dict[str, int] = field(init=False)
+    _outputs: dict[int, Output] = field(init=False)
+    _inputs: dict[str, Input] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._inputs = {i.name: i for i in self.program.inputs}
+        self._order = axis_order(self.program)
+        self.goals = frozenset(self.frozen.roots)
+        if len(self.goals) != len(self.frozen.roots):
+            raise ExtractionError("two outputs of the program are the same value; return it once")
+        self._outputs = dict(zip(self.frozen.roots, self.program.outputs, strict=True))
+        self.cuts = Cuts(self.frozen, self.program.extents, self.limits)
+        self._collect()
+
+    def _collect(self) -> None:
+        stack, seen = list(self.goals), set(self.goals)
+        while stack:
+            b = stack.pop()
+            for cut in self.cuts.of[b].values():
+                needs = frozenset(int(x[1]) for x in cut.loads if x[0] == "buf")
+                self.kernels.append(KernelNode(b, needs, cut.mode.family, self._program(b, cut)))
+                for x in sorted(needs - seen):
+                    seen.add(x)
+                    stack.append(x)
+
+    def buffer(self, c: int) -> Output | Input:
+        """Return the buffer that holds class `c`: an output of the program, or an intermediate called `t<class>`."""
+        if c in self._outputs:
+            out = self._outputs[c]
+            return Input(out.name, out.shape, out.dtype)
+        axes = self.layout(c)
+        return Input(f"t{c}", tuple(self.cuts.extents[a] for a in axes), self.dtype(c))
+
+    def layout(self, c: int) -> tuple[str, ...]:
+        """Return the axes of class `c`'s buffer, outermost first."""
+        if c in self._outputs:
+            return self._outputs[c].axes
+        return tuple(sorted(self.frozen.axes[c], key=self._order.__getitem__))
+
+    def dtype(self, c: int) -> DType:
+        """Return the stored type of an intermediate.
+
+        The value's own type, except that an intermediate of less than an eighth of the largest buffer's elements is kept
+        in the accumulator type: row statistics lose nothing to storage, and cost nothing.
+        """
+        if c in self._outputs:
+            return self._outputs[c].dtype
+        name = self.frozen.dtype[c]
+        own = DType.F32 if name == "weak" else DType.parse(name)
+        largest = max((i.elements for i in self.program.inputs), default=0)
+        return own.accumulator if 8 * self.cuts.elements(self.frozen.axes[c]) <= largest else own
+
+    def _program(self, c: int, cut: Cut) -> Program:
+        expr = self._build(cut.form, {})
+        inputs = tuple(self._input(load) for load in sorted(cut.loads, key=self._load_key))
+        unique = tuple({i.name: i for i in inputs}.values())
+        if c in self._outputs:
+            out = self._outputs[c]
+            return Program(unique, (Output(out.name, expr, out.axes, out.dtype),))
+        return Program(unique, (Output(f"t{c}", expr, self.layout(c), self.dtype(c)),))
+
+    def _load_key(self, load: Load) -> tuple[int, str]:
+        position = {i.name: n for n, i in enumerate(self.program.inputs)}
+        return (position[str(load[1])], "") if load[0] == "read" else (len(position), str(self._input(load).name))
+
+    def _input(self, load: Load) -> Input:
+        if load[0] == "read":
+            return self._inputs[str(load[1])]
+        b = self.buffer(int(load[1]))
+        assert isinstance(b, Input)
+        return b
+
+    def _build(self, form: Form, memo: dict[Form, Expr]) -> Expr:
+        if form in memo:
+            return memo[form]
+        head = form[0]
+        if head == "read":
+            source = self._inputs[form[1]]
+            axes = tuple("" if a == "." else a for a in form[2].split())
+            out = read(source.name, axes, source.shape, source.dtype)
+        elif head == "load":
+            b = self.buffer(form[1])
+            assert isinstance(b, Input)
+            out = read(b.name, self.layout(form[1]), b.shape, b.dtype)
+        elif head == "const":
+            out = const(form[1], DType.F32)
+        elif head == "iota":
+            out = iota(form[1], self.cuts.extents[form[1]])
+        elif head == "access":
+            out = access(self._build(form[2], memo), self._map(form[1]))
+        elif head == "contract":
+            body = self._apply("mul", (), [self._build(x, memo) for x in form[2:]])
+            out = self._nest("sum", form[1], body)
+        elif OPS[head].kind is Kind.REDUCE:
+            out = self._nest(head, form[1], self._build(form[2], memo))
+        else:
+            out = self._apply(head, form[1], [self._build(x, memo) for x in form[2:]])
+        memo[form] = out
+        return out
+
+    @staticmethod
+    def _map(text: str) -> AccessMap:
+        return parse_access(text)
+
+    def _nest(self, op: str, axes: tuple[str, ...], body: Expr) -> Expr:
+        for a in sorted(axes, key=self._order.__getitem__, reverse=True):
+            body = reduce(op, a, body)
+        return body
+
+    @staticmethod
+    def _apply(op: str, literals: tuple[str, ...], args: list[Expr]) -> Expr:
+        """Apply a pointwise op; constants take the type of the operands beside them."""
+        if op == "cast":
+            return apply("cast", *args, dtype=DType.parse(literals[0]))
+        typed = [a.dtype for a in args if a.op != "const" and a.dtype is not DType.BOOL]
+        if typed:
+            beside = typed[0]
+            args = [const(a.attrs[0], beside) if a.op == "const" and _fits(a.attrs[0], beside) else a for a in args]
+        return apply(op, *args)
+
+    def picture(self) -> networkx.DiGraph:
+        """Return buffers and kernels as a bipartite graph, for drawing."""
+        g = networkx.DiGraph()
+        for i, k in enumerate(self.kernels):
+            g.add_node(("kernel", i), family=k.family)
+            g.add_edge(("kernel", i), ("buffer", k.writes))
+            g.add_edges_from((("buffer", b), ("kernel", i)) for b in k.needs)
+        return g
+
+
+def _fits(value: float, dtype: DType) -> bool:
+    return dtype.is_float or (math.isfinite(value) and float(value).is_integer())
+
+
+def axis_order(program: Program) -> dict[str, int]:
+    """Order all axes so that the layouts of outputs, then inputs, are respected wherever they do not contradict each other."""
+    layouts = [tuple(a for a in o.axes if a) for o in program.outputs]
+    nodes = [e for o in program.outputs for e in o.expr.walk()]
+    layouts += [tuple(a for a in e.attrs[1] if a) for e in nodes if e.op == "read"]
+    graph: networkx.DiGraph = networkx.DiGraph()
+    graph.add_nodes_from(dict.fromkeys([*(a for layout in layouts for a in layout), *program.extents]))
+    for layout in layouts:
+        for i, first in enumerate(layout):
+            for second in layout[i + 1 :]:
+                if not networkx.has_path(graph, second, first):
+                    graph.add_edge(first, second)
+    rank = {a: n for n, a in enumerate(graph.nodes)}
+    return {a: n for n, a in enumerate(networkx.lexicographical_topological_sort(graph, key=rank.__getitem__))}
