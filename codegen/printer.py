@@ -52,15 +52,16 @@ def print_statements(
             return at_hand
         operands = [value(a) for a in e.args]
         name = f"{prefix}{len(lines)}"
-        lines.append(f"{ctype(e.dtype)} {name} = {_call(e, operands)};")
+        lines.append(f"{ctype(e.dtype)} {name} = {print_call(e, operands)};")
         names[e.digest] = name
         return name
 
     return lines, [value(r) for r in roots]
 
 
-def _call(e: Expr, operands: list[str]) -> str:
-    if e.op in _INFIX and (e.op != "div" or e.dtype.is_float):
+def print_call(e: Expr, operands: Sequence[str]) -> str:
+    """Print one pointwise op on operands that are at hand (integers divide as floats, so C's own division is not for them)."""
+    if e.op in _INFIX and (e.op != "div" or all(a.dtype.is_float for a in e.args)):
         return f"{operands[0]} {_INFIX[e.op]} {operands[1]}"
     name = f"eq_cast_{e.dtype}" if e.op == "cast" else f"eq_{e.op}"
     return f"{name}({', '.join(operands)})"
