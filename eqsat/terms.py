@@ -1,0 +1,295 @@
+"""Expressions as e-graph terms in text, and terms read back as expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from eqsat.access import AccessMap, Index
+from eqsat.errors import DTypeError, TextError
+from eqsat.ir import Expr, Program, access, apply, const, iota, read, reduce
+from eqsat.ops import BY_CONSTRUCTOR, Kind, Op, Result
+from eqsat.sexpr import Node, read_forms
+from eqsat.signature import WEAK, operation_text, quoted, weak_dtype
+from eqsat.types import DType, promote
+
+Value = Expr | Callable[[DType], Expr]
+"""A read-back value: an expression, or a constant one that waits for the dtype of what it meets."""
+
+
+def to_term(expr: Expr) -> str:
+    """Write `expr` as one term, shared subexpressions written out at every use.
+
+    Parameters
+    ----------
+    expr : Expr
+
+    Returns
+    -------
+    str
+        A term of sort `T`. Constants have no dtype there; where `expr`'s own dtype would not follow (float32 0.5 times a
+        bfloat16 tensor is float32) the other operand is cast.
+
+    Notes
+    -----
+    A text without sharing can be exponentially longer than the expression: loading a program into the e-graph goes
+    through `signature.load_text`, which binds shared nodes to names.
+    """
+    written: dict[str, tuple[str, str]] = {}
+    for node in expr.walk():
+        found = [written[a.digest] for a in node.args]
+        texts, dtypes = [t for t, _ in found], [d for _, d in found]
+        if node.row.kind in (Kind.POINTWISE, Kind.REDUCE) and node.row.result is not Result.GIVEN:
+            joined = _joined(node.row, [a.dtype.value for a in node.args])
+            strong = _joined(node.row, dtypes)
+            if strong not in (WEAK, joined):
+                texts = [t if d in (WEAK, joined) else f"(Cast {t} {quoted(joined)})" for t, d in found]
+                if node.row.result is Result.BRANCHES:
+                    texts[0] = found[0][0]
+                dtypes = [d if d == WEAK else joined for d in dtypes]
+            dtype = weak_dtype(node.row, dtypes)
+        elif node.op == "const":
+            dtype = WEAK
+        else:
+            dtype = dtypes[0] if node.op == "access" else node.dtype.value
+        text = operation_text(node, texts)
+        if node.op == "iota" and node.dtype is not DType.I64:
+            text = f"(Cast {text} {quoted(node.dtype.value)})"
+        written[node.digest] = text, dtype
+    return written[expr.digest][0]
+
+
+def _joined(row: Op, dtypes: Sequence[str]) -> str:
+    """Type in which the operands meet: the promoted one, constants (weak) giving way."""
+    used = dtypes[1:] if row.result is Result.BRANCHES else dtypes
+    strong = [DType(d) for d in used if d != WEAK]
+    out = strong[0] if strong else None
+    for d in strong[1:]:
+        out = promote(out, d) if out else d
+    return out.value if out else WEAK
+
+
+def from_term(term: str | Node, program: Program, *, extents: Mapping[str, int] | None = None, dtype: DType = DType.F32) -> Expr:
+    """Read a term back as an expression over `program`'s inputs.
+
+    Parameters
+    ----------
+    term : str or Node
+    program : Program
+        Gives shape and dtype of the inputs and the extents of the axes.
+    extents : mapping of str to int, optional
+        Extents of axes that `program` does not mention; they win over the program's.
+    dtype : DType
+        Taken where the term is a constant and nothing says which dtype it has.
+
+    Returns
+    -------
+    Expr
+        A constant takes the dtype of the operand that it meets. A reduction over an axis that its operand lacks is
+        written without the reduction (a sum becomes a product with the extent).
+
+    Raises
+    ------
+    TextError
+        If the term is malformed or names an unknown constructor, input or axis.
+    """
+    source = term if isinstance(term, str) else str(term)
+    if isinstance(term, str):
+        forms = read_forms(term, "<term>")
+        if len(forms) != 1:
+            raise TextError(f"expected one term; got {len(forms)} forms", file="<term>", source=source)
+        term = forms[0]
+    return _as(_Reader(program, {**program.extents, **(extents or {})}, source).value(term), dtype)
+
+
+def parse_access(text: str) -> AccessMap:
+    """Read the text that `str(AccessMap)` writes.
+
+    Raises
+    ------
+    TextError
+        If it is not of the form `((axis index) …) ((axis extent) …)`.
+    """
+    forms = read_forms(text, "<access>")
+    if len(forms) != 2 or any(f.kind != "list" for f in forms):
+        raise TextError("expected ((axis index) …) ((axis extent) …)", file="<access>", source=text)
+    entries = [(_name(_pair(e, text)[0], text), _index(_pair(e, text)[1], text)) for e in forms[0].items]
+    extents = [(_name(_pair(e, text)[0], text), _whole(_pair(e, text)[1], text)) for e in forms[1].items]
+    return AccessMap(tuple(entries), tuple(extents))
+
+
+def _pair(node: Node, text: str) -> tuple[Node, Node]:
+    if len(node.items) != 2:
+        raise _malformed("expected a pair (axis value)", node, text)
+    return node.items[0], node.items[1]
+
+
+def _name(node: Node, text: str) -> str:
+    if node.kind == "list":
+        raise _malformed("expected the name of an axis", node, text)
+    return node.text
+
+
+def _whole(node: Node, text: str) -> int:
+    if node.kind != "int":
+        raise _malformed("expected a whole number", node, text)
+    return int(node.text)
+
+
+def _index(node: Node, text: str) -> Index:
+    if node.kind == "int":
+        return Index.const(int(node.text))
+    if node.kind != "list":
+        return Index.axis(node.text)
+    if len(node.items) != 3 or node.head not in ("+", "*", "//", "%"):
+        raise _malformed("expected (+ a b), (* a n), (// a n) or (% a n)", node, text)
+    left, right = node.args
+    if node.head == "+":
+        return Index("add", args=(_index(left, text), _index(right, text)))
+    op = {"*": "mul", "//": "div", "%": "mod"}[node.head]
+    return Index(op, value=_whole(right, text), args=(_index(left, text),))  # type: ignore[arg-type]
+
+
+def _malformed(reason: str, node: Node, text: str) -> TextError:
+    return TextError(f"{reason}; got {node}", file="<access>", line=node.line, column=node.column, source=text)
+
+
+class _Reader:
+    """Builds values from the leaves up, without recursion: extracted terms can be deep."""
+
+    def __init__(self, program: Program, extents: Mapping[str, int], source: str) -> None:
+        self._inputs = {i.name: i for i in program.inputs}
+        self._extents = extents
+        self._source = source
+
+    def value(self, root: Node) -> Value:
+        done: list[Value] = []
+        stack: list[tuple[Node, bool]] = [(root, False)]
+        while stack:
+            node, ready = stack.pop()
+            row, operands, attrs = self._parts(node)
+            if not ready:
+                stack.append((node, True))
+                stack.extend((o, False) for o in reversed(operands))
+                continue
+            split = len(done) - len(operands)
+            args, done = done[split:], done[:split]
+            done.append(self._build(node, row, attrs, args))
+        return done[0]
+
+    def _parts(self, node: Node) -> tuple[Op, tuple[Node, ...], tuple[Node, ...]]:
+        """Row, operands and attributes of a call."""
+        row = BY_CONSTRUCTOR.get(node.head)
+        if row is None:
+            raise self._fail(f"expected a call of a constructor of tensors; got {node.head or node}", node)
+        operands: tuple[Node, ...]
+        attrs: tuple[Node, ...]
+        if row.kind is Kind.LEAF:
+            want, operands, attrs = (2 if row.name == "read" else 1), (), node.args
+        elif row.kind is Kind.ACCESS or row.name == "cast":
+            want, operands, attrs = 2, node.args[:1], node.args[1:]
+        elif row.kind is Kind.REDUCE:
+            want, operands, attrs = 2, node.args[1:], node.args[:1]
+        else:
+            want, operands, attrs = row.arity, node.args, ()
+        if len(node.args) != want:
+            raise self._fail(f"{node.head} takes {want} arguments; got {len(node.args)}", node)
+        for a in attrs:
+            if a.kind != "string" and row.name != "const":
+                raise self._fail(f"expected a string as an argument of {node.head}; got {a}", a)
+        return row, operands, attrs
+
+    def _build(self, node: Node, row: Op, attrs: tuple[Node, ...], args: list[Value]) -> Value:
+        match row.name:
+            case "read":
+                return self._read(node, attrs[0].text, attrs[1].text)
+            case "const":
+                return self._constant(attrs[0])
+            case "iota":
+                return iota(attrs[0].text, self._extent(attrs[0]))
+            case "access":
+                mapping = parse_access(attrs[0].text)
+                return _lazily(lambda a: access(a, mapping), args)
+            case "cast":
+                to = DType.parse(attrs[0].text)
+                return apply("cast", _as(args[0], to), dtype=to)
+        if row.kind is Kind.REDUCE:
+            return self._reduce(row, attrs[0], args[0])
+        return _pointwise(row, args)
+
+    def _read(self, node: Node, name: str, axes: str) -> Expr:
+        if name not in self._inputs:
+            raise self._fail(f"the term reads {name!r}; the inputs are {sorted(self._inputs)}", node)
+        names = tuple("" if a == "." else a for a in axes.split())
+        return read(name, names, self._inputs[name].shape, self._inputs[name].dtype)
+
+    def _constant(self, node: Node) -> Value:
+        if node.kind not in ("int", "float"):
+            raise self._fail(f"expected a number; got {node}", node)
+        number = node.number
+
+        def typed(d: DType) -> Expr:
+            if not d.is_float and number != int(number):
+                raise DTypeError(f"the constant {number} meets {d} operands, which hold whole numbers only; cast them first")
+            return const(number, d)
+
+        return typed
+
+    def _extent(self, axis: Node) -> int:
+        if axis.text not in self._extents:
+            raise self._fail(f"the extent of axis {axis.text!r} is unknown; known are {sorted(self._extents)}", axis)
+        return self._extents[axis.text]
+
+    def _reduce(self, row: Op, axis: Node, arg: Value) -> Value:
+        if not isinstance(arg, Expr) or axis.text not in arg.axes:
+            extent = self._extent(axis)
+            return _lazily(lambda a: _reduce_constant(row, extent, a), [arg])
+        return reduce(row.name, axis.text, arg)
+
+    def _fail(self, reason: str, node: Node) -> TextError:
+        return TextError(reason, file="<term>", line=node.line, column=node.column, source=self._source)
+
+
+def _as(value: Value, dtype: DType) -> Expr:
+    return value if isinstance(value, Expr) else value(dtype)
+
+
+def _lazily(build: Callable[[Expr], Expr], args: Sequence[Value]) -> Value:
+    arg = args[0]
+    return build(arg) if isinstance(arg, Expr) else lambda d: build(arg(d))
+
+
+def _pointwise(row: Op, args: list[Value]) -> Value:
+    """Apply `row`; constants take the type in which the other operands meet."""
+    free = args[1:] if row.result is Result.BRANCHES else args
+    strong = [a.dtype for a in free if isinstance(a, Expr)]
+    if not strong and row.result is not Result.BOOL:
+        return lambda d: apply(row.name, *_typed(row, args, d))
+    d = strong[0] if strong else DType.F32
+    for other in strong[1:]:
+        d = promote(d, other)
+    return apply(row.name, *_typed(row, args, d))
+
+
+def _typed(row: Op, args: list[Value], dtype: DType) -> list[Expr]:
+    if row.name in ("and", "or", "not"):
+        dtype = DType.BOOL
+    if row.result is Result.FLOAT and not dtype.is_float:
+        dtype = DType.F32
+    first = DType.BOOL if row.result is Result.BRANCHES else dtype
+    return [_as(a, first if i == 0 else dtype) for i, a in enumerate(args)]
+
+
+def _reduce_constant(row: Op, extent: int, arg: Expr) -> Expr:
+    """Reduce along an axis that `arg` does not vary over: n equal elements."""
+    if row.result is Result.INDEX:
+        return const(0, DType.I64)
+    if row.name == "sum":
+        counted = apply("cast", arg, dtype=DType.I64) if arg.dtype is DType.BOOL else arg
+        return apply("mul", counted, const(extent, counted.dtype))
+    if row.name == "prod":
+        power, square, left = const(1, arg.dtype), arg, extent
+        while left:
+            power = apply("mul", power, square) if left % 2 else power
+            square, left = apply("mul", square, square), left // 2
+        return power
+    return arg
