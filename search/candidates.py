@@ -1,0 +1,107 @@
+"""Kernels as the search sees them: problem, store key, legal schedules, lower bound, and what measuring has shown so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from eqsat.canonical import canonical_key
+from eqsat.codegen.kernel import Family, KernelBinary, Rates, Schedule
+from eqsat.codegen.plan import Kernel
+from eqsat.codegen.problem import Problem
+from eqsat.errors import UsageError
+from eqsat.kernelgraph import KernelNode
+from eqsat.search.bundle import find_problem
+from eqsat.search.device import Measurement, Verdict
+from eqsat.search.schedules import Space, families, space_of
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """The fastest verified schedule of a kernel: its time, verdict, and (unless it came from the store) its binary."""
+
+    schedule: Schedule
+    median_ns: float
+    verdict: Verdict | None
+    measurement: Measurement | None
+    binary: KernelBinary | None
+    remembered: bool
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A kernel of the graph. Candidates with one key are one kernel up to names and share `swept`."""
+
+    node: KernelNode
+    problem: Problem
+    key: str
+    space: Space
+    legal: tuple[Schedule, ...] = ()
+    illegal: int = 0
+    low_ns: float = 0.0
+
+    @property
+    def kernel(self) -> Kernel:
+        """Its kernel for a plan."""
+        return Kernel(self.problem)
+
+
+@dataclass(slots=True)
+class Sweep:
+    """The outcome of measuring one key: the best, and counts by status ("ok", "wrong", "fault", "timeout", "refused", "cut").
+
+    `complete` says whether every legal schedule was tried.
+    """
+
+    best: Timed | None
+    counts: dict[str, int] = field(default_factory=dict)
+    complete: bool = True
+    trials: list[dict[str, object]] = field(default_factory=list)
+
+    @property
+    def cost_ns(self) -> float:
+        """The measured time, infinite if no schedule gave a verified kernel."""
+        return self.best.median_ns if self.best else math.inf
+
+
+def candidates_of(nodes: Iterable[KernelNode]) -> tuple[list[Candidate], int]:
+    """Return the kernels that a family can serve, and the number of those that none can."""
+    out: list[Candidate] = []
+    refused = 0
+    for node in nodes:
+        try:
+            problem = find_problem(node.program, node.family)
+        except UsageError:
+            refused += 1
+            continue
+        out.append(Candidate(node, problem, canonical_key(node.program), space_of(problem)))
+    return out, refused
+
+
+def bound_candidates(found: list[Candidate], spaces: Mapping[Space, tuple[Schedule, ...]], kind: str, rates: Rates) -> None:
+    """Fill in the legal schedules of each candidate and the least bound of the families that have one."""
+    memo: dict[str, tuple[tuple[Schedule, ...], int, float]] = {}
+    served = families(kind)
+    for c in found:
+        if c.key not in memo:
+            memo[c.key] = _bounded(c.problem, spaces.get(c.space, ()), served, rates)
+        c.legal, c.illegal, c.low_ns = memo[c.key]
+
+
+def _bounded(
+    problem: Problem, schedules: tuple[Schedule, ...], served: tuple[Family, ...], rates: Rates
+) -> tuple[tuple[Schedule, ...], int, float]:
+    legal: list[Schedule] = []
+    low = math.inf
+    for family in served:
+        mine = [s for s in schedules if type(s) in family.schedules and family.legal(problem, s) is None]
+        if mine:
+            legal += mine
+            low = min(low, family.bound_ns(problem, rates))
+    return tuple(legal), len(schedules) - len(legal), low
+
+
+def distinct(found: Iterable[Candidate], of: Callable[[Candidate], object]) -> int:
+    """Count the distinct values of `of`."""
+    return len({of(c) for c in found})

@@ -1,0 +1,39 @@
+"""Write a plan as one expression again: every read of an intermediate replaced by what its kernel computes."""
+
+from __future__ import annotations
+
+from eqsat.access import AccessMap, Index
+from eqsat.codegen.plan import Plan
+from eqsat.errors import UsageError
+from eqsat.ir import Expr, access, rebuild, rename
+
+
+def compose(plan: Plan) -> tuple[Expr, ...]:
+    """Return what the plan computes for each output of its program, as expressions over the program's inputs alone."""
+    made: dict[str, tuple[tuple[str, ...], Expr]] = {}
+    for kernel in plan.kernels:
+        out = kernel.program.outputs[0]
+        made[out.name] = (out.axes, _inline(out.expr, made))
+    return tuple(made[o.name][1] for o in plan.program.outputs)
+
+
+def _inline(expr: Expr, made: dict[str, tuple[tuple[str, ...], Expr]]) -> Expr:
+    memo: dict[str, Expr] = {}
+    for node in expr.walk():
+        if node.op == "read" and node.attrs[0] in made:
+            memo[node.digest] = _read_as(made[node.attrs[0]], node.attrs[1])
+        else:
+            memo[node.digest] = rebuild(node, tuple(memo[a.digest] for a in node.args))
+    return memo[expr.digest]
+
+
+def _read_as(value: tuple[tuple[str, ...], Expr], axes: tuple[str, ...]) -> Expr:
+    """Return a value laid out along its own axes as read along `axes`."""
+    own, expr = value
+    names = {o: a for o, a in zip(own, axes, strict=True) if o and a and o != a}
+    fixed = [o for o, a in zip(own, axes, strict=True) if o and not a]
+    if fixed:
+        expr = access(expr, AccessMap(tuple((o, Index.const(0)) for o in fixed), ()))
+    if set(names.values()) & (expr.axes - set(names)):
+        raise UsageError(f"an intermediate over {sorted(expr.axes)} is read along {axes}; this is a defect, please report it")
+    return rename(expr, names)

@@ -1,0 +1,169 @@
+"""The receipt: what was asked, what was found, which rules led there, what was proved, what was measured, what was not."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import eqsat
+from eqsat import text
+from eqsat.codegen.plan import Executable
+from eqsat.search.device import Measurement, Verdict
+from eqsat.search.extraction import Certificate
+
+FORMAT = 1
+
+LIMITS = (
+    "rules hold over the reals; floating-point effects are bounded by the checks, not proved",
+    "schedules are checked by running them, not by a proof of their index arithmetic",
+    "the step from emitted source to machine code is the compiler's and is trusted",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A receipt as read from its JSON record; every top-level entry is also an attribute.
+
+    Attributes
+    ----------
+    record : mapping
+        The whole record, plain data.
+    """
+
+    record: Mapping[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.record[name]
+        except KeyError:
+            raise AttributeError(f"a receipt has no entry {name!r}; it has {', '.join(self.record)}") from None
+
+    @property
+    def closed(self) -> bool:
+        """Whether no unmeasured plan of the stated space can be faster by more than ε."""
+        return str(self.record["search"]["verdict"]).startswith("closed")
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Schedules enumerated, illegal, refused by the compiler, wrong, timed, …; kernels and plans."""
+        counts: Mapping[str, int] = self.record["search"]["counts"]
+        return counts
+
+    @property
+    def flops(self) -> int:
+        """Arithmetic operations of the chosen plan."""
+        return int(self.record["plan"]["flops"])
+
+    @property
+    def bytes(self) -> int:
+        """Bytes the chosen plan moves at least: each kernel's inputs and outputs once."""
+        return int(self.record["plan"]["bytes"])
+
+    @property
+    def median_ns(self) -> float | None:
+        """Time of the chosen plan with cold caches (ns); None if it was not measured."""
+        timing = self.record.get("timing")
+        return None if timing is None else float(timing["median_ns"])
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self.record))
+
+
+def build(
+    executable: Executable,
+    *,
+    target: str,
+    device: str,
+    fingerprint: str,
+    options: Mapping[str, Any],
+    rules: Sequence[Mapping[str, Any]],
+    saturation: Mapping[str, Any],
+    derivation: Mapping[str, Any],
+    certificate: Certificate,
+    counts: Mapping[str, int],
+    kernels: Sequence[Mapping[str, Any]],
+    verdict: Verdict | None,
+    timing: Measurement | None,
+    alternatives: Sequence[Mapping[str, Any]],
+    interrupted: bool,
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """Return the record of a finished search."""
+    program = executable.plan.program
+    programs = [k.program for k in executable.plan.kernels]
+    search = dataclasses.asdict(certificate) | {"counts": dict(counts)}
+    return {
+        "format": FORMAT,
+        "eqsat": eqsat.__version__,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "program": {"text": text.dumps(program), "digest": program.digest, "flops": program.flops, "bytes": program.bytes},
+        "target": target,
+        "device": {"name": device, "fingerprint": fingerprint, "python": platform.python_version(), "numpy": np.__version__},
+        "options": dict(options),
+        "rules": list(rules),
+        "saturation": dict(saturation),
+        "derivation": dict(derivation),
+        "plan": {
+            "digest": executable.plan.digest,
+            "flops": sum(p.flops for p in programs),
+            "bytes": sum(p.bytes for p in programs),
+            "kernels": list(kernels),
+        },
+        "verification": None if verdict is None else dataclasses.asdict(verdict),
+        "timing": None if timing is None else dataclasses.asdict(timing),
+        "alternatives": list(alternatives),
+        "search": search,
+        "interrupted": interrupted,
+        "not_proved": list(LIMITS),
+        "notes": list(notes),
+    }
+
+
+def kernel_record(executable: Executable, index: int, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the receipt says of one kernel of the plan."""
+    step = executable.steps[index]
+    source = step.binary.source
+    return {
+        "writes": step.kernel.writes,
+        "reads": list(step.kernel.reads),
+        "family": step.kernel.problem.family,
+        "program": text.dumps(step.kernel.program),
+        "shown": text.show(step.kernel.program.outputs[0].expr),
+        "schedule": str(step.schedule),
+        "source": source.digest,
+        "binary": step.binary.digest,
+        "compiler": step.binary.compiler,
+        "resources": dataclasses.asdict(step.binary.resources),
+        "flops": step.kernel.program.flops,
+        "bytes": step.kernel.program.bytes,
+        "trials": list(trials),
+    }
+
+
+def _lines(r: Mapping[str, Any]) -> list[str]:
+    timing = r["timing"]
+    lines = [f"program  {r['program']['digest'][:12]} on {r['device']['name']} ({r['target']}), {r['created']}"]
+    if timing is None:
+        lines.append("time     unmeasured: chosen by model")
+    else:
+        spread = f"[{timing['low_ns'] / 1e3:.2f}, {timing['high_ns'] / 1e3:.2f}]"
+        lines.append(f"time     {timing['median_ns'] / 1e3:.2f} µs {spread} over {len(timing['samples_ns'])} samples, cold caches")
+        rate, flops = r["plan"]["bytes"] / timing["median_ns"], r["plan"]["flops"] / timing["median_ns"]
+        lines.append(f"rates    {rate:.1f} GB/s of minimal traffic, {flops:.1f} GFLOP/s")
+    lines.append(f"search   {r['search']['verdict']}, gap {100 * r['search']['gap']:.1f} % ({r['search']['space']})")
+    lines.append("counts   " + ", ".join(f"{v} {k}" for k, v in r["search"]["counts"].items()))
+    lines += [f"kernel   {k['writes']} = {k['shown']}\n         {k['family']}: {k['schedule']}" for k in r["plan"]["kernels"]]
+    checks = (r["verification"] or {}).get("checks", ())
+    lines += [f"check    {c['name']}: worst {c['worst']:.3g} of its bound" for c in checks]
+    steps = r["derivation"].get("steps", ())
+    lines.append(f"derived  {r['derivation'].get('status', 'not recorded')}" + (f", {len(steps)} steps" if steps else ""))
+    lines += [f"   {s['rule']}" + (" (reversed)" if s.get("direction") == "reverse" else "") for s in steps]
+    lines += [f"unproved {x}" for x in r["not_proved"]]
+    lines += [f"note     {x}" for x in r["notes"]]
+    return lines

@@ -1,0 +1,134 @@
+"""Measure one kernel: every legal schedule emitted, compiled, verified, timed; the store asked first and told everything."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from eqsat.codegen.kernel import KernelBinary, Schedule
+from eqsat.errors import CompileError
+from eqsat.search.candidates import Candidate, Sweep, Timed
+from eqsat.search.device import Device, Trial
+from eqsat.search.progress import Progress
+from eqsat.search.schedules import family_of
+from eqsat.search.store import Store, StoredTrial
+
+
+@dataclass(slots=True)
+class Sweeper:
+    """Sweeps candidates on one device.
+
+    `context` is the part of the store's key that names device, driver, compilers and code generator. `counts` adds up what
+    became of all schedules.
+    """
+
+    device: Device
+    store: Store
+    context: str
+    deadline_s: float
+    progress: Progress
+    counts: Counter[str] = field(default_factory=Counter)
+    interrupted: bool = False
+
+    def __call__(self, candidate: Candidate, stop_above_ns: float) -> Sweep:
+        """Return the outcome over all legal schedules; what the deadline cuts off is counted as "cut"."""
+        known = self.store.trials(candidate.key, self.context)
+        fresh = [s for s in candidate.legal if str(s) not in known]
+        self.counts["enumerated"] += len(candidate.legal) + candidate.illegal
+        self.counts["illegal"] += candidate.illegal
+        self.counts["remembered"] += len(candidate.legal) - len(fresh)
+        self.progress.stage(f"measure {candidate.node.family}")
+        found = [self._remembered(s, known[str(s)]) for s in candidate.legal if str(s) in known]
+        timed: list[Timed] = [t for t in found if t is not None]
+        counts = Counter(known[str(s)].status for s in candidate.legal if str(s) in known)
+        records = [_stored_record(known[str(s)]) for s in candidate.legal if str(s) in known]
+        if fresh:
+            timed += self._try(candidate, fresh, stop_above_ns, counts, records)
+        best = min(timed, key=lambda t: t.median_ns, default=None)
+        return Sweep(best, dict(counts), complete=counts["cut"] == 0, trials=records)
+
+    @staticmethod
+    def _remembered(schedule: Schedule, stored: StoredTrial) -> Timed | None:
+        if stored.status != "ok" or stored.median_ns is None:
+            return None
+        return Timed(schedule, stored.median_ns, None, None, None, remembered=True)
+
+    def _try(
+        self, c: Candidate, fresh: list[Schedule], stop_above_ns: float, counts: Counter[str], records: list[dict[str, object]]
+    ) -> list[Timed]:
+        binaries = self._compile(c, fresh, counts, records)
+        order = [s for s in fresh if s in binaries]
+        done = 0
+
+        def tell(index: int, trial: Trial) -> None:
+            nonlocal done
+            done += 1
+            self.progress.note(f"{done}/{len(order)} {order[index]} {trial.status}")
+
+        trials = self.device.sweep(
+            c.node.program,
+            [binaries[s] for s in order],
+            deadline_s=self.deadline_s,
+            stop_above_ns=stop_above_ns,
+            progress=tell,
+        )
+        timed = []
+        for schedule, trial in zip(order, trials, strict=True):
+            if trial is None:
+                self._count(counts, "cut")
+                continue
+            self._count(counts, trial.status)
+            record = trial_record(schedule, trial, binaries[schedule])
+            records.append(record)
+            median = trial.measurement.median_ns if trial.measurement else None
+            self.store.put_trial(c.key, self.context, StoredTrial(str(schedule), trial.status, median, record))
+            if trial.status == "ok" and trial.measurement is not None:
+                m = trial.measurement
+                timed.append(Timed(schedule, m.median_ns, trial.verdict, m, binaries[schedule], remembered=False))
+        return timed
+
+    def _compile(
+        self, c: Candidate, fresh: list[Schedule], counts: Counter[str], records: list[dict[str, object]]
+    ) -> dict[Schedule, KernelBinary]:
+        out: dict[Schedule, KernelBinary] = {}
+        refused = 0
+        self.progress.note(f"compiling {len(fresh)} schedules")
+        sources = [family_of(s).emit(c.problem, s) for s in fresh]
+        for index, binary in self.device.compile(sources):
+            schedule = fresh[index]
+            if isinstance(binary, CompileError):
+                refused += 1
+                self._count(counts, "refused")
+                record: dict[str, object] = {"schedule": str(schedule), "status": "refused", "note": str(binary)[:300]}
+                records.append(record)
+                self.store.put_trial(c.key, self.context, StoredTrial(str(schedule), "refused", None, record))
+            else:
+                out[schedule] = binary
+            if time.monotonic() > self.deadline_s:
+                break
+        for _ in range(len(fresh) - len(out) - refused):
+            self._count(counts, "cut")
+        return out
+
+    def _count(self, counts: Counter[str], status: str) -> None:
+        counts[status] += 1
+        self.counts[status] += 1
+
+
+def trial_record(schedule: Schedule, trial: Trial, binary: KernelBinary) -> dict[str, Any]:
+    """Return a trial as plain data for the store and the receipt."""
+    record: dict[str, Any] = {"schedule": str(schedule), "status": trial.status, "binary": binary.digest}
+    if trial.note:
+        record["note"] = trial.note
+    if trial.verdict is not None:
+        record["verdict"] = dataclasses.asdict(trial.verdict)
+    if trial.measurement is not None:
+        record["measurement"] = dataclasses.asdict(trial.measurement)
+    return record
+
+
+def _stored_record(stored: StoredTrial) -> dict[str, object]:
+    return {**stored.detail, "remembered": True}
