@@ -173,7 +173,7 @@ class TermWriter:
         text = operation_text(node, args)
         if node.op == "iota" and node.dtype is not DType.I64:
             text = f"(Cast {text} {quoted(node.dtype.value)})"
-        if node.row.kind in (Kind.LEAF, Kind.ACCESS) and node.op not in ("const", "iota") or shared or depth > _NESTING:
+        if node.op in ("read", "access") or shared or depth > _NESTING:
             text, depth = self._bind(text), 0
         if node.op in ("read", "access"):
             self._lines += self._facts(node, text)
@@ -310,5 +310,3 @@ def _floating(d: str) -> str:
 
 def _counting(d: str) -> str:
     return DType.I64.value if d == DType.BOOL.value else d
-
-

@@ -1,0 +1,250 @@
+"""The e-graph session: bounded saturation in a worker process that can be killed and replayed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import IO, Any, Self
+
+from eqsat import signature
+from eqsat.egraph import check_syntax
+from eqsat.errors import EnvironmentMissingError, SaturationError
+from eqsat.frozen import Frozen
+from eqsat.ir import Program
+from eqsat.saturation import PHASES, EgglogRule, Limits, Phase, SaturationReport, Stop
+from eqsat.worker import PointsTask, SaturateTask
+
+__all__ = ["Session", "check_syntax"]
+
+_REPLAYS = 4
+Point = tuple[str, tuple[int | str, ...]]
+
+
+class _WorkerLostError(Exception):
+    """The worker died or was killed; `steps` were done before."""
+
+    def __init__(self, stop: Stop, why: str, steps: int) -> None:
+        super().__init__(why)
+        self.stop, self.why, self.steps = stop, why, steps
+
+
+class Session:
+    """A worker process with the e-graph engine loaded; a context manager.
+
+    The process starts when the session is made and loads the engine while the caller goes on; each call below runs in a
+    fresh e-graph. Ctrl-C while waiting ends the worker at once.
+
+    Examples
+    --------
+    >>> from eqsat.ir import Input, Output, Program, read, reduce
+    >>> from eqsat.types import DType
+    >>> x = read("x", ("i",), (8,), DType.F32)
+    >>> program = Program((Input("x", (8,), DType.F32),), (Output("y", reduce("sum", "i", x), (), DType.F32),))
+    >>> with Session() as session:
+    ...     report, frozen = session.saturate(program, [])
+    >>> report.stop, frozen.node_count
+    ('saturated', 2)
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker; a later call starts another."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        self._requests.close()
+        self._answers.close()
+        self._log.close()
+
+    def saturate(
+        self,
+        program: Program,
+        rules: Sequence[EgglogRule],
+        *,
+        declarations: str = "",
+        limits: Limits | None = None,
+        phases: Sequence[Phase] = PHASES,
+    ) -> tuple[SaturationReport, Frozen]:
+        """Saturate `program` under `rules` and freeze the e-graph.
+
+        Parameters
+        ----------
+        program : Program
+        rules : sequence of EgglogRule
+            In the order in which a round runs them; rules of phases that do not occur in `phases` are left out.
+        declarations : str
+            egglog text that the rules rest on: relations and facts.
+        limits : Limits, optional
+        phases : sequence of Phase, optional
+
+        Returns
+        -------
+        report : SaturationReport
+        frozen : Frozen
+
+        Raises
+        ------
+        TextError
+            If a rule's text is malformed or uses a name that is not declared.
+        SaturationError
+            If rules contradict each other, or the worker fails even with no growth at all.
+        """
+        limits = limits or Limits()
+        start_s = time.perf_counter()
+        roots = tuple(f"$root{i}" for i in range(len(program.outputs)))
+        used = [r for r in rules if any(r.phase in p.rules for p in phases)]
+        rulesets, rule_texts = _in_rulesets(used)
+        task = SaturateTask(
+            (
+                ("<signature>", signature.declarations()),
+                ("<declarations>", declarations),
+                *rule_texts,
+                ("<program>", signature.load_text(program, roots)),
+            ),
+            roots,
+            tuple((r.name, r.phase, s) for r, s in zip(used, rulesets, strict=True) if r.phase != "analysis"),
+            tuple(signature.constructors()),
+            tuple(phases),
+            limits,
+        )
+        replays: list[str] = []
+        while True:
+            try:
+                report, frozen = self._ask(task, limits.hard_s * (2 if replays else 1))
+            except _WorkerLostError as lost:
+                replays.append(lost.why)
+                if len(replays) > _REPLAYS:
+                    raise SaturationError(
+                        f"the e-graph worker failed {len(replays)} times, at last with no growth at all: {'; '.join(replays)}. "
+                        "Raise the limits, or take out the lowering or analysis rule that does not end."
+                    ) from None
+                task = replace(task, cut=_earlier(task.cut, lost, last=len(replays) == _REPLAYS))
+                continue
+            passed_ms = (time.perf_counter() - start_s) * 1e3
+            return replace(report, replays=tuple(replays), time_ms=passed_ms), frozen
+
+    def schedule_points(
+        self, spaces: Sequence[str], rules: Sequence[EgglogRule], *, declarations: str = "", limits: Limits | None = None
+    ) -> list[list[Point]]:
+        """Return the points of schedule spaces: what the rules of phase `schedule` unite with each space's term.
+
+        Parameters
+        ----------
+        spaces : sequence of str
+            Terms of space constructors (names end in `Space`), such as `(ContractSpace "cuda" 1 4096 4096 4096)`.
+        rules : sequence of EgglogRule
+        declarations : str
+            Sorts, constructors, relations and facts of the schedule rules.
+        limits : Limits, optional
+
+        Returns
+        -------
+        list of list of (str, tuple)
+            For each space its points in sorted order: constructor name and all arguments, the space's key included.
+        """
+        limits = limits or Limits()
+        if not spaces:
+            return []
+        used = [r for r in rules if r.phase == "schedule"]
+        rulesets, rule_texts = _in_rulesets(used)
+        texts = (("<signature>", signature.declarations()), ("<declarations>", declarations), *rule_texts)
+        try:
+            found: list[list[Point]] = self._ask(PointsTask(texts, rulesets, tuple(spaces), limits), limits.hard_s)
+        except _WorkerLostError as lost:
+            raise SaturationError(
+                f"listing the points of {len(spaces)} schedule spaces failed: {lost.why}. A schedule rule does not end, or "
+                "its menu is too large for the limits."
+            ) from None
+        return found
+
+    def _start(self) -> None:
+        request_end, requests = os.pipe()
+        answers, answer_end = os.pipe()
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
+        code = f"import sys; sys.path[:] = {sys.path!r}; from eqsat.worker import serve; serve({request_end}, {answer_end})"
+        # One thread keeps the engine deterministic across processes, which replay rests on.
+        env = os.environ | {"RUST_BACKTRACE": "0", "RAYON_NUM_THREADS": "1"}
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, env=env,
+                pass_fds=(request_end, answer_end), process_group=0,
+            )  # fmt: skip
+        except OSError as error:
+            raise EnvironmentMissingError(f"the e-graph worker could not be started with {sys.executable!r}: {error}") from error
+        finally:
+            os.close(request_end)
+            os.close(answer_end)
+        self._requests, self._answers = Connection(requests, readable=False), Connection(answers, writable=False)
+
+    def _ask(self, task: object, limit_s: float) -> Any:
+        """Send a task and wait for its answer; the worker is ended if it takes longer than `limit_s`, or on Ctrl-C."""
+        if self._process is None:
+            self._start()
+        deadline_s = time.monotonic() + limit_s
+        steps = 0
+        try:
+            self._requests.send(task)
+            while self._answers.poll(max(0.0, deadline_s - time.monotonic())):
+                kind, value = self._answers.recv()
+                if kind == "done":
+                    return value
+                if kind == "error":
+                    raise value
+                steps = value
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise self._lost(steps) from None
+        except KeyboardInterrupt:
+            self.close()
+            raise
+        self.close()
+        raise _WorkerLostError("time", f"step {steps + 1} passed the hard limit of {limit_s:g} s", steps)
+
+    def _lost(self, steps: int) -> _WorkerLostError | EnvironmentMissingError:
+        """Say why the worker died, and clear away what is left of it."""
+        process = self._process
+        assert process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
+        code = process.returncode
+        self._log.seek(0)
+        said = self._log.read().decode(errors="replace").strip().splitlines()
+        self.close()
+        detail = f" ({said[-1]})" if said else ""
+        if code == 1:
+            return EnvironmentMissingError(f"the e-graph worker could not run{detail}; is egglog installed?")
+        return _WorkerLostError("memory", f"the worker ended with status {code} in step {steps + 1}{detail}", steps)
+
+
+def _in_rulesets(rules: Sequence[EgglogRule]) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """Give each rule a ruleset of its own (analysis rules share one); return their names, and the texts by rule."""
+    names = tuple("rs-analysis" if r.phase == "analysis" else f"rs-{r.phase}--{i}" for i, r in enumerate(rules))
+    own = "\n".join(f"(ruleset {n})" for n in names if n != "rs-analysis")
+    return names, (("<rulesets>", own), *((r.name, r.egglog(n)) for r, n in zip(rules, names, strict=True)))
+
+
+def _earlier(cut: tuple[int, Stop] | None, lost: _WorkerLostError, *, last: bool) -> tuple[int, Stop]:
+    """Return where growth must end so that the failure does not recur."""
+    if cut is None:
+        return lost.steps, lost.stop
+    # The phases after growth failed, or memory was short already: leave them less to do.
+    return (0 if last else min(cut[0], lost.steps) // 2), cut[1]

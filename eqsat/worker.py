@@ -1,0 +1,277 @@
+"""What the worker process does: saturate, list the points of schedule spaces; one request after another.
+
+The parent watches: it hears of every step, and kills the process when a step takes too long.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from eqsat.egraph import EGraph
+from eqsat.errors import EqsatError, SaturationError
+from eqsat.frozen import Frozen, Row, build
+from eqsat.saturation import Limits, Phase, PhaseReport, RuleCount, SaturationReport, Stop
+
+ANALYSIS = "(run-schedule (saturate (run rs-analysis)))"
+
+
+def serve(requests: int, answers: int) -> None:
+    """Answer requests until the parent closes the pipe.
+
+    Parameters
+    ----------
+    requests, answers : int
+        File descriptors. A request is (name of a function below, its task); an answer is ("step", count), ("done", value)
+        or ("error", exception).
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to hear; it then closes or kills this process
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    inbox, outbox = Connection(requests, writable=False), Connection(answers, readable=False)
+    EGraph()  # load the engine while the parent is busy
+    while True:
+        try:
+            task = inbox.recv()
+        except EOFError:
+            return
+        try:
+            cap_memory(2 * task.limits.memory_bytes)
+            outbox.send(("done", _TASKS[type(task)](task, lambda steps: outbox.send(("step", steps)))))
+        except EqsatError as error:
+            outbox.send(("error", error))
+
+
+def _leave_with(parent: int) -> None:
+    """End this process when its parent is gone, even in the middle of a step."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+@dataclass(frozen=True, slots=True)
+class SaturateTask:
+    """What a worker needs for a saturation.
+
+    Parameters
+    ----------
+    texts : tuple of (str, str)
+        (file name, commands) to load in order: declarations, rulesets and rules, facts and terms of the program.
+    roots : tuple of str
+        Globals bound to the outputs.
+    rules : tuple of (str, str, str)
+        (name, phase, ruleset) of every rule, in the order of a round.
+    constructors : tuple of str
+        Tables whose rows count as e-nodes.
+    phases : tuple of Phase
+    limits : Limits
+    cut : (int, Stop) or None
+        In a replay: growth ends after this many steps, for this reason; the other limits are off.
+    """
+
+    texts: tuple[tuple[str, str], ...]
+    roots: tuple[str, ...]
+    rules: tuple[tuple[str, str, str], ...]
+    constructors: tuple[str, ...]
+    phases: tuple[Phase, ...]
+    limits: Limits
+    cut: tuple[int, Stop] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PointsTask:
+    """What a worker needs to list the points of schedule spaces: texts as above, rulesets to saturate, space terms."""
+
+    texts: tuple[tuple[str, str], ...]
+    rulesets: tuple[str, ...]
+    spaces: tuple[str, ...]
+    limits: Limits
+
+
+Tell = Callable[[int], None]
+
+
+def saturate(task: SaturateTask, tell: Tell) -> tuple[SaturationReport, Frozen]:
+    """Load, run all phases and freeze; `tell` hears the number of steps done after each."""
+    return Course(task, tell).run()
+
+
+class Course:
+    """One saturation under way."""
+
+    def __init__(self, task: SaturateTask, tell: Tell) -> None:
+        self._task, self._tell = task, tell
+        self._start_s = time.perf_counter()
+        self._graph = EGraph()
+        for file, text in task.texts:
+            self._graph.run(text, file)
+        self._analysis = self._graph.parse(ANALYSIS)
+        self._commands = {name: self._graph.parse(f"(run-schedule (run {ruleset}))") for name, _, ruleset in task.rules}
+        self._matches = dict.fromkeys(["analysis", *self._commands], 0)
+        self._time_s = dict.fromkeys(self._matches, 0.0)
+        self._steps = 0
+        self._version = 0  # counts changes of the e-graph
+        self._seen: dict[str, int] = {}  # rule -> version at which it last had nothing to add
+        self._nodes = 0
+        self._stopped: Stop | None = None
+        self._worker_bytes = resident_bytes()
+
+    def run(self) -> tuple[SaturationReport, Frozen]:
+        """Run the phases, then freeze."""
+        self._analyse()
+        self._nodes = self._count()
+        phases = tuple(self._phase(p) for p in self._task.phases)
+        frozen = self._freeze()
+        rules = tuple(RuleCount(n, self._matches[n], self._time_s[n] * 1e3) for n in sorted(self._matches))
+        passed_ms = (time.perf_counter() - self._start_s) * 1e3
+        return SaturationReport(phases, rules, frozen.node_count, frozen.class_count, self._steps, passed_ms), frozen
+
+    def _phase(self, phase: Phase) -> PhaseReport:
+        start_s, first = time.perf_counter(), self._steps
+        rules = [name for name, of, _ in self._task.rules if of in phase.rules]
+        rounds = 0
+        stop: Stop | None = "skipped" if phase.grows and self._stopped else None
+        if "analysis" in phase.rules:
+            self._analyse()
+        while stop is None:
+            rounds += 1
+            before = self._version
+            for name in rules:
+                stop = self._limit(phase)
+                if stop is not None:
+                    break
+                self._step(name)
+            else:
+                if self._version == before:
+                    stop = "saturated"
+                elif rounds == phase.rounds:
+                    stop = "rounds"
+        if phase.grows and stop in ("nodes", "time", "memory"):
+            self._stopped = stop
+        passed_ms = (time.perf_counter() - start_s) * 1e3
+        return PhaseReport(phase.name, stop, rounds, self._steps - first, self._nodes, passed_ms)
+
+    def _step(self, name: str) -> None:
+        """Run one rule once over everything that is new to it, then bring the analysis up to date."""
+        if self._seen.get(name) == self._version:
+            return
+        start_s = time.perf_counter()
+        updated, matches = self._graph.step(self._commands[name])
+        self._time_s[name] += time.perf_counter() - start_s
+        self._matches[name] += matches
+        if updated:
+            self._version += 1
+            self._analyse()
+            self._nodes = self._count()
+        else:
+            self._seen[name] = self._version
+        self._steps += 1
+        self._tell(self._steps)
+
+    def _analyse(self) -> None:
+        start_s = time.perf_counter()
+        _, matches = self._graph.step(self._analysis)
+        self._time_s["analysis"] += time.perf_counter() - start_s
+        self._matches["analysis"] += matches
+
+    def _limit(self, phase: Phase) -> Stop | None:
+        if not phase.grows:
+            return None
+        if self._task.cut is not None:
+            return self._task.cut[1] if self._steps >= self._task.cut[0] else None
+        limits = self._task.limits
+        if self._nodes >= limits.nodes:
+            return "nodes"
+        if time.perf_counter() - self._start_s >= limits.soft_s:
+            return "time"
+        return "memory" if resident_bytes() - self._worker_bytes >= limits.memory_bytes else None
+
+    def _count(self) -> int:
+        sizes = self._graph.sizes()
+        return sum(sizes[name] for name in self._task.constructors)
+
+    def _freeze(self) -> Frozen:
+        tables = self._graph.tables()
+        arguments: dict[str, tuple[str, ...]] = {}
+        rows: list[Row] = []
+        for op in self._task.constructors:
+            table = tables[op]
+            arguments[op] = table.arguments
+            operand = [s in ("T", "Region") for s in table.arguments]
+            for args, result in table.rows:
+                children = tuple(a for a, is_class in zip(args, operand, strict=True) if is_class)
+                literals = tuple(a for a, is_class in zip(args, operand, strict=True) if not is_class)
+                rows.append(Row(op, table.result, result, children, literals))
+        return build(
+            rows,
+            {args[0]: value for args, value in tables["axes"].rows},
+            {args[0]: value for args, value in tables["dtype"].rows},
+            [args[0] for args, _ in tables["constant"].rows],
+            [tables[root].rows[0][1] for root in self._task.roots],
+            arguments,
+        )
+
+
+def points(task: PointsTask, tell: Tell) -> list[list[tuple[str, tuple[Any, ...]]]]:
+    """Return the points that the rules unite with each space: (constructor, arguments), sorted."""
+    graph = EGraph()
+    for file, text in task.texts:
+        graph.run(text, file)
+    for i, space in enumerate(task.spaces):
+        graph.run(f"(let $space{i} {space})")
+    every = " ".join(f"(saturate (run {r}))" for r in task.rulesets)
+    graph.step(graph.parse(f"(run-schedule (saturate (seq {every})))"))
+    tell(1)
+    tables = graph.tables()
+    classes = [tables[f"$space{i}"].rows[0][1] for i in range(len(task.spaces))]
+    first: dict[int, str] = {}
+    for space, c in zip(task.spaces, classes, strict=True):
+        if first.setdefault(c, space) != space:
+            raise SaturationError(
+                f"expected the spaces {first[c]} and {space} to stay apart; a schedule rule merges them. "
+                "Let the first arguments of every point repeat its space's."
+            )
+    found: dict[int, list[tuple[str, tuple[Any, ...]]]] = {c: [] for c in classes}
+    for op, table in tables.items():
+        if (
+            table.is_global
+            or op.endswith("Space")
+            or table.result in ("Unit", "i64", "String", "f64", "bool", "Axes", "T", "Region")
+        ):
+            continue
+        if any(s not in ("i64", "String", "f64", "bool") for s in table.arguments):
+            raise SaturationError(f"a point holds numbers and strings only; {op} takes {', '.join(table.arguments)}")
+        for args, result in table.rows:
+            if result in found:
+                found[result].append((op, args))
+    return [sorted(found[c]) for c in classes]
+
+
+def resident_bytes() -> int:
+    """Return the resident memory of this process; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def cap_memory(grow_bytes: int) -> None:
+    """Let the address space of this process grow by `grow_bytes` at most; beyond that the engine aborts."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        return  # no figure to add to: the limit between steps still holds
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = pages * os.sysconf("SC_PAGE_SIZE") + grow_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
+_TASKS: dict[type, Callable[[Any, Tell], Any]] = {SaturateTask: saturate, PointsTask: points}
