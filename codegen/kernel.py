@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from eqsat.codegen.problem import Problem
 from eqsat.types import DType
+
+if TYPE_CHECKING:
+    from eqsat.codegen.targets import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,4 +155,12 @@ class Family(Protocol):
 
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
         """Return a time that no kernel of this family can beat on a device with these rates."""
+        ...
+
+    def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
+        """Return the time a model expects of a schedule: the order in which schedules are tried, and the choice without a device."""
+        ...
+
+    def serves(self, target: Target) -> bool:
+        """Return whether its kernels run on a target (wgmma needs sm_90)."""
         ...

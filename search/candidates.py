@@ -10,6 +10,7 @@ from eqsat.canonical import canonical_key
 from eqsat.codegen.kernel import Family, KernelBinary, Rates, Schedule
 from eqsat.codegen.plan import Kernel
 from eqsat.codegen.problem import Problem
+from eqsat.codegen.targets import Target
 from eqsat.errors import UsageError
 from eqsat.kernelgraph import KernelNode
 from eqsat.search.bundle import find_problem
@@ -79,10 +80,12 @@ def candidates_of(nodes: Iterable[KernelNode]) -> tuple[list[Candidate], int]:
     return out, refused
 
 
-def bound_candidates(found: list[Candidate], spaces: Mapping[Space, tuple[Schedule, ...]], kind: str, rates: Rates) -> None:
+def bound_candidates(
+    found: list[Candidate], spaces: Mapping[Space, tuple[Schedule, ...]], target: Target, rates: Rates
+) -> None:
     """Fill in the legal schedules of each candidate and the least bound of the families that have one."""
     memo: dict[str, tuple[tuple[Schedule, ...], int, float]] = {}
-    served = families(kind)
+    served = tuple(f for f in families(target.kind) if f.serves(target))
     for c in found:
         if c.key not in memo:
             memo[c.key] = _bounded(c.problem, spaces.get(c.space, ()), served, rates)

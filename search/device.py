@@ -112,6 +112,12 @@ class Device(Protocol):
         """Check a whole plan against the oracle of its program."""
         ...
 
+    def time_beside(
+        self, plan: Executable, baseline: Callable[..., object], *, rounds: int = 30
+    ) -> tuple[Measurement, Measurement]:
+        """Time a plan and a caller's function on the same arrays, both called from Python, interleaved."""
+        ...
+
     def close(self) -> None:
         """Free workers and memory."""
         ...

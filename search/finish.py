@@ -1,0 +1,174 @@
+"""The end of a search: time the finalists whole, compare with the baseline, write the receipt."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from eqsat.codegen.kernel import Rates, Schedule
+from eqsat.codegen.plan import Executable, Step
+from eqsat.derivation import derive
+from eqsat.errors import CompileError, NoKernelError, WrongResultError
+from eqsat.ir import Program
+from eqsat.rulecheck import Evidence
+from eqsat.rulefile import RuleSet
+from eqsat.saturation import SaturationReport
+from eqsat.search import receipt
+from eqsat.search.candidates import Candidate, Sweep
+from eqsat.search.compose import compose
+from eqsat.search.device import Device, Measurement, Verdict
+from eqsat.search.extraction import Certificate
+from eqsat.search.machine import Place, compile_for
+from eqsat.search.options import Options
+from eqsat.search.result import Optimized
+from eqsat.search.schedules import family_of
+
+_COMPILED_BY_MODEL = 12  # schedules compiled, best predicted first, before a kernel is given up
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The plan chosen, its check and time as a whole, the plans it was timed beside, and the baseline's time."""
+
+    executable: Executable
+    verdict: Verdict | None = None
+    timing: Measurement | None = None
+    alternatives: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+
+def select(device: Device, made: Sequence[Executable], baseline: Callable[..., Any] | None) -> Decision:
+    """Verify whole plans and time them side by side; the fastest one that is right wins.
+
+    Raises
+    ------
+    WrongResultError
+        If no plan passes its check.
+    """
+    verdicts = [device.verify_plan(e) for e in made]
+    right = [(e, v) for e, v in zip(made, verdicts, strict=True) if v.ok]
+    notes = [f"plan {e.plan.digest[:12]} failed its check as a whole: {v.reason}" for e, v in zip(made, verdicts, strict=True) if not v.ok]
+    if not right:
+        raise WrongResultError("; ".join(notes))
+    times = device.time_plans([e for e, _ in right])
+    order = sorted(range(len(right)), key=lambda i: times[i].median_ns)
+    alternatives = [
+        {
+            "plan": right[i][0].plan.digest,
+            "kernels": len(right[i][0].steps),
+            "median_ns": times[i].median_ns,
+            "note": "; ".join(str(s.schedule) for s in right[i][0].steps),
+        }
+        for i in order
+    ]
+    best = order[0]
+    if baseline is not None:
+        own, other = device.time_beside(right[best][0], baseline)
+        alternatives.append({"plan": "baseline", "kernels": 0, "median_ns": other.median_ns, "note": "the caller's baseline"})
+        ratio = other.median_ns / own.median_ns
+        won = "beats" if own.high_ns < other.low_ns else "does not beat"
+        notes.append(f"the plan {won} the baseline: {ratio:.2f}x, called from Python, interleaved")
+    return Decision(right[best][0], right[best][1], times[best], tuple(alternatives), tuple(notes))
+
+
+def compile_by_model(place: Place, candidate: Candidate, rates: Rates, counts: dict[str, int]) -> Step:
+    """Compile a kernel's schedules in the order of their predicted time; the first that compiles cleanly is taken."""
+    ranked = sorted(candidate.legal, key=lambda s: predicted_ns(candidate, s, rates))
+    counts["enumerated"] += len(ranked) + candidate.illegal
+    tried = ranked[:_COMPILED_BY_MODEL]
+    sources = [family_of(s).emit(candidate.problem, s) for s in tried]
+    failures = []
+    found = dict(compile_for(place, sources))
+    for index, schedule in enumerate(tried):
+        binary = found[index]
+        if not isinstance(binary, CompileError):
+            return Step(candidate.kernel, schedule, binary)
+        counts["refused"] += 1
+        failures.append(str(binary).splitlines()[0])
+    raise NoKernelError(f"none of {len(tried)} schedules of {candidate.node.family} compiled for {place.target.name}: {failures[:3]}")
+
+
+def predicted_ns(candidate: Candidate, schedule: Schedule, rates: Rates) -> float:
+    """Return the family's prediction of a schedule's time."""
+    return family_of(schedule).predict_ns(candidate.problem, schedule, rates)
+
+
+def record(
+    program: Program,
+    options: Options,
+    place: Place,
+    decided: Decision,
+    certificate: Certificate,
+    sweeps: Mapping[str, Sweep],
+    counts: Mapping[str, int],
+    report: SaturationReport,
+    ruleset: RuleSet,
+    evidence: Mapping[str, Evidence],
+    *,
+    interrupted: bool,
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """Return the receipt's record of a finished search."""
+    executable = decided.executable
+    derived = derivation_record(program, executable, ruleset)
+    used = {s["rule"].removesuffix("-reverse") for s in derived.get("steps", ())}
+    rules = [
+        {"name": r.name, "digest": r.digest, "numerics": r.numerics, "law": r.law, "evidence": evidence[r.name].record()}
+        for r in ruleset.rules
+        if r.name in used
+    ]
+    keys = {id(s): k for k, s in enumerate(executable.steps)}
+    trials = [_trials_of(s, sweeps) for s in executable.steps]
+    kernels = [receipt.kernel_record(executable, keys[id(s)], t) for s, t in zip(executable.steps, trials, strict=True)]
+    return receipt.build(
+        executable,
+        target=place.target.name,
+        device=place.name,
+        fingerprint=place.fingerprint,
+        options=dataclasses.asdict(options) | {"rules": [p.name for p in options.rules]},
+        rules=rules,
+        saturation=dataclasses.asdict(report) | {"stop": report.stop, "rules_digest": ruleset.digest},
+        derivation=derived,
+        certificate=certificate,
+        counts=counts,
+        kernels=kernels,
+        verdict=decided.verdict,
+        timing=decided.timing,
+        alternatives=decided.alternatives,
+        interrupted=interrupted,
+        notes=(*decided.notes, *notes),
+    )
+
+
+def _trials_of(step: Step, sweeps: Mapping[str, Sweep]) -> list[dict[str, object]]:
+    from eqsat.canonical import canonical_key
+
+    sweep = sweeps.get(canonical_key(step.kernel.program))
+    return [_brief(t) for t in sweep.trials] if sweep else []
+
+
+def _brief(trial: Mapping[str, Any]) -> dict[str, object]:
+    """Return a trial without what only the store needs."""
+    keep = {k: trial[k] for k in ("schedule", "status", "note", "binary", "measurement", "remembered") if k in trial}
+    verdict = trial.get("verdict")
+    if verdict:
+        keep["worst"] = max((c["worst"] for c in verdict["checks"]), default=0.0)
+    return keep
+
+
+def derivation_record(program: Program, executable: Executable, ruleset: RuleSet) -> dict[str, Any]:
+    """Return the chain of named rules from each output as written to the plan's form of it."""
+    steps: list[dict[str, Any]] = []
+    status = "derived"
+    for output, target in zip(program.outputs, compose(executable.plan), strict=True):
+        found = derive(program, output.expr, target, ruleset.rules, declarations=ruleset.declarations)
+        status = found.status if found.status != "derived" else status
+        steps += [s.record() for s in found.steps]
+    return {"status": status, "steps": steps}
+
+
+def result(decided: Decision, built: Mapping[str, Any]) -> Optimized:
+    """Return what the caller gets."""
+    return Optimized(decided.executable, receipt.Receipt(built))

@@ -1,0 +1,268 @@
+"""From a program to its fastest verified plan: the pipeline, one function a stage."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from eqsat.codegen.kernel import Rates, Schedule
+from eqsat.codegen.plan import Executable, Plan, Step
+from eqsat.errors import CompileError, NoKernelError, WrongResultError
+from eqsat.ir import Program
+from eqsat.kernelgraph import KernelGraph
+from eqsat.rulefile import RuleSet
+from eqsat.saturation import SaturationReport
+from eqsat.search import bundle, finish, machine
+from eqsat.search.candidates import Candidate, Sweep, bound_candidates, candidates_of
+from eqsat.search.device import Device
+from eqsat.search.extraction import Certificate, Extraction, unmeasured_choice
+from eqsat.search.machine import Place
+from eqsat.search.options import Options, parse_budget
+from eqsat.search.progress import Progress, progress_for
+from eqsat.search.result import Optimized, from_bundle
+from eqsat.search.rulebase import admitted_rules, code_digest
+from eqsat.search.schedules import family_of, points, space_term
+from eqsat.search.store import Store, default_path
+from eqsat.search.sweep import Sweeper
+from eqsat.session import Session
+from eqsat.trace import as_program
+
+_SHARE = 0.85  # of the budget for kernels; the rest is for timing whole plans
+
+
+def optimize(
+    expr: Any,
+    *specs: Any,
+    target: str = "native",
+    budget: str | float = "60s",
+    rules: Sequence[str | Path] = (),
+    precision: str = "strict",
+    numerics: Sequence[str] = ("exact", "reassociates"),
+    measure: bool = True,
+    baseline: Callable[..., Any] | None = None,
+    store: str | Path | Store | None = None,
+    progress: bool | Progress | None = None,
+    epsilon: float = 0.02,
+) -> Optimized:
+    """Search for the fastest verified kernels that compute `expr`.
+
+    Parameters
+    ----------
+    expr : Array, sequence of Array, Program, or callable
+        An expression built from `tensor(…)`, or a Python function of arrays; then `specs` describe its arguments.
+    *specs : Array, (shape, dtype), or array
+        One for each parameter of the function.
+    target : str
+        "native" (the GPU if there is one, else the CPU), "cpu", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120".
+    budget : str or float
+        Time for the search: "60s", "5min", or seconds. When it ends the best so far is returned.
+    rules : sequence of path
+        Rule files added to the built-in ones; each law is checked before it is used.
+    precision : {"strict", "tf32", "fast"}
+        "strict": errors no worse than IEEE arithmetic in the accumulator type.
+    numerics : sequence of str
+        Classes of rewrite rules admitted.
+    measure : bool
+        False chooses by model and measures nothing.
+    baseline : callable, optional
+        Called with the same arrays; timed beside the result. The receipt says who won.
+    store : path, Store or None
+        Where measurements are remembered; None is the user's cache folder, ":memory:" keeps nothing.
+    progress : bool, Progress or None
+        None: a live line on a terminal, nothing elsewhere.
+    epsilon : float
+        The search is closed when no plan of the stated space can be faster by more than this share.
+
+    Returns
+    -------
+    Optimized
+
+    Raises
+    ------
+    UsageError
+        An option, target or program is not of the form expected.
+    FalseRuleError
+        A rule of the caller's is refuted; the message has the counterexample.
+    EnvironmentMissingError
+        This machine lacks a compiler for the target.
+    NoKernelError
+        No schedule of any plan gave a verified kernel in the budget.
+
+    Notes
+    -----
+    Ctrl-C ends the search at any stage after the first plan is measured and returns the best so far, marked in the receipt.
+    """
+    began = time.monotonic()
+    files = tuple(Path(r) for r in rules)
+    options = Options(target, parse_budget(budget), files, precision, tuple(numerics), measure, epsilon)
+    program = as_program(expr, *specs)
+    place = machine.resolve(options.target)
+    with contextlib.ExitStack() as stack:
+        kept = store if isinstance(store, Store) else Store(store if store is not None else default_path())
+        if kept is not store:
+            stack.callback(kept.close)
+        key = _result_key(program, options, place)
+        if baseline is None and (known := kept.result(key)):
+            return from_bundle(bundle.unpack(known[1]))
+        tell = stack.enter_context(progress_for(progress))
+        search = Search(program, options, place, kept, tell, began + options.budget_s)
+        found = stack.enter_context(contextlib.closing(search)).run(baseline)
+        if not found.receipt.interrupted and found.receipt.closed:
+            kept.put_result(key, {"median_ns": found.receipt.median_ns}, bundle.pack(found.files()))
+        return found
+
+
+def _result_key(program: Program, options: Options, place: Place) -> str:
+    parts = (program.digest, options.digest, place.fingerprint, code_digest())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+class Search:
+    """One search: its stages in order, and what an interrupt keeps."""
+
+    def __init__(
+        self, program: Program, options: Options, place: Place, store: Store, progress: Progress, deadline_s: float
+    ) -> None:
+        self.program, self.options, self.place, self.store = program, options, place, store
+        self.progress, self.deadline_s = progress, deadline_s
+        self.session = Session()
+        self.device: Device | None = None
+        self.interrupted = False
+        self.notes: list[str] = [place.note] if place.note else []
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self.session.close()
+        if self.device is not None:
+            self.device.close()
+
+    def run(self, baseline: Callable[..., Any] | None) -> Optimized:
+        """Run the stages and return the result."""
+        ruleset, evidence = admitted_rules(self.options)
+        if self.options.measure and self.place.open_device is not None:
+            self.device = self.place.open_device(self.store)
+        report, graph = self.saturate(ruleset)
+        candidates, rates = self.lower(graph, ruleset)
+        if self.device is None:
+            executable, certificate, sweeps, counts = self.choose_by_model(candidates, graph, rates)
+            decided = finish.Decision(executable)
+        else:
+            sweeper = Sweeper(self.device, self.store, self._context(), self._kernel_deadline(), self.progress)
+            extraction = self.extract(candidates, graph, rates, sweeper)
+            decided = self.select(extraction, baseline)
+            certificate, sweeps, counts = extraction.certificate(), extraction.swept, dict(sweeper.counts)
+        counts |= {"kernels": len(candidates), "cuts_truncated": graph.cuts.truncated}
+        self.notes += self.store.notes
+        self.progress.stage("derive")
+        record = finish.record(
+            self.program, self.options, self.place, decided, certificate, sweeps, counts, report, ruleset, evidence,
+            interrupted=self.interrupted, notes=self.notes,
+        )  # fmt: skip
+        return finish.result(decided, record)
+
+    def saturate(self, ruleset: RuleSet) -> tuple[SaturationReport, KernelGraph]:
+        """Saturate the program under the rules and enumerate its kernels."""
+        self.progress.stage("saturate")
+        report, frozen = self.session.saturate(self.program, ruleset.rules, declarations=ruleset.declarations)
+        self.progress.note(f"{report.nodes} nodes, {report.stop}")
+        return report, KernelGraph(self.program, frozen)
+
+    def lower(self, graph: KernelGraph, ruleset: RuleSet) -> tuple[list[Candidate], Rates]:
+        """Find each kernel's problem, its legal schedules and its lower bound."""
+        self.progress.stage("lower")
+        candidates, refused = candidates_of(graph.kernels)
+        kind = self.place.target.kind
+        spaces = list(dict.fromkeys(c.space for c in candidates))
+        found = self.session.schedule_points(
+            [space_term(kind, s) for s in spaces], ruleset.rules, declarations=ruleset.declarations
+        )
+        offered: dict[Any, tuple[Schedule, ...]] = {s: points(p) for s, p in zip(spaces, found, strict=True)}
+        rates = machine.rates_of(self.place, self.device, self.store)
+        bound_candidates(candidates, offered, self.place.target, rates)
+        self.progress.note(f"{len(candidates)} kernels, {refused} served by no family")
+        return candidates, rates
+
+    def extract(self, candidates: list[Candidate], graph: KernelGraph, rates: Rates, sweeper: Sweeper) -> Extraction:
+        """Measure kernels until no unmeasured plan can be better, or the budget ends."""
+        limits = graph.limits
+        space = (
+            f"{len(candidates)} kernels of ≤ {limits.loads} loads and ≤ {limits.per_class} regions a class, "
+            f"{graph.cuts.truncated} regions dropped"
+        )
+        extraction = Extraction(
+            candidates, graph.goals, sweeper, self._kernel_deadline(), self.options.epsilon, space, rates.empirical
+        )
+        try:
+            extraction.run()
+        except KeyboardInterrupt:
+            self.interrupted = True
+            if not extraction.plans:
+                raise
+        if not extraction.plans:
+            raise NoKernelError(
+                f"no plan was verified in {self.options.budget_s:g} s: {dict(sweeper.counts)}. "
+                "Give a larger budget, or look at the counts: wrong kernels are defects."
+            )
+        return extraction
+
+    def select(self, extraction: Extraction, baseline: Callable[..., Any] | None) -> finish.Decision:
+        """Compile the best plans whole, verify and time them, and keep the fastest."""
+        self.progress.stage("select")
+        assert self.device is not None
+        made: list[Executable] = []
+        for plan in extraction.finalists():
+            with contextlib.suppress(CompileError):
+                made.append(self.executable([extraction.candidates[i] for i in plan], extraction.swept))
+        try:
+            return finish.select(self.device, made, baseline)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            return finish.Decision(made[0])
+        except WrongResultError as e:
+            raise NoKernelError(f"every plan failed its check as a whole: {e}") from e
+
+    def executable(self, chosen: list[Candidate], swept: dict[str, Sweep]) -> Executable:
+        """Return a plan with the best schedule of each kernel compiled."""
+        steps: list[Step] = []
+        assert self.device is not None
+        for c in chosen:
+            best = swept[c.key].best
+            assert best is not None, "a finalist's kernels are all measured"
+            source = family_of(best.schedule).emit(c.problem, best.schedule)
+            binary = best.binary if best.binary is not None and best.binary.source == source else None
+            if binary is None:
+                ((_, compiled),) = self.device.compile([source])
+                if isinstance(compiled, CompileError):
+                    raise compiled
+                binary = compiled
+            steps.append(Step(c.kernel, best.schedule, binary))
+        return Executable(Plan(self.program, tuple(s.kernel for s in steps)), tuple(steps))
+
+    def choose_by_model(
+        self, candidates: list[Candidate], graph: KernelGraph, rates: Rates
+    ) -> tuple[Executable, Certificate, dict[str, Sweep], dict[str, int]]:
+        """Choose plan and schedules by their bounds and models, and compile them; nothing is measured."""
+        self.progress.stage("choose by model")
+        plan = unmeasured_choice(candidates, graph.goals)
+        if not plan:
+            raise NoKernelError("no plan has a legal schedule for every kernel on this target")
+        counts = {"enumerated": 0, "refused": 0}
+        steps = []
+        for i in plan:
+            steps.append(finish.compile_by_model(self.place, candidates[i], rates, counts))
+        executable = Executable(Plan(self.program, tuple(s.kernel for s in steps)), tuple(steps))
+        total = sum(candidates[i].low_ns for i in plan)
+        certificate = Certificate("unmeasured", 1.0, self.options.epsilon, total, float("inf"), rates.empirical, "by model", 0, 0)
+        return executable, dataclasses.replace(certificate, best_ns=total), {}, counts
+
+    def _context(self) -> str:
+        return hashlib.sha256(f"{self.place.fingerprint}\n{code_digest()}".encode()).hexdigest()
+
+    def _kernel_deadline(self) -> float:
+        now = time.monotonic()
+        return now + (self.deadline_s - now) * _SHARE

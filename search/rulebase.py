@@ -1,0 +1,41 @@
+"""The rules a search may use: built-in families and the caller's files, admitted by the gate, filtered by numeric class."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+
+import eqsat
+from eqsat.rulecheck import Evidence, check_rules
+from eqsat.rulefile import RuleSet, builtin_rules, load_rules
+from eqsat.search.options import Options
+from eqsat.search.store import default_path
+
+
+def admitted_rules(options: Options) -> tuple[RuleSet, dict[str, Evidence]]:
+    """Return the rules of the numeric classes asked for, each with its evidence.
+
+    Raises
+    ------
+    FalseRuleError
+        If a law is refuted; RuleError if a file is malformed.
+    """
+    found = builtin_rules()
+    if options.rules:
+        found = found.merged(load_rules(options.rules))
+    kept = found.only(lambda r: r.numerics in options.numerics)
+    evidence = check_rules(kept.rules, cache_dir=default_path().parent / "evidence")
+    return kept, {e.rule: e for e in evidence}
+
+
+@functools.cache
+def code_digest() -> str:
+    """Return a SHA-256 of everything that turns a program into a kernel: rules, code generators, templates, the language."""
+    root = Path(eqsat.__file__).resolve().parent
+    digest = hashlib.sha256()
+    for folder in (root, root.parent / "rules", root.parent / "codegen", root / "rules", root / "codegen"):
+        for path in sorted(folder.glob("**/*")):
+            if path.suffix in (".py", ".cu", ".cuh", ".h", ".egg") and path.is_file():
+                digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
