@@ -1,0 +1,154 @@
+// tile.cuh: the vocabulary of the contract kernels over prelude.cuh. A TMA ring, swizzled operand tiles, wgmma accumulators,
+// row statistics, a swizzled TMA store. Everything is a compile-time shape, everything inlines.
+#define KERNEL(threads, cluster) extern "C" __global__ void __cluster_dims__(cluster, 1, 1) __launch_bounds__(threads, 1)
+#define TMAP const __grid_constant__ TMap
+DEV int warpgroup() { return __shfl_sync(~0u, threadIdx.x / 128, 0); }  // uniform, so that descriptors stay in uniform registers
+DEV int warp_in_group() { return (threadIdx.x / 32) % 4; }
+
+// f(0), f(1), … f(N-1) with constants: an array that is indexed by them stays in registers whatever the body's size (a large
+// loop is not always unrolled in time, and then its arrays go to local memory).
+template <int I> struct Constant { DEV constexpr operator int() const { return I; } };
+template <int N, int I = 0, class F> DEV void repeat(F f) {
+  if constexpr (I < N) { f(Constant<I>{}); repeat<N, I + 1>(f); }
+}
+
+// Combining functions of row statistics, with their neutral elements.
+struct Sum { DEV static float neutral() { return 0.f; } DEV static float of(float a, float b) { return a + b; } };
+struct Max { DEV static float neutral() { return -EQ_INF; } DEV static float of(float a, float b) { return eq_maximum(a, b); } };
+struct Min { DEV static float neutral() { return EQ_INF; } DEV static float of(float a, float b) { return eq_minimum(a, b); } };
+
+// Ordinary loads: unlike the volatile ones of the prelude, the compiler may merge and hoist them.
+template <class T> DEV typename Value<T>::type at(const T* p) {
+  if constexpr (sizeof(T) == 2) { Raw<2> r; r.w[0] = *(const u16*)p; return Element<T>::get(r, 0); }
+  else return *p;
+}
+// N neighbours at an address aligned to them.
+template <int N, class T> DEV Raw<N * (int)sizeof(T)> neighbours(const T* p) {
+  constexpr int BYTES = N * (int)sizeof(T);
+  Raw<BYTES> r;
+  if constexpr (BYTES % 16 == 0)
+    UNROLL for (int c = 0; c < BYTES / 16; ++c) { const uint4 v = ((const uint4*)p)[c]; r.w[4 * c] = v.x; r.w[4 * c + 1] = v.y; r.w[4 * c + 2] = v.z; r.w[4 * c + 3] = v.w; }
+  else if constexpr (BYTES == 8) { const uint2 v = *(const uint2*)p; r.w[0] = v.x; r.w[1] = v.y; }
+  else if constexpr (BYTES == 4) r.w[0] = *(const u32*)p;
+  else if constexpr (BYTES == 2) r.w[0] = *(const u16*)p;
+  else r.w[0] = *(const u8*)p;
+  return r;
+}
+
+// A ring of STAGES slots of BYTES each; TMA fills a slot (full barrier), CONSUMERS warps of every block of the cluster free it.
+template <int STAGES, u32 BYTES, int CONSUMERS, int CLUSTER> struct Ring {
+  u32 data, parity = 0;
+  int s = 0, last = -1;
+  DEV Ring(u32 at) : data(at) {}
+  DEV u32 full(int i) const { return data + STAGES * BYTES + 8 * i; }
+  DEV u32 empty(int i) const { return full(STAGES + i); }
+  DEV void init() { for (int i = 0; i < STAGES; ++i) { mbar_init(full(i), 1); mbar_init(empty(i), CONSUMERS * CLUSTER); } mbar_init_fence(); }
+  DEV void next() { if (++s == STAGES) { s = 0; parity ^= 1; } }
+  DEV void skip(int steps) { s += steps; parity ^= (s / STAGES) & 1; s %= STAGES; }
+  DEV u32 acquire() { mbar_wait(empty(s), parity ^ 1); mbar_expect(full(s), BYTES); return data + s * BYTES; }  // producer
+  DEV u32 wait() { mbar_wait(full(s), parity); return data + s * BYTES; }                                        // consumer
+  DEV void release(int i) { if constexpr (CLUSTER > 1) { if (lane_id() < CLUSTER) mbar_arrive_at(empty(i), lane_id()); } else { if (lane_id() == 0) mbar_arrive(empty(i)); } }
+  DEV void advance() { wg_wait<1>(); if (last >= 0) release(last); last = s; next(); }                           // one wgmma group stays in flight
+  DEV void drain() { wg_wait<0>(); release(last); last = -1; }
+};
+
+// Persistent raster over super-tiles of (BM*CM) x (BN*CN): GROUP rows of tiles at a time, so that they share L2; batches outermost.
+template <int BATCH, int M, int N, int BM, int BN, int CM, int CN, int GROUP> struct Raster {
+  static constexpr int ROWS = (M + BM * CM - 1) / (BM * CM), COLS = (N + BN * CN - 1) / (BN * CN), CLUSTER = CM * CN;
+  int t, m, n, batch;
+  DEV Raster() : t((int)(blockIdx.x / CLUSTER) - (int)(gridDim.x / CLUSTER)) {}
+  DEV bool next() {
+    t += gridDim.x / CLUSTER;
+    if (t >= BATCH * ROWS * COLS) return false;
+    batch = t / (ROWS * COLS);
+    const int i = t % (ROWS * COLS), first = i / (GROUP * COLS) * GROUP, height = min(ROWS - first, GROUP), r = i - first * COLS;
+    const int rank = CLUSTER > 1 ? (int)cluster_rank() : 0;
+    m = ((first + r % height) * CM + rank / CN) * BM;
+    n = (r / height * CN + rank % CN) * BN;
+    return true;
+  }
+};
+
+// Operand tiles of 64 elements of k in shared memory, written by TMA with a 128-byte swizzle. PEERS blocks of a cluster want the
+// same tile: each loads its part of it and multicasts the part to all of `mask`.
+// KMajor: rows of 64 k (128 bytes). MnMajor: panels of 64 rows-or-columns; in a panel each k is 128 bytes.
+template <int ROWS, int PEERS> struct KMajor {
+  static constexpr u32 bytes = ROWS * 128, step = 2;  // step: 16 elements of k, in descriptor units of 16 bytes
+  static constexpr int transposed = 0;
+  DEV static u32 rows64(u32 tile, int i) { return tile + i * 64 * 128; }
+  DEV static u64 descriptor(u32 at) { return desc128(at); }
+  DEV static void load(u32 tile, const TMap* map, u32 full, int row, int k, int batch, int part, u16 mask) {
+    if constexpr (PEERS == 1) tma_load3(tile, map, full, k, row, batch);
+    else tma_load3_mc(tile + part * (ROWS / PEERS) * 128, map, full, k, row + part * (ROWS / PEERS), batch, mask);
+  }
+};
+template <int ROWS, int PEERS> struct MnMajor {
+  static constexpr int panels = (ROWS + 63) / 64;
+  static constexpr u32 bytes = panels * 8192, step = 128;
+  static constexpr int transposed = 1;
+  DEV static u32 rows64(u32 tile, int i) { return tile + i * 8192; }
+  DEV static u64 descriptor(u32 at) { return (u64)((at & 0x3ffff) >> 4) | ((u64)(8192 >> 4) << 16) | (64ull << 32) | (1ull << 62); }
+  DEV static void load(u32 tile, const TMap* map, u32 full, int row, int k, int batch, int part, u16 mask) {
+    UNROLL for (int p = 0; p < panels; ++p)
+      if constexpr (PEERS == 1) tma_load3(tile + p * 8192, map, full, row + p * 64, k, batch);
+      else tma_load3_mc(tile + p * 8192 + part * (8192 / PEERS), map, full, row + p * 64, k + part * (64 / PEERS), batch, mask);
+  }
+};
+
+// D[64, N] of one warpgroup in wgmma order: element i of lane l is at row 16*warp + l/4 + 8*((i>>1)&1), column 8*(i/4) + 2*(l%4) + (i&1).
+template <int N> struct Acc {
+  float v[N / 2];
+  template <class A, class B> DEV void mma(u32 a, u32 b, bool first) {  // += A[64, 64] * B[N, 64]^T
+    const u64 da = A::descriptor(a), db = B::descriptor(b);
+    UNROLL for (int k = 0; k < 4; ++k) wgmma(v, da + k * A::step, db + k * B::step, !first || k);
+  }
+  // f(i, half, column) for the pairs i, i+1 of neighbours in a row; half: 0 is row l/4, 1 is row l/4 + 8.
+  template <class F> DEV static void each_pair(F f) {
+    UNROLL for (int j = 0; j < N / 8; ++j)
+      UNROLL for (int half = 0; half < 2; ++half) f(4 * j + 2 * half, half, 8 * j + 2 * (lane_id() % 4));
+  }
+};
+
+// Row statistics ride the k-major tile that the matrix units read: two threads for each of 64 rows, in the warp that holds these
+// rows of the accumulator. `row_values` hands over this thread's half row; `row_total` gives the lane the totals of its two rows.
+template <class T, class F> DEV void row_values(u32 tile, F f) {
+  const int t = threadIdx.x % 128, r = t / 2;
+  UNROLL for (int c = 0; c < 4; ++c) {
+    Raw<16> x;
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(x.w[0]), "=r"(x.w[1]), "=r"(x.w[2]), "=r"(x.w[3]) : "r"(tile + r * 128 + ((((t & 1) * 4 + c) ^ (r & 7)) << 4)));
+    UNROLL for (int i = 0; i < 8; ++i) f(Element<T>::get(x, i));
+  }
+}
+template <class OP> DEV void row_total(float s, float (&out)[2]) {
+  const float whole = OP::of(s, __shfl_xor_sync(~0u, s, 1));
+  out[0] = __shfl_sync(~0u, whole, (lane_id() / 4) * 2);
+  out[1] = __shfl_sync(~0u, whole, (lane_id() / 4 + 8) * 2);
+}
+
+// acc[64, N] -> 16-bit -> swizzled staging -> TMA store, up to 64 columns a pass over BUFFERS buffers of 8 KB. The store map's box
+// is 64 rows of PANEL columns: the largest of 64, 32, 16 that divides N, so that no store passes the tile's edge.
+template <class T, int N, int BUFFERS> DEV void store_tile(const TMap* map, Acc<N>& acc, u32 staging, int& pass, int m, int n, int batch) {
+  constexpr int PANEL = N % 64 == 0 ? 64 : N % 32 == 0 ? 32 : 16;
+  constexpr int SHIFT = PANEL == 64 ? 0 : PANEL == 32 ? 1 : 2, MASK = PANEL / 8 - 1;  // swizzle: chunk ^= (row >> SHIFT) & MASK
+  const bool leader = threadIdx.x % 128 == 0;
+  UNROLL for (int c = 0; c < N; c += 64) {
+    const u32 buffer = staging + (pass++ % BUFFERS) * 8192;
+    if (leader) bulk_wait_read<BUFFERS - 1>();
+    named_sync(1 + warpgroup(), 128);
+    UNROLL for (int j = 0; j < 4; ++j)
+      if (c + 16 * j < N) {
+        const int panel = 16 * j / PANEL, row = warp_in_group() * 16 + (lane_id() & 15), chunk = 16 * j % PANEL / 8 + lane_id() / 16;
+        float d[8];
+        UNROLL for (int i = 0; i < 8; ++i) d[i] = acc.v[(c + 16 * j) / 2 + i];
+        const Raw<16> r = Pack<T>::template from<8>(d);
+        stmatrix4(buffer + panel * 64 * PANEL * 2 + row * PANEL * 2 + ((chunk ^ ((row >> SHIFT) & MASK)) << 4), r.w[0], r.w[1], r.w[2], r.w[3]);
+      }
+    fence_async_shared();
+    named_sync(1 + warpgroup(), 128);
+    if (leader) {
+      UNROLL for (int p = 0; p < 64 / PANEL; ++p)
+        if (c + p * PANEL < N) tma_store3(map, buffer + p * 64 * PANEL * 2, n + c + p * PANEL, m, batch);
+      bulk_commit();
+    }
+  }
+}

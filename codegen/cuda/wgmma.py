@@ -1,0 +1,327 @@
+"""The wgmma family: TMA, warp specialisation and the tensor cores of sm_90a, with any pointwise epilogue and row statistics."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from eqsat.codegen.cuda.emit import assemble, parameter_names, part, refuse_illegal, stored_type, used_inputs
+from eqsat.codegen.cuda.operand import (
+    Operand,
+    accumulates_in_f32,
+    epilogue,
+    epilogue_reads,
+    operands,
+    output_joins,
+    plain_read,
+)
+from eqsat.codegen.kernel import Arg, BufferArg, KernelSource, Rates, Schedule, TensorMapArg
+from eqsat.codegen.printer import is_load, print_statements
+from eqsat.codegen.problem import ContractProblem, Problem, nest
+from eqsat.codegen.cuda.emit import literal, register_type
+from eqsat.ir import Expr
+from eqsat.types import DType
+
+SHARED_LIMIT = 232448  # bytes a block may ask for on sm_90 (CUDA programming guide, compute capabilities)
+SMS = 132  # multiprocessors of the SXM parts of sm_90; a persistent grid of another size is correct too
+PANEL_BYTES = 8192  # 64 rows of 128 bytes: an operand panel, and one staging buffer of a warpgroup
+# Live fp32 accumulators a thread can hold beside the loop's own registers, and registers of producer and consumers, by the
+# number of consumer warpgroups (found by compiling: above these ptxas spills or serialises wgmma).
+ACCUMULATORS = {1: 224, 2: 192, 3: 96}
+REGISTERS = {1: (0, 0), 2: (40, 232), 3: (32, 160)}
+
+
+@dataclass(frozen=True, slots=True)
+class WgmmaTile(Schedule):
+    """A tile of the output and how the warpgroups share it.
+
+    `bm` × `bn` per block; `groups` consumer warpgroups, which split the tile by rows or (`pingpong`) take whole tiles in turn;
+    clusters of `cm` × `cn` blocks multicast the operand they share; `raster` rows of tiles run together.
+    """
+
+    bm: int
+    bn: int
+    groups: int
+    pingpong: int
+    cm: int
+    cn: int
+    raster: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the emitter derives from a problem and a schedule: operands, the use of shared memory, tiles per warpgroup."""
+
+    a: Operand
+    bs: tuple[Operand, ...]
+    staged: bool
+    tiles: int
+    slot_bytes: int
+    buffers: int
+    stages: int
+
+    @property
+    def staging_bytes(self) -> int:
+        """Bytes of staging for one warpgroup."""
+        return self.buffers * PANEL_BYTES
+
+
+class Wgmma:
+    """bf16 and f16 contractions on sm_90a."""
+
+    name = "wgmma"
+    schedules: tuple[type[Schedule], ...] = (WgmmaTile,)
+
+    def legal(self, problem: Problem, schedule: Schedule) -> str | None:
+        """Return why the schedule cannot serve the problem, or None."""
+        if not isinstance(problem, ContractProblem) or not isinstance(schedule, WgmmaTile):
+            return "it serves contractions with a WgmmaTile"
+        found = _layout(problem, schedule)
+        return found if isinstance(found, str) else None
+
+    def emit(self, problem: Problem, schedule: Schedule) -> KernelSource:
+        """Return the source for sm_90a."""
+        refuse_illegal(self.legal(problem, schedule), schedule)
+        assert isinstance(problem, ContractProblem) and isinstance(schedule, WgmmaTile)
+        layout = _layout(problem, schedule)
+        assert isinstance(layout, Layout)
+        batch, m, n, _ = problem.shape
+        super_tiles = batch * -(-m // (schedule.bm * schedule.cm)) * -(-n // (schedule.bn * schedule.cn))
+        cluster = schedule.cm * schedule.cn
+        return assemble(
+            problem.program,
+            schedule,
+            "wgmma",
+            "\n".join(
+                [_wrapper(layout, schedule), part("tile.cuh"), _constants(problem, schedule, layout), _kernel(problem, schedule, layout)]
+            ),
+            args=_arguments(problem, schedule, layout),
+            grid=(min(super_tiles, SMS // cluster) * cluster, 1, 1),
+            block=(schedule.groups + 1) * 128,
+            cluster=cluster,
+            shared_bytes=_shared_bytes(schedule.groups, layout.slot_bytes, layout.stages, layout.staging_bytes),
+            requires="sm_90a",
+        )
+
+    def bound_ns(self, problem: Problem, rates: Rates) -> float:
+        """Return the time that memory or the tensor cores need at the least."""
+        assert isinstance(problem, ContractProblem)
+        return max(problem.program.bytes / rates.copy, problem.flops / rates.rate("bf16")) + rates.launch_ns
+
+
+def _layout(problem: ContractProblem, s: WgmmaTile) -> Layout | str:
+    if refusal := _schedule_refusal(s, len(problem.contractions)) or accumulates_in_f32(problem) or _statistics_refusal(problem):
+        return refusal
+    found = operands(problem)
+    if isinstance(found, str):
+        return found
+    a, bs = found
+    if not all(o.aligned(8) for o in (a, *bs)):
+        return "TMA needs every stride of its operands to be a multiple of 16 bytes"
+    if len({b.k_major for b in bs}) > 1:
+        return "its right operands lie in different orders"
+    if problem.statistics and not a.k_major:
+        return "row statistics ride on a left operand that is contiguous along k"
+    if min(problem.shape) == 0:
+        return "an extent is 0"
+    staged = _staged(problem)
+    slot = _tile_bytes(a, s.bm) + sum(_tile_bytes(b, s.bn) for b in bs)
+    stages, buffers = _stages(s, slot, staged)
+    if stages < 3:
+        return f"only {stages} stages of {slot} bytes fit into shared memory; a ring needs 3"
+    return Layout(a, bs, staged, s.bm // 64 if s.pingpong else s.bm // (64 * s.groups), slot, buffers, stages)
+
+
+def _schedule_refusal(s: WgmmaTile, count: int) -> str | None:
+    if s.groups not in REGISTERS or s.bm % 64 or not 64 <= s.bm <= 256 or s.bn % 16 or not 16 <= s.bn <= 256:
+        return "a tile is 64, 128, 192 or 256 rows by 16 to 256 columns in steps of 16, for 1 to 3 warpgroups"
+    if s.pingpong not in (0, 1) or (s.pingpong and s.groups != 2):
+        return "ping-pong takes two warpgroups"
+    if not s.pingpong and s.bm % (64 * s.groups):
+        return "each warpgroup takes the same number of 64-row tiles"
+    if (s.cm, s.cn) not in ((1, 1), (2, 1), (1, 2)) or s.raster < 1:
+        return "clusters are 1×1, 2×1 or 1×2, and a raster has at least one row"
+    tiles = s.bm // 64 if s.pingpong else s.bm // (64 * s.groups)
+    if tiles * s.bn // 2 * count > ACCUMULATORS[s.groups] or (s.groups == 3 and s.bn > 192):
+        return f"{tiles * s.bn // 2 * count} accumulators a thread do not fit beside {s.groups} warpgroups"
+    return None
+
+
+def _statistics_refusal(problem: ContractProblem) -> str | None:
+    left = plain_read(problem.contractions[0].a)
+    for s in problem.statistics:
+        for e in nest(s)[1].walk():
+            if (is_load(e) and e != left and not (left and e in left.walk())) or e.op in ("iota", "access"):
+                return "a row statistic reads something else than the left operand"
+        if s.dtype.accumulator is not DType.F32:
+            return f"a row statistic is {s.dtype}; the template computes it in f32"
+    if problem.statistics and problem.shape[3] % 64:
+        return "row statistics ride on whole steps of 64 along k"
+    return None
+
+
+def _staged(problem: ContractProblem) -> bool:
+    """Whether the output leaves through TMA: 16-bit, rows and batches joined and aligned to 16 bytes."""
+    steps = output_joins(problem)
+    return (
+        problem.output.dtype.bytes == 2 and steps is not None and steps[2] == 1 and steps[0] % 8 == 0 and steps[1] % 8 == 0
+    )
+
+
+def _tile_bytes(o: Operand, rows: int) -> int:
+    return rows * 128 if o.k_major else -(-rows // 64) * PANEL_BYTES
+
+
+def _shared_bytes(groups: int, slot: int, stages: int, staging: int) -> int:
+    return 1024 + groups * staging + stages * (slot + 16)
+
+
+def _stages(s: WgmmaTile, slot: int, staged: bool) -> tuple[int, int]:
+    """Return (stages, staging buffers): two buffers unless one makes room for a fourth stage; never more than 8 stages."""
+    options = [(0, 0)] if not staged else [(2, 2 * PANEL_BYTES), (1, PANEL_BYTES)]
+    fits = [(min(8, (SHARED_LIMIT - _shared_bytes(s.groups, slot, 0, bytes_)) // (slot + 16)), count) for count, bytes_ in options]
+    return fits[-1] if fits[0][0] < 4 <= fits[-1][0] or fits[0][0] < 3 else fits[0]
+
+
+def _wrapper(layout: Layout, s: WgmmaTile) -> str:
+    """Print the one wgmma instruction in use: D[64, n] (fp32) += A · B, both in shared memory."""
+    r, kind = s.bn // 2, layout.a.dtype.value
+    regs = ", ".join(f"%{i}" for i in range(r))
+    outs = ", ".join(f'"+f"(d[{i}])' for i in range(r))
+    tail = f"p, 1, 1, {int(not layout.a.k_major)}, {int(not layout.bs[0].k_major)}"
+    return (
+        f"DEV void wgmma(float (&d)[{r}], u64 a, u64 b, int accumulate) {{\n"
+        f'  asm volatile("{{ .reg .pred p; setp.ne.b32 p, %{r + 2}, 0; wgmma.mma_async.sync.aligned.m64n{s.bn}k16.f32.{kind}.{kind} "\n'
+        f'    "{{{regs}}}, %{r}, %{r + 1}, {tail}; }}"\n    : {outs}\n    : "l"(a), "l"(b), "r"(accumulate));\n}}\n'
+    )
+
+
+def _constants(problem: ContractProblem, s: WgmmaTile, layout: Layout) -> str:
+    batch, m, n, k = problem.shape
+    producer, consumer = REGISTERS[s.groups]
+    values = {
+        "BATCH": batch, "M": m, "N": n, "K": k, "STEPS": -(-k // 64),
+        "BM": s.bm, "BN": s.bn, "GROUPS": s.groups, "TILES": layout.tiles, "CM": s.cm, "CN": s.cn, "RASTER": s.raster,
+        "STAGES": layout.stages, "COUNT": len(layout.bs), "STATISTICS": len(problem.statistics),
+        "CONSUMER_WARPS": 4 * (1 if s.pingpong else s.groups),
+        "BUFFERS": layout.buffers, "STAGING": s.groups * layout.staging_bytes,
+        "PRODUCER_REGISTERS": producer, "CONSUMER_REGISTERS": consumer,
+    }  # fmt: skip
+    kinds = {True: "KMajor", False: "MnMajor"}
+    return "\n".join(
+        [
+            *(f"constexpr int {name} = {value};" for name, value in values.items()),
+            f"using A = {kinds[layout.a.k_major]}<BM, CN>;",
+            f"using B = {kinds[layout.bs[0].k_major]}<BN, CM>;",
+            f"using T = {layout.a.dtype};",
+            f"using Y = {stored_type(problem.output.dtype)};",
+        ]
+    )
+
+
+def _kernel(problem: ContractProblem, s: WgmmaTile, layout: Layout) -> str:
+    cluster = s.cm * s.cn > 1
+    flags = {
+        "cluster" if cluster else "alone",
+        "pingpong" if s.pingpong else "cooperative",
+        *(["staged"] if layout.staged else []),
+        *(["statistics"] if problem.statistics else []),
+        *(["budget"] if REGISTERS[s.groups][0] else []),
+    }
+    accumulators = [f"acc[{c}][i].v[v + e]" for c in range(len(layout.bs))]
+    statistics = [f"stat[i][{j}][half]" for j in range(len(problem.statistics))]
+    slots = {
+        "PARAMETERS": [_parameters(problem, layout)],
+        "LOAD_B": [
+            f"B::load(slot + A::bytes + {c} * B::bytes, &map_b{c}, full, tile.n, k, tile.batch, rm, same_columns);"
+            for c in range(len(layout.bs))
+        ],
+        "INIT": [" ".join(f"part[i][{j}] = {_combine(e)}::neutral();" for j, e in enumerate(problem.statistics))],
+        "TOTAL": [" ".join(f"row_total<{_combine(e)}>(part[i][{j}], stat[i][{j}]);" for j, e in enumerate(problem.statistics))],
+        "ACCUMULATE": _accumulate(problem),
+        "EPILOGUE": [
+            "const int batch = tile.batch;",
+            *epilogue(problem, accumulators, statistics, "acc[0][i].v[v + e] = {};" if layout.staged else ""),
+        ],
+    }
+    return fill(part("wgmma.cu"), flags, slots)
+
+
+def fill(template: str, flags: Collection[str], slots: dict[str, list[str]]) -> str:
+    """Fill a template: keep a line marked `//@flag` only if the flag is set, and put the lines of each slot at its name.
+
+    A slot that stands alone on a line takes that line's indentation; one with no lines removes it.
+    """
+    out: list[str] = []
+    for line in template.splitlines():
+        code, mark, flag = line.partition("//@")
+        if mark and flag.strip() not in flags:
+            continue
+        code = code.rstrip() if mark else line
+        indent, word = code[: len(code) - len(code.lstrip())], code.strip()
+        if word in slots:
+            out += [f"{indent}{text}" for text in slots[word]]
+            continue
+        for name, lines in slots.items():
+            if re.search(rf"\b{name}\b", code):
+                code = re.sub(rf"\b{name}\b", lambda _, text=" ".join(lines): text, code)
+        out.append(code)
+    return "\n".join(out) + "\n"
+
+
+def _combine(statistic: Expr) -> str:
+    return statistic.op.capitalize()
+
+
+def _accumulate(problem: ContractProblem) -> list[str]:
+    """Print the statements that add one element `x` of the left operand to the statistics."""
+    left = plain_read(problem.contractions[0].a)
+    roots = [nest(e)[1] for e in problem.statistics]
+
+    def leaf(e: Expr) -> str | None:
+        return "x" if e == left else literal(e) if e.op == "const" else None
+
+    lines, values = print_statements(roots, leaf, register_type)
+    ops = [_combine(e) for e in problem.statistics]
+    return [*lines, *(f"part[i][{j}] = {op}::of(part[i][{j}], {v});" for j, (op, v) in enumerate(zip(ops, values, strict=True)))]
+
+
+def _pointers(problem: ContractProblem, layout: Layout) -> list[str]:
+    """Return the buffers that are passed as pointers: what the epilogue reads, then the output if it is stored directly."""
+    read = [i.name for i in used_inputs(problem.program) if i.name in epilogue_reads(problem)]
+    return read if layout.staged else [*read, problem.output.name]
+
+
+def _parameters(problem: ContractProblem, layout: Layout) -> str:
+    names, inputs = parameter_names(problem.program), {i.name: i for i in problem.program.inputs}
+    maps = ["map_a", *(f"map_b{c}" for c in range(len(layout.bs))), *(["map_y"] if layout.staged else [])]
+    items = [f"TMAP {m}" for m in maps]
+    items += [f"const {stored_type(inputs[p].dtype)}* __restrict__ {names[p]}" for p in _pointers(problem, layout) if p in inputs]
+    return ", ".join(items if layout.staged else [*items, "Y* __restrict__ out"])
+
+
+def _arguments(problem: ContractProblem, s: WgmmaTile, layout: Layout) -> tuple[Arg, ...]:
+    batch, m, n, k = problem.shape
+    args: list[Arg] = [_operand_map(layout.a, m, k, batch, s.bm, s.cn)]
+    args += [_operand_map(b, n, k, batch, s.bn, s.cm) for b in layout.bs]
+    if layout.staged:
+        steps = output_joins(problem)
+        assert steps is not None
+        panel = next(p for p in (64, 32, 16) if s.bn % p == 0)
+        strides = (_stride(steps[1], n, 1), _stride(steps[0], n, m))
+        args.append(TensorMapArg(problem.output.name, problem.output.dtype, (n, m, batch), strides, (panel, 64, 1), 2 * panel))
+    return (*args, *(BufferArg(name) for name in _pointers(problem, layout)))
+
+
+def _stride(elements: int, inner: int, between: int) -> int:
+    """Return a stride in bytes; where the extent is 1 and the stride immaterial, one that TMA accepts."""
+    return 2 * elements if elements else -(-2 * inner * between // 16) * 16
+
+
+def _operand_map(o: Operand, rows: int, k: int, batch: int, tile_rows: int, peers: int) -> TensorMapArg:
+    if o.k_major:
+        strides = (_stride(o.row_stride, k, 1), _stride(o.batch_stride, k, rows))
+        return TensorMapArg(o.name, o.dtype, (k, rows, batch), strides, (64, tile_rows // peers, 1), 128)
+    strides = (_stride(o.k_stride, rows, 1), _stride(o.batch_stride, rows, k))
+    return TensorMapArg(o.name, o.dtype, (rows, k, batch), strides, (64, 64 // peers, 1), 128)
