@@ -1,0 +1,272 @@
+"""The command line: optimize programs, look at rules and receipts, bench, and say what this machine can do.
+
+Exit codes: 0 ok, 1 no verified kernel or a failed check, 2 usage, 3 environment, 130 interrupted with the best saved.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+import eqsat
+from eqsat.errors import EnvironmentMissingError, EqsatError, FalseRuleError, NoKernelError, UsageError, WrongResultError
+
+OK, FAILED, USAGE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line with `arguments`; return the exit code. Errors are printed on stderr, in one paragraph each."""
+    try:
+        code = commands.main(args=arguments, prog_name="eqsat", standalone_mode=False)
+        return code if isinstance(code, int) else OK
+    except click.exceptions.Abort:
+        return _say("interrupted before the first verified plan; nothing was saved", INTERRUPTED)
+    except KeyboardInterrupt:
+        return _say("interrupted before the first verified plan; nothing was saved", INTERRUPTED)
+    except click.ClickException as e:
+        e.show()
+        return USAGE
+    except (NoKernelError, WrongResultError, FalseRuleError) as e:
+        return _say(str(e), FAILED)
+    except EnvironmentMissingError as e:
+        return _say(str(e), ENVIRONMENT)
+    except UsageError as e:
+        return _say(str(e), USAGE)
+    except EqsatError as e:
+        return _say(str(e), FAILED)
+
+
+def _say(text: str, code: int) -> int:
+    click.echo(f"eqsat: {text}", err=True)
+    return code
+
+
+def _emit(record: Mapping[str, Any] | list[Any], text: Callable[[], str], as_json: bool) -> None:
+    click.echo(json.dumps(record, indent=1, default=str) if as_json else text())
+
+
+@click.group()
+@click.version_option(eqsat.__version__, prog_name="eqsat")
+def commands() -> None:
+    """Superoptimise tensor programs: saturate, extract, emit, verify, measure."""
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout; everything else goes to stderr.")
+_store = click.option("--store", type=click.Path(path_type=Path), help="Where measurements are remembered (default: the user's cache).")
+_rules = click.option("--rules", multiple=True, type=click.Path(path_type=Path), help="A rule file to add; may be repeated.")
+_budget = click.option("--budget", default="60s", show_default=True, help='Time for the search, such as "60s" or "5min".')
+_target = click.option("--target", default="native", show_default=True, help="native, cpu, sm_80, sm_86, sm_89, sm_90, sm_100, sm_120.")
+
+
+@commands.command("optimize")
+@click.argument("what", metavar="FILE[:NAME]")
+@_target
+@click.option("--emit", default="", help="Comma-separated: cu, c, ptx, cubin, so, receipt, bundle.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path(), help="Folder for emitted files.")
+@_rules
+@_budget
+@click.option("--precision", type=click.Choice(["strict", "tf32", "fast"]), default="strict", show_default=True)
+@click.option("--numerics", default="exact,reassociates", show_default=True, help="Rule classes admitted, comma-separated.")
+@click.option("--no-measure", is_flag=True, help="Choose by model; measure nothing.")
+@click.option("--profile-rules", is_flag=True, help="Print matches and time of each rule.")
+@_store
+@_json
+def optimize_command(
+    what: str, target: str, emit: str, out: Path, rules: tuple[Path, ...], budget: str, precision: str, numerics: str,
+    no_measure: bool, profile_rules: bool, store: Path | None, as_json: bool,
+) -> int:  # fmt: skip
+    """Optimize the program in FILE: a program text (.eqsat), or a Python file with NAME (an expression or a builder)."""
+    wanted = _emit_kinds(emit)
+    found = eqsat.optimize(
+        program_in(what), target=target, budget=budget, rules=rules, precision=precision, numerics=numerics.split(","),
+        measure=not no_measure, store=store,
+    )  # fmt: skip
+    written = emit_files(found.files(), wanted, out)
+    interrupted = bool(found.receipt.interrupted)
+    if interrupted and "bundle" not in wanted:
+        written += emit_files(found.files(), ("bundle",), out)
+    record = {"receipt": dict(found.receipt.record), "files": [str(p) for p in written]}
+    _emit(record, lambda: f"{found.leaderboard}\n\n{found.receipt}", as_json)
+    if profile_rules:
+        rows = sorted(found.receipt.saturation["rules"], key=lambda r: -r["time_ms"])
+        lines = [f"{r['name']:<40}{r['matches']:>9}{r['time_ms']:>9.2f} ms" for r in rows]
+        click.echo("\n".join(lines), err=as_json)
+    for p in written:
+        click.echo(f"wrote {p}", err=True)
+    return INTERRUPTED if interrupted else OK
+
+
+_KINDS = ("cu", "c", "ptx", "cubin", "so", "receipt", "bundle")
+
+
+def _emit_kinds(text: str) -> tuple[str, ...]:
+    kinds = tuple(k.strip() for k in text.split(",") if k.strip())
+    if unknown := [k for k in kinds if k not in _KINDS]:
+        raise UsageError(f"expected --emit out of {', '.join(_KINDS)}; got {', '.join(unknown)}")
+    return kinds
+
+
+def emit_files(files: Mapping[str, bytes], kinds: Iterable[str], folder: Path) -> list[Path]:
+    """Write the files of a bundle that are of the kinds asked for; return their paths."""
+    kinds = set(kinds)
+    chosen = [n for n in files if "bundle" in kinds or Path(n).suffix[1:] in kinds or (n == "receipt.json" and "receipt" in kinds)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in chosen:
+            (folder / name).write_bytes(files[name])
+    except OSError as e:
+        raise EnvironmentMissingError(f"expected to write to {folder}; got {e}. Choose a folder with space.") from e
+    return [folder / n for n in chosen]
+
+
+def program_in(what: str) -> Any:
+    """Return the program, expression or builder that FILE[:NAME] names."""
+    from eqsat import text  # the language is loaded only by the commands that read programs
+
+    name, _, attribute = what.rpartition(":") if ":" in what else (what, "", "")
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(f"expected FILE or FILE:NAME; {path} does not exist or is a folder")
+    if path.suffix != ".py":
+        return text.loads(path.read_text(), file=str(path))
+    module = _module(path)
+    attribute = attribute or "build"
+    if not hasattr(module, attribute):
+        offered = ", ".join(n for n in vars(module) if not n.startswith("_"))
+        raise UsageError(f"{path} has no {attribute!r}; it has {offered}")
+    value = getattr(module, attribute)
+    return value() if callable(value) else value
+
+
+def _module(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"expected a Python file; {path} cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@commands.group("rules")
+def rules_group() -> None:
+    """List and check rewrite rules."""
+
+
+@rules_group.command("list")
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@_json
+def rules_list(files: tuple[Path, ...], as_json: bool) -> int:
+    """List the rules in FILES (default: the built-in ones) with their laws."""
+    found = _rule_set(files)
+    rows = [{"name": r.name, "phase": r.phase, "numerics": r.numerics, "law": r.law, "digest": r.digest} for r in found.rules]
+    _emit(rows, lambda: "\n".join(f"{r['name']:<36}{r['phase']:<12}{r['numerics']:<14}{r['law']}" for r in rows), as_json)
+    return OK
+
+
+@rules_group.command("check")
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@_json
+def rules_check(files: tuple[Path, ...], as_json: bool) -> int:
+    """Check every law in FILES (default: the built-in ones): exit 0 if all hold, 1 if one is refuted, 2 if malformed."""
+    from eqsat.rulecheck import check_rules  # only this command gates without a search
+
+    found = _rule_set(files)
+    rows: list[dict[str, Any]] = []
+    code = OK
+    for rule in found.rules:
+        try:
+            (evidence,) = check_rules((rule,), cache_dir=None)
+            rows.append({"name": rule.name, "admitted": True, **evidence.record()})
+        except FalseRuleError as e:
+            code = FAILED
+            rows.append({"name": rule.name, "admitted": False, "counterexample": str(e)})
+    shown = (f"{r['name']:<36}{'ok  ' + str(r.get('method', '')) if r['admitted'] else 'REFUSED  ' + r['counterexample']}" for r in rows)
+    _emit(rows, lambda: "\n".join(shown), as_json)
+    return code
+
+
+def _rule_set(files: tuple[Path, ...]) -> Any:
+    from eqsat.rulefile import builtin_rules, load_rules  # reads every rule file
+
+    return load_rules(files) if files else builtin_rules()
+
+
+@commands.command("explain")
+@click.argument("folder", type=click.Path(path_type=Path, exists=True))
+@click.option("--all", "everything", is_flag=True, help="Show commutations and regroupings too.")
+def explain_command(folder: Path, everything: bool) -> int:
+    """Tell the story of a receipt: FOLDER is one that --emit bundle or save() wrote, or a receipt.json."""
+    from eqsat.search.explain import explain
+
+    click.echo(explain(read_receipt(folder), everything=everything))
+    return OK
+
+
+def read_receipt(path: Path) -> dict[str, Any]:
+    """Return the receipt's record at `path` (the file, or a folder that holds it)."""
+    file = path / "receipt.json" if path.is_dir() else path
+    try:
+        record = json.loads(file.read_text())
+    except (OSError, ValueError) as e:
+        raise UsageError(f"expected a receipt (JSON) at {file}; got {e}") from e
+    if not isinstance(record, dict) or "program" not in record or "search" not in record:
+        raise UsageError(f"expected a receipt written by eqsat at {file}; it lacks 'program' or 'search'")
+    return record
+
+
+@commands.command("replay")
+@click.argument("folder", type=click.Path(path_type=Path, exists=True))
+@_json
+def replay_command(folder: Path, as_json: bool) -> int:
+    """Do again what the receipt in FOLDER says: derive, emit, compile; compare digests."""
+    from eqsat.search.replay import replay
+
+    report = replay(folder)
+    _emit(report.record(), lambda: str(report), as_json)
+    return OK if report.ok else FAILED
+
+
+@commands.command("verify")
+@click.argument("folder", type=click.Path(path_type=Path, exists=True))
+@_json
+def verify_command(folder: Path, as_json: bool) -> int:
+    """Check the kernels saved in FOLDER against the oracle again, and every digest."""
+    from eqsat.search.replay import verify
+
+    report = verify(folder)
+    _emit(report.record(), lambda: str(report), as_json)
+    return OK if report.ok else FAILED
+
+
+@commands.command("bench")
+@click.argument("names", nargs=-1)
+@_target
+@_budget
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the JSON file of this device.")
+@_store
+@_json
+def bench_command(names: tuple[str, ...], target: str, budget: str, out: Path | None, store: Path | None, as_json: bool) -> int:
+    """Run the board (or the workloads NAMES) side by side with the device's baselines."""
+    from eqsat.search.bench import run_board
+
+    record = run_board(names, target=target, budget=budget, store=store, out=out)
+    _emit(record, lambda: str(record["table"]), as_json)
+    return OK
+
+
+@commands.command("doctor")
+@_json
+def doctor_command(as_json: bool) -> int:
+    """Say what is usable on this machine, and why not."""
+    from eqsat.search.doctor import examine
+
+    rows = examine()
+    _emit([r.record() for r in rows], lambda: "\n".join(map(str, rows)), as_json)
+    return OK
