@@ -180,7 +180,7 @@ def build(
     kept = groundable(rows)
     members: dict[int, list[Row]] = defaultdict(list)
     anchors: dict[int, int] = {}
-    for row in sorted(kept, key=lambda r: (r.op, repr(r.literals), r.children)):
+    for row in sorted(kept, key=lambda r: (r.op, r.literals, r.children)):
         if row.op == "Anchor":  # a demand, not a way to compute
             anchors[row.children[0]] = row.result
         else:

@@ -25,6 +25,7 @@ from eqsat.worker import PointsTask, SaturateTask
 __all__ = ["Session", "check_syntax"]
 
 _REPLAYS = 4
+_POLL_S = 3600.0  # the system call takes no arbitrarily long wait
 Point = tuple[str, tuple[int | str, ...]]
 
 
@@ -202,25 +203,28 @@ class Session:
             self._start()
         deadline_s = time.monotonic() + limit_s
         steps = 0
+        answered = False
         try:
             self._requests.send(task)
-            while self._answers.poll(max(0.0, deadline_s - time.monotonic())):
+            while (left_s := deadline_s - time.monotonic()) > 0:
+                if not self._answers.poll(min(left_s, _POLL_S)):
+                    continue
                 kind, value = self._answers.recv()
+                answered = kind != "step"
                 if kind == "done":
                     return value
                 if kind == "error":
                     raise value
                 steps = value
+            raise _WorkerLostError("time", f"step {steps + 1} passed the hard limit of {limit_s:g} s", steps)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise self._lost(steps) from None
-        except KeyboardInterrupt:
-            self.close()
-            raise
-        self.close()
-        raise _WorkerLostError("time", f"step {steps + 1} passed the hard limit of {limit_s:g} s", steps)
+        finally:
+            if not answered:  # killed in a step, or Ctrl-C here: an answer that comes later must meet no later question
+                self.close()
 
     def _lost(self, steps: int) -> _WorkerLostError | EnvironmentMissingError:
-        """Say why the worker died, and clear away what is left of it."""
+        """Say why the worker died."""
         process = self._process
         assert process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -228,7 +232,6 @@ class Session:
         code = process.returncode
         self._log.seek(0)
         said = self._log.read().decode(errors="replace").strip().splitlines()
-        self.close()
         detail = f" ({said[-1]})" if said else ""
         if code == 1:
             return EnvironmentMissingError(f"the e-graph worker could not run{detail}; is egglog installed?")

@@ -7,6 +7,7 @@ it depends on nothing that changes between calls, `constant`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from eqsat.errors import DTypeError, UsageError
@@ -126,38 +127,59 @@ def weak_dtype(op: Op, operands: Sequence[str]) -> str:
             operands = operands[1:]
         case _:
             pass
-    out = operands[0]
-    for d in operands[1:]:
-        out = _promoted(out, d)
+    out = _meet(operands)
     if op.result is Result.FLOAT:
         return _floating(out)
     return _counting(out) if op.result is Result.COUNT else out
 
 
+def node_term(node: Expr, operands: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    """Return the term of `node` and its dtype in the e-graph, from those of its operands.
+
+    A constant has no dtype in the e-graph. Where the node's own dtype would not follow from that (float32 0.5 times a
+    bfloat16 tensor is float32), the other operands are cast.
+    """
+    row = node.row
+    texts, dtypes = [t for t, _ in operands], [d for _, d in operands]
+    if row.result is Result.GIVEN or row.kind is Kind.ACCESS:
+        text = operation_text(node, texts)
+        if node.op == "iota" and node.dtype is not DType.I64:
+            text = f"(Cast {text} {quoted(node.dtype.value)})"
+        return text, {"const": WEAK, "access": dtypes[0] if dtypes else ""}.get(node.op, node.dtype.value)
+    skipped = 1 if row.result is Result.BRANCHES else 0
+    meet = _meet([a.dtype.value for a in node.args[skipped:]])
+    if _meet(dtypes[skipped:]) not in (WEAK, meet):
+        for i in range(skipped, len(texts)):
+            if dtypes[i] not in (WEAK, meet):
+                texts[i], dtypes[i] = f"(Cast {texts[i]} {quoted(meet)})", meet
+    return operation_text(node, texts), weak_dtype(row, dtypes)
+
+
 class TermWriter:
     """Writes expressions as terms; shared and deeply nested nodes become global bindings, each written once.
 
-    A constant has no dtype in the e-graph. Where the expression's own dtype would not follow from that (float32 0.5 times
-    a bfloat16 tensor is float32), the constant operand is cast.
+    Parameters
+    ----------
+    constant_inputs : set of str
+        Names of the inputs that are the same in every call.
     """
 
     def __init__(self, constant_inputs: set[str]) -> None:
         self._constant_inputs = constant_inputs
-        self._text: dict[str, tuple[str, str, int]] = {}  # digest -> term, its dtype in the e-graph, nesting
+        self._written: dict[str, tuple[str, str]] = {}  # digest -> term, its dtype in the e-graph
+        self._depth: dict[str, int] = {}
         self._lines: list[str] = []
         self._bindings = 0
 
     def strong(self, expr: Expr) -> str:
         """Return the term of `expr` with `expr`'s own dtype, even if it is a constant."""
-        users: dict[str, int] = {}
         nodes = list(expr.walk())
+        users = Counter(a.digest for node in nodes for a in node.args)
         for node in nodes:
-            for a in node.args:
-                users[a.digest] = users.get(a.digest, 0) + 1
-        for node in nodes:
-            if node.digest not in self._text:
-                self._write(node, shared=users.get(node.digest, 0) > 1)
-        return self._as_own(expr)
+            if node.digest not in self._written:
+                self._write(node, shared=users[node.digest] > 1)
+        text, dtype = self._written[expr.digest]
+        return text if dtype == expr.dtype.value else f"(Cast {text} {quoted(expr.dtype.value)})"
 
     def take_lines(self) -> list[str]:
         """Return the commands written since the last call: bindings and facts that the terms rest on."""
@@ -165,23 +187,13 @@ class TermWriter:
         return lines
 
     def _write(self, node: Expr, *, shared: bool) -> None:
-        found = [self._text[a.digest] for a in node.args]
-        args, depth = [t for t, _, _ in found], 1 + max((n for _, _, n in found), default=0)
-        dtype = _own_dtype(node, [d for _, d, _ in found])
-        if dtype not in (node.dtype.value, WEAK):
-            args, dtype = [self._as_own(a) for a in node.args], node.dtype.value
-        text = operation_text(node, args)
-        if node.op == "iota" and node.dtype is not DType.I64:
-            text = f"(Cast {text} {quoted(node.dtype.value)})"
+        text, dtype = node_term(node, [self._written[a.digest] for a in node.args])
+        depth = 1 + max((self._depth[a.digest] for a in node.args), default=0)
         if node.op in ("read", "access") or shared or depth > _NESTING:
             text, depth = self._bind(text), 0
         if node.op in ("read", "access"):
             self._lines += self._facts(node, text)
-        self._text[node.digest] = text, dtype, depth
-
-    def _as_own(self, expr: Expr) -> str:
-        text, dtype, _ = self._text[expr.digest]
-        return text if dtype == expr.dtype.value else f"(Cast {text} {quoted(expr.dtype.value)})"
+        self._written[node.digest], self._depth[node.digest] = (text, dtype), depth
 
     def _bind(self, text: str) -> str:
         name = f"$n{self._bindings}"
@@ -198,12 +210,12 @@ class TermWriter:
                 yield f"(constant {name})"
 
 
-def _own_dtype(node: Expr, operands: Sequence[str]) -> str:
-    if node.op == "const":
-        return WEAK
-    if node.row.kind is Kind.ACCESS:
-        return operands[0]
-    return node.dtype.value if node.row.result is Result.GIVEN else weak_dtype(node.row, operands)
+def _meet(names: Sequence[str]) -> str:
+    """Type in which operands meet: the promoted one, weak ones giving way."""
+    out = WEAK
+    for name in names:
+        out = _promoted(out, name)
+    return out
 
 
 def _float_text(value: float | bool) -> str:

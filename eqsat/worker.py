@@ -21,6 +21,7 @@ from eqsat.errors import EqsatError, SaturationError
 from eqsat.frozen import Frozen, Row, build
 from eqsat.saturation import Limits, Phase, PhaseReport, RuleCount, SaturationReport, Stop
 
+_PLAIN_SORTS = ("i64", "f64", "String", "bool")
 ANALYSIS = "(run-schedule (saturate (run rs-analysis)))"
 
 
@@ -240,17 +241,13 @@ def points(task: PointsTask, tell: Tell) -> list[list[tuple[str, tuple[Any, ...]
             )
     found: dict[int, list[tuple[str, tuple[Any, ...]]]] = {c: [] for c in classes}
     for op, table in tables.items():
-        if (
-            table.is_global
-            or op.endswith("Space")
-            or table.result in ("Unit", "i64", "String", "f64", "bool", "Axes", "T", "Region")
-        ):
+        if table.is_global or op.endswith("Space"):
             continue
-        if any(s not in ("i64", "String", "f64", "bool") for s in table.arguments):
-            raise SaturationError(f"a point holds numbers and strings only; {op} takes {', '.join(table.arguments)}")
-        for args, result in table.rows:
-            if result in found:
-                found[result].append((op, args))
+        here = [(args, result) for args, result in table.rows if result in found]
+        if here and any(sort not in _PLAIN_SORTS for sort in table.arguments):
+            raise SaturationError(f"expected points of numbers and strings only; {op} takes {', '.join(table.arguments)}")
+        for args, result in here:
+            found[result].append((op, args))
     return [sorted(found[c]) for c in classes]
 
 
