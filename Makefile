@@ -1,0 +1,59 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.PHONY: help
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 16
+
+.venv/base: pyproject.toml
+	@$(PYTHON) -m venv .venv || { echo "python3 has no venv module: install it (Debian: apt install python3-venv)"; exit 3; }
+	$(PY) -m pip install -q -e . && ($(CC) --version >/dev/null 2>&1 || $(PY) -m pip install -q -e '.[cpu]')
+	@touch $@
+
+.venv/test: .venv/base
+	$(PY) -m pip install -q -e '.[test]' && touch $@
+
+.PHONY: demo
+demo: .venv/base  ## optimize a real program on this CPU beside NumPy, emit the sm_90 kernels for it
+	$(PY) examples/demo.py
+
+.PHONY: test
+test: .venv/test  ## tests that need no GPU
+	$(PY) -m pytest -q -m "not device"
+
+.PHONY: check
+check: lint types imports test  ## everything that needs no GPU
+
+.PHONY: lint
+lint: .venv/test  ## ruff, formatting included
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+.PHONY: types
+types: .venv/test  ## mypy, strict
+	$(PY) -m mypy
+
+.PHONY: imports
+imports: .venv/test  ## imports run one way
+	PYTHONPATH=. .venv/bin/lint-imports --no-cache
+
+.PHONY: test-device
+test-device: .venv/test  ## tests that need a CUDA device
+	$(PY) -m pytest -q -m device
+
+.PHONY: format
+format: .venv/test  ## format the tree
+	$(PY) -m ruff check --fix-only . && $(PY) -m ruff format .
+
+.PHONY: bench
+bench: .venv/base  ## the board for the device at hand beside its baselines; writes bench/results/<device>.json
+	$(PY) -m eqsat bench --out bench/results
+
+.PHONY: tables
+tables: .venv/base  ## README tables from bench/results
+	$(PY) bench/tables.py
+
+.PHONY: wheel
+wheel: .venv/test  ## sdist and wheel
+	$(PY) -m pip install -q build && $(PY) -m build
