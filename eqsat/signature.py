@@ -146,13 +146,24 @@ def node_term(node: Expr, operands: Sequence[tuple[str, str]]) -> tuple[str, str
         if node.op == "iota" and node.dtype is not DType.I64:
             text = f"(Cast {text} {quoted(node.dtype.value)})"
         return text, {"const": WEAK, "access": dtypes[0] if dtypes else ""}.get(node.op, node.dtype.value)
+    own = [a.dtype.value for a in node.args]
+    if arithmetic(row) and node.dtype is not DType.BOOL:
+        # Truth values are cast: regrouping could else add two of them, which means `or`: m·x + n·x is not (m or n)·x.
+        for i in [i for i, d in enumerate(dtypes) if d == DType.BOOL.value]:
+            texts[i], dtypes[i] = f"(Cast {texts[i]} {quoted(node.dtype.value)})", node.dtype.value
+            own[i] = node.dtype.value
     skipped = 1 if row.result is Result.BRANCHES else 0
-    meet = _meet([a.dtype.value for a in node.args[skipped:]])
+    meet = _meet(own[skipped:])
     if _meet(dtypes[skipped:]) not in (WEAK, meet):
         for i in range(skipped, len(texts)):
             if dtypes[i] not in (WEAK, meet):
                 texts[i], dtypes[i] = f"(Cast {texts[i]} {quoted(meet)})", meet
     return operation_text(node, texts), weak_dtype(row, dtypes)
+
+
+def arithmetic(op: Op) -> bool:
+    """Return whether `op` computes with numbers; rules may assume that its operands are never bool."""
+    return op.kind in (Kind.POINTWISE, Kind.REDUCE) and op.result in (Result.PROMOTE, Result.FLOAT, Result.COUNT)
 
 
 class TermWriter:

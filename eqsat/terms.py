@@ -9,7 +9,7 @@ from eqsat.errors import DTypeError, TextError
 from eqsat.ir import Expr, Program, access, apply, const, iota, read, reduce
 from eqsat.ops import BY_CONSTRUCTOR, Kind, Op, Result
 from eqsat.sexpr import Node, read_forms
-from eqsat.signature import WEAK, operation_text, quoted, weak_dtype
+from eqsat.signature import node_term
 from eqsat.types import DType, promote
 
 Value = Expr | Callable[[DType], Expr]
@@ -36,36 +36,8 @@ def to_term(expr: Expr) -> str:
     """
     written: dict[str, tuple[str, str]] = {}
     for node in expr.walk():
-        found = [written[a.digest] for a in node.args]
-        texts, dtypes = [t for t, _ in found], [d for _, d in found]
-        if node.row.kind in (Kind.POINTWISE, Kind.REDUCE) and node.row.result is not Result.GIVEN:
-            joined = _joined(node.row, [a.dtype.value for a in node.args])
-            strong = _joined(node.row, dtypes)
-            if strong not in (WEAK, joined):
-                texts = [t if d in (WEAK, joined) else f"(Cast {t} {quoted(joined)})" for t, d in found]
-                if node.row.result is Result.BRANCHES:
-                    texts[0] = found[0][0]
-                dtypes = [d if d == WEAK else joined for d in dtypes]
-            dtype = weak_dtype(node.row, dtypes)
-        elif node.op == "const":
-            dtype = WEAK
-        else:
-            dtype = dtypes[0] if node.op == "access" else node.dtype.value
-        text = operation_text(node, texts)
-        if node.op == "iota" and node.dtype is not DType.I64:
-            text = f"(Cast {text} {quoted(node.dtype.value)})"
-        written[node.digest] = text, dtype
+        written[node.digest] = node_term(node, [written[a.digest] for a in node.args])
     return written[expr.digest][0]
-
-
-def _joined(row: Op, dtypes: Sequence[str]) -> str:
-    """Type in which the operands meet: the promoted one, constants (weak) giving way."""
-    used = dtypes[1:] if row.result is Result.BRANCHES else dtypes
-    strong = [DType(d) for d in used if d != WEAK]
-    out = strong[0] if strong else None
-    for d in strong[1:]:
-        out = promote(out, d) if out else d
-    return out.value if out else WEAK
 
 
 def from_term(term: str | Node, program: Program, *, extents: Mapping[str, int] | None = None, dtype: DType = DType.F32) -> Expr:
