@@ -91,8 +91,12 @@ class WorkerProcess:
         theirs.close()
         self._pipe: Connection[Any, Any] = ours
         self._begun = Begin(None, start_limit_s, "starting the worker")
-        self._pipe.send(options)
-        self.description: Any = self._wait(None)
+        try:
+            self._pipe.send(options)
+            self.description: Any = self._wait(None)
+        except BaseException:
+            self.kill()
+            raise
 
     @property
     def alive(self) -> bool:

@@ -193,6 +193,20 @@ def fill(pointer: int, byte: int, nbytes: int, stream: int = 0) -> None:
         _ok(cu.cuMemsetD8Async(pointer, byte, nbytes, stream), "a fill of device memory")
 
 
+def copy(to: int, origin: int, nbytes: int, stream: int = 0) -> None:
+    """Copy `nbytes` bytes of device memory on the stream."""
+    if nbytes:
+        _ok(cu.cuMemcpyDtoDAsync(to, origin, nbytes, stream), "a copy within device memory")
+
+
+def to_host(pointer: int, nbytes: int) -> bytes:
+    """Return a copy of device memory; waits for the default stream only."""
+    out = ctypes.create_string_buffer(nbytes)
+    if nbytes:
+        _ok(cu.cuMemcpyDtoH(ctypes.addressof(out), pointer, nbytes), "a copy from the GPU")
+    return out.raw
+
+
 class Stream:
     """A stream that does not wait for the legacy default stream; `handle` is what launches take."""
 
