@@ -120,7 +120,8 @@ class Rates:
 
     `read` and `copy` in bytes per ns (= GB/s); `flops` in operations per ns (= GFLOP/s) for a multiply-add path by name
     ("f32", "bf16", "tf32", …); `issue` in bytes per ns that loads can bring to registers from the nearest cache;
-    `launch_ns` the least time of a kernel that does nothing useful; `empirical` says whether they were measured here.
+    `launch_ns` the least time of a kernel that does nothing useful; `empirical` says whether they were measured here;
+    `cache_bytes` the bytes that may still be in a cache from the call before (0: unknown, so bounds assume everything is).
     """
 
     read: float
@@ -129,6 +130,7 @@ class Rates:
     issue: float
     launch_ns: float
     empirical: bool = False
+    cache_bytes: int = 0
 
     def rate(self, path: str) -> float:
         """Return the arithmetic rate of `path` (GFLOP/s); the f32 rate if the path is unknown."""

@@ -1,0 +1,107 @@
+"""Put a kernel's text together: a head that says what it is, the prelude it needs, the kernel, and the entry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from eqsat.codegen.cpu.prelude import prelude
+from eqsat.codegen.cpu.vector import ELEMENT, STORAGE, Printer
+from eqsat.codegen.kernel import BufferArg, KernelSource, Schedule, WorkspaceArg
+from eqsat.ir import Expr, Program
+
+ENTRY = "eqsat_kernel"
+COMPILERS = ("", "gcc", "zig")  # by the number in a schedule's field `compiler`; "" leaves the choice to the device
+
+
+def loop(header: str, body: Sequence[str]) -> list[str]:
+    """Return a block: `header {`, the indented body, `}`."""
+    return [f"{header} {{".strip(), *indented(body), "}"]
+
+
+def indented(lines: Sequence[str]) -> list[str]:
+    """Return the lines, each moved in by one level; preprocessor lines too."""
+    return [f"  {x}" for x in lines]
+
+
+def parallel(threads: int) -> list[str]:
+    """Return the pragma before a loop whose iterations are independent (threads 1: none; 0: all cores)."""
+    return [] if threads == 1 else ["#pragma omp parallel for"]
+
+
+def assemble(
+    printer: Printer,
+    schedule: Schedule,
+    body: Sequence[str],
+    *,
+    mask_bits: int,
+    threads: int,
+    compiler: int,
+    functions: Sequence[str] = (),
+    workspace_bytes: int = 0,
+) -> KernelSource:
+    """Return the kernel: `body` is the inside of the kernel function, `functions` are lines that go before it."""
+    program = printer.program
+    parameters = signature(printer, workspace=bool(workspace_bytes))
+    call = [f"args[{i}]" for i in range(len(parameters))]
+    kernel = [
+        *functions,
+        *loop(f"static void kernel({', '.join(parameters)})", body),
+        f"void {ENTRY}(void **args) {{ kernel({', '.join(call)}); }}",
+    ]
+    text = "\n".join(kernel)
+    head = "\n".join(f"   {line}" for line in _head(program, schedule))
+    options = ["-fno-math-errno"]
+    options += ["-fopenmp"] if threads != 1 else []
+    options += [f"compiler={COMPILERS[compiler]}"] if compiler else []
+    args: list[BufferArg | WorkspaceArg] = [BufferArg(i.name) for i in program.inputs]
+    args.append(BufferArg(program.outputs[0].name))
+    args += [WorkspaceArg()] if workspace_bytes else []
+    return KernelSource(
+        "c",
+        f"/* eqsat CPU kernel\n{head}\n*/\n{prelude(text, printer.width, mask_bits)}\n\n{text}\n",
+        ENTRY,
+        tuple(args),
+        workspace_bytes=workspace_bytes,
+        options=tuple(options),
+    )
+
+
+def signature(printer: Printer, *, workspace: bool = False) -> list[str]:
+    """Return the parameters of the kernel function: inputs, the output, and scratch memory where there is some."""
+    program = printer.program
+    out = [f"const {ELEMENT[STORAGE[i.dtype]]} *restrict {printer.pointers[i.name]}" for i in program.inputs]
+    out.append(f"{ELEMENT[STORAGE[program.outputs[0].dtype]]} *restrict {printer.out}")
+    return [*out, "char *restrict workspace"] if workspace else out
+
+
+def _head(program: Program, schedule: Schedule) -> Iterator[str]:
+    """Say what the kernel computes and how: one line for each value that is used more than once or reduced."""
+    for i in program.inputs:
+        yield f"{i.name}: {i.dtype}{list(i.shape)}"
+    output = program.outputs[0]
+    named: dict[str, str] = {}
+    uses: dict[str, int] = {}
+    for e in output.expr.walk():
+        for a in e.args:
+            uses[a.digest] = uses.get(a.digest, 0) + 1
+    for e in output.expr.walk():
+        text = _node(e, named)
+        if uses.get(e.digest, 0) > 1 and e.args or len(text) > 90:
+            name = f"v{sum(1 for v in named.values() if v.startswith('v'))}"
+            yield f"{name} = {text}"
+            text = name
+        named[e.digest] = text
+    yield f"{output.name}: {output.dtype}{list(output.axes)} = {named[output.expr.digest]}"
+    yield f"schedule: {schedule}"
+
+
+def _node(e: Expr, named: dict[str, str]) -> str:
+    args = [named[a.digest] for a in e.args]
+    if e.op == "read":
+        text = f"{e.attrs[0]}[{' '.join(a or '.' for a in e.attrs[1])}]"
+    elif e.op == "const":
+        text = str(e.attrs[0])
+    else:
+        attrs = [str(e.dtype)] if e.op == "cast" else [str(a) for a in e.attrs]
+        text = f"{e.op}({', '.join(attrs + args)})"
+    return text.replace("*/", "* /").replace("/*", "/ *")
