@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection
 from dataclasses import dataclass
 
-from eqsat.codegen.cuda.emit import assemble, parameter_names, part, refuse_illegal, stored_type, used_inputs
+from eqsat.codegen.cuda.emit import (
+    assemble,
+    literal,
+    parameter_names,
+    part,
+    refuse_illegal,
+    register_type,
+    stored_type,
+    used_inputs,
+)
 from eqsat.codegen.cuda.operand import (
     Operand,
     accumulates_in_f32,
@@ -16,10 +23,10 @@ from eqsat.codegen.cuda.operand import (
     output_joins,
     plain_read,
 )
+from eqsat.codegen.cuda.template import fill
 from eqsat.codegen.kernel import Arg, BufferArg, KernelSource, Rates, Schedule, TensorMapArg
 from eqsat.codegen.printer import is_load, print_statements
 from eqsat.codegen.problem import ContractProblem, Problem, nest
-from eqsat.codegen.cuda.emit import literal, register_type
 from eqsat.ir import Expr
 from eqsat.types import DType
 
@@ -94,7 +101,12 @@ class Wgmma:
             schedule,
             "wgmma",
             "\n".join(
-                [_wrapper(layout, schedule), part("tile.cuh"), _constants(problem, schedule, layout), _kernel(problem, schedule, layout)]
+                [
+                    _wrapper(layout, schedule),
+                    part("tile.cuh"),
+                    _constants(problem, schedule, layout),
+                    _kernel(problem, schedule, layout),
+                ]
             ),
             args=_arguments(problem, schedule, layout),
             grid=(min(super_tiles, SMS // cluster) * cluster, 1, 1),
@@ -164,9 +176,7 @@ def _statistics_refusal(problem: ContractProblem) -> str | None:
 def _staged(problem: ContractProblem) -> bool:
     """Whether the output leaves through TMA: 16-bit, rows and batches joined and aligned to 16 bytes."""
     steps = output_joins(problem)
-    return (
-        problem.output.dtype.bytes == 2 and steps is not None and steps[2] == 1 and steps[0] % 8 == 0 and steps[1] % 8 == 0
-    )
+    return problem.output.dtype.bytes == 2 and steps is not None and steps[2] == 1 and steps[0] % 8 == 0 and steps[1] % 8 == 0
 
 
 def _tile_bytes(o: Operand, rows: int) -> int:
@@ -180,7 +190,9 @@ def _shared_bytes(groups: int, slot: int, stages: int, staging: int) -> int:
 def _stages(s: WgmmaTile, slot: int, staged: bool) -> tuple[int, int]:
     """Return (stages, staging buffers): two buffers unless one makes room for a fourth stage; never more than 8 stages."""
     options = [(0, 0)] if not staged else [(2, 2 * PANEL_BYTES), (1, PANEL_BYTES)]
-    fits = [(min(8, (SHARED_LIMIT - _shared_bytes(s.groups, slot, 0, bytes_)) // (slot + 16)), count) for count, bytes_ in options]
+    fits = [
+        (min(8, (SHARED_LIMIT - _shared_bytes(s.groups, slot, 0, bytes_)) // (slot + 16)), count) for count, bytes_ in options
+    ]
     return fits[-1] if fits[0][0] < 4 <= fits[-1][0] or fits[0][0] < 3 else fits[0]
 
 
@@ -246,28 +258,6 @@ def _kernel(problem: ContractProblem, s: WgmmaTile, layout: Layout) -> str:
         ],
     }
     return fill(part("wgmma.cu"), flags, slots)
-
-
-def fill(template: str, flags: Collection[str], slots: dict[str, list[str]]) -> str:
-    """Fill a template: keep a line marked `//@flag` only if the flag is set, and put the lines of each slot at its name.
-
-    A slot that stands alone on a line takes that line's indentation; one with no lines removes it.
-    """
-    out: list[str] = []
-    for line in template.splitlines():
-        code, mark, flag = line.partition("//@")
-        if mark and flag.strip() not in flags:
-            continue
-        code = code.rstrip() if mark else line
-        indent, word = code[: len(code) - len(code.lstrip())], code.strip()
-        if word in slots:
-            out += [f"{indent}{text}" for text in slots[word]]
-            continue
-        for name, lines in slots.items():
-            if re.search(rf"\b{name}\b", code):
-                code = re.sub(rf"\b{name}\b", lambda _, text=" ".join(lines): text, code)
-        out.append(code)
-    return "\n".join(out) + "\n"
 
 
 def _combine(statistic: Expr) -> str:

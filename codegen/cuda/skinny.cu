@@ -1,0 +1,134 @@
+// Few rows: the matrix w streams once from memory straight into the fragments of mma.m16n8k16, of which w is the 16-row side and
+// x the 8-column side. Both sides may permute k alike, so lane (g, q) = (lane / 4, lane % 4) owns k = 8q .. 8q+7 of a chunk of 32.
+constexpr int CHUNKS = (K + 31) / 32, SHARE = (CHUNKS + CK - 1) / CK;       // chunks of k in all, and of one block of the cluster
+constexpr int WARPS = WN * WK, THREADS = WARPS * 32, STEP = WK * DEPTH;
+constexpr int MT = (M + 7) / 8, PAIRS = NT / 2, SLAB = WN * NT * 8;         // SLAB: columns of one cluster
+constexpr int X_PITCH = (SHARE | 1) * 64;                                   // bytes; odd multiples of 64 keep banks apart
+constexpr int PITCH = SLAB + 4, PART = COUNT * MT * 8 * PITCH;              // partial sums of one warp row, in floats
+constexpr int SEGMENTS = M < WARPS ? WARPS / M : 1;                         // warps that stage one row of x together
+constexpr bool EVEN = CHUNKS % (CK * STEP) == 0;
+
+//@begin n_major
+// One chunk of w, 32 of k by NT*8 contiguous columns: lane (g, q) holds 8 columns, 64t + 8g .., of each of its 8 rows of k.
+struct Chunk {
+  Raw<16> v[NT / 8][8];
+  DEV void load(const T* w, int k, int n, int g, int q) {
+    UNROLL for (int t = 0; t < NT / 8; ++t)
+      UNROLL for (int r = 0; r < 8; ++r) {
+        const int row = k + 8 * q + r;
+        if (K % 32 == 0 || row < K) v[t][r] = load_raw<16, HINT>(w + (i64)row * W_STRIDE + min(n + 64 * t + 8 * g, N - 8));
+        else v[t][r] = zero_raw<16>();
+      }
+  }
+  // Columns 64t + 8g + 2i and + 1 become rows g and g + 8 of the fragment.
+  DEV void fragment(u32 (&a)[4], int pair, int j) const {
+    const int t = pair / 4, i = pair % 4;
+    a[0] = __byte_perm(v[t][4 * j].w[i], v[t][4 * j + 1].w[i], 0x5410);
+    a[1] = __byte_perm(v[t][4 * j].w[i], v[t][4 * j + 1].w[i], 0x7632);
+    a[2] = __byte_perm(v[t][4 * j + 2].w[i], v[t][4 * j + 3].w[i], 0x5410);
+    a[3] = __byte_perm(v[t][4 * j + 2].w[i], v[t][4 * j + 3].w[i], 0x7632);
+  }
+  DEV static int column(int pair, int g, int upper) { return 64 * (pair / 4) + 8 * g + 2 * (pair % 4) + upper; }
+};
+//@end
+//@begin k_major
+// One chunk of w, NT*8 columns by 32 contiguous k: lane (g, q) holds its 8 of k of the columns 8t + g.
+struct Chunk {
+  Raw<16> v[NT];
+  DEV void load(const T* w, int k, int n, int g, int q) {
+    UNROLL for (int t = 0; t < NT; ++t) {
+      if (K % 32 == 0 || k + 8 * q < K) v[t] = load_raw<16, HINT>(w + (i64)min(n + 8 * t + g, N - 1) * W_STRIDE + k + 8 * q);
+      else v[t] = zero_raw<16>();
+    }
+  }
+  DEV void fragment(u32 (&a)[4], int pair, int j) const {
+    a[0] = v[2 * pair].w[2 * j]; a[1] = v[2 * pair + 1].w[2 * j]; a[2] = v[2 * pair].w[2 * j + 1]; a[3] = v[2 * pair + 1].w[2 * j + 1];
+  }
+  DEV static int column(int pair, int g, int upper) { return 16 * pair + g + 8 * upper; }
+};
+//@end
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)               //@alone
+extern "C" __global__ void __cluster_dims__(CK, 1, 1) __launch_bounds__(THREADS, BLOCKS)  //@cluster
+eqsat_kernel(PARAMETERS) {
+  extern __shared__ u8 raw[];
+  u8* const xs = raw;                                                       // x of this block's share of k, then the partial sums
+  float* const part = (float*)raw;
+  float* const stats = (float*)(raw + STATS_AT);                            //@statistics
+  const int warp = threadIdx.x / 32, lane = lane_id(), g = lane / 4, q = lane % 4, wk = warp / WN, wn = warp % WN;
+  const int rank = cluster_rank();                                          //@cluster
+  constexpr int rank = 0;                                                   //@alone
+  const int batch = blockIdx.y, n0 = blockIdx.x / CK * SLAB, k0 = rank * SHARE * 32;
+  const int mine = EVEN ? SHARE : min(SHARE, CHUNKS - rank * SHARE), n = n0 + wn * NT * 8;
+
+  Chunk w[DEPTH][COUNT];                                                        // the first chunks are on their way before x is
+  UNROLL for (int d = 0; d < DEPTH; ++d)
+    if (EVEN || wk + d * WK < mine) { LOAD_FIRST }
+
+  for (int task = warp; task < M * SEGMENTS; task += WARPS) {               // x: a warp takes a row, or a segment of one
+    constexpr int LENGTH = (SHARE * 32 / VECTOR + SEGMENTS - 1) / SEGMENTS;
+    const int m = task / SEGMENTS, begin = task % SEGMENTS * LENGTH, end = min(begin + LENGTH, mine * (32 / VECTOR));
+    INIT
+    for (int v = begin + lane; v < end; v += 32) {
+      const int k = k0 + v * VECTOR;
+      float value[VECTOR] = {};
+      if (K % 32 == 0 || k < K) {
+        STAGE
+      }
+      *(Raw<VECTOR * 2>*)(xs + m * X_PITCH + v * VECTOR * 2) = Pack<T>::from<VECTOR>(value);  //@vector
+      *(u16*)(xs + m * X_PITCH + v * 2) = (u16)Pack<T>::from<1>(value).w[0];                   //@scalar
+    }
+    REDUCE_ROW
+  }
+  __syncthreads();
+
+  float acc[COUNT][PAIRS][MT][4] = {};
+  for (int c = wk; c < mine; c += STEP)
+    UNROLL for (int d = 0; d < DEPTH; ++d) {
+      const int here = c + d * WK;
+      if (EVEN || here < mine) {
+        Raw<16> x[MT];
+        UNROLL for (int t = 0; t < MT; ++t) x[t] = *(const Raw<16>*)(xs + (t * 8 + g) * X_PITCH + here * 64 + q * 16);
+        UNROLL for (int s = 0; s < COUNT; ++s)
+          UNROLL for (int p = 0; p < PAIRS; ++p)
+            UNROLL for (int j = 0; j < 2; ++j) {
+              u32 a[4];
+              w[d][s].fragment(a, p, j);
+              UNROLL for (int t = 0; t < MT; ++t) MMA(acc[s][p][t], a[0], a[1], a[2], a[3], x[t].w[2 * j], x[t].w[2 * j + 1]);
+            }
+      }
+      if (here + STEP < mine) { LOAD_NEXT }
+    }
+  __syncthreads();
+
+  UNROLL for (int s = 0; s < COUNT; ++s)                                    // every warp row leaves its sums
+    UNROLL for (int p = 0; p < PAIRS; ++p)
+      UNROLL for (int t = 0; t < MT; ++t)
+        UNROLL for (int i = 0; i < 4; ++i)
+          part[wk * PART + (s * MT * 8 + t * 8 + 2 * q + (i & 1)) * PITCH + wn * NT * 8 + Chunk::column(p, g, i >> 1)] = acc[s][p][t][i];
+  __syncthreads();
+  constexpr int POSITIONS = M * SLAB / 2;                                   // pairs of neighbouring columns
+  for (int i = threadIdx.x; i < POSITIONS; i += THREADS)                    //@cluster
+    UNROLL for (int s = 0; s < COUNT; ++s)                                  //@cluster
+      UNROLL for (int e = 0; e < 2; ++e) {                                  //@cluster
+        const int at = (s * MT * 8 + i / (SLAB / 2)) * PITCH + i % (SLAB / 2) * 2 + e;  //@cluster
+        float sum = 0.f;                                                    //@cluster
+        UNROLL for (int r = 0; r < WK; ++r) sum += part[r * PART + at];     //@cluster
+        part[at] = sum;                                                     //@cluster
+      }                                                                     //@cluster
+  cluster_sync();                                                           //@cluster
+  for (int i = threadIdx.x + rank * THREADS; i < POSITIONS; i += CK * THREADS) {
+    const int y_row = i / (SLAB / 2), column = i % (SLAB / 2) * 2, y_col = n0 + column;
+    float sum[COUNT][2] = {};
+    UNROLL for (int s = 0; s < COUNT; ++s)
+      UNROLL for (int r = 0; r < ROUNDS; ++r)
+        UNROLL for (int e = 0; e < 2; ++e) {
+          const int at = (s * MT * 8 + y_row) * PITCH + column + e;
+          sum[s][e] += part[r * PART + at];                                 //@alone
+          sum[s][e] += peer_value(part + at, r);                            //@cluster
+        }
+    TOTAL
+    EPILOGUE
+  }
+  cluster_sync();                                                           //@cluster
+}

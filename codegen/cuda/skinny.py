@@ -1,0 +1,235 @@
+"""The skinny family: few rows times a big matrix, at the rate at which the matrix can be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from eqsat.codegen.cuda.emit import assemble, parameter_names, parameters, part, refuse_illegal, stored_type
+from eqsat.codegen.cuda.operand import (
+    MATRIX_DTYPES,
+    Operand,
+    accumulates_in_f32,
+    axis_names,
+    epilogue,
+    operand,
+    plain_read,
+    vector_code,
+)
+from eqsat.codegen.cuda.template import fill
+from eqsat.codegen.kernel import KernelSource, Rates, Schedule
+from eqsat.codegen.problem import ContractProblem, Problem, nest
+from eqsat.types import DType
+
+SHARED_LIMIT = 232448  # bytes a block may ask for on sm_90; sm_86 and sm_89 give the least of the mma parts, 99 KB
+SHARED_EVERYWHERE = 101376
+MAX_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class SkinnyTile(Schedule):
+    """How a block divides its columns and k among its warps.
+
+    A warp takes `nt` tiles of 8 columns; `wn` warps lie side by side, `wk` split k, and so do the `ck` blocks of a cluster;
+    `depth` chunks of 32 k are on their way for each warp; `hint` is the cache policy of the big matrix's loads (an enumerator
+    of the prelude); `blocks` of them are to fit on one multiprocessor.
+    """
+
+    nt: int
+    wn: int
+    wk: int
+    ck: int
+    depth: int
+    hint: int
+    blocks: int
+
+
+class Skinny:
+    """Contractions of few rows with bf16 or f16 operands, by mma.sync (sm_80 and later; clusters need sm_90)."""
+
+    name = "skinny"
+    schedules: tuple[type[Schedule], ...] = (SkinnyTile,)
+
+    def legal(self, problem: Problem, schedule: Schedule) -> str | None:
+        """Return why the schedule cannot serve the problem, or None."""
+        if not isinstance(problem, ContractProblem) or not isinstance(schedule, SkinnyTile):
+            return "it serves contractions with a SkinnyTile"
+        return _problem_refusal(problem) or _schedule_refusal(problem, schedule)
+
+    def emit(self, problem: Problem, schedule: Schedule) -> KernelSource:
+        """Return the source."""
+        refuse_illegal(self.legal(problem, schedule), schedule)
+        assert isinstance(problem, ContractProblem) and isinstance(schedule, SkinnyTile)
+        batch, _, n, _ = problem.shape
+        shared = _shared_bytes(problem, schedule)
+        return assemble(
+            problem.program,
+            schedule,
+            "skinny",
+            "\n".join([part("tile.cuh"), _constants(problem, schedule), _kernel(problem, schedule)]),
+            grid=(-(-n // (schedule.wn * schedule.nt * 8)) * schedule.ck, batch, 1),
+            block=schedule.wn * schedule.wk * 32,
+            cluster=schedule.ck,
+            shared_bytes=shared,
+            requires="sm_90" if schedule.ck > 1 or shared > SHARED_EVERYWHERE else "sm_80",
+        )
+
+    def bound_ns(self, problem: Problem, rates: Rates) -> float:
+        """Return the time that memory or the tensor cores need at the least."""
+        assert isinstance(problem, ContractProblem)
+        return max(problem.program.bytes / rates.read, problem.flops / rates.rate("bf16")) + rates.launch_ns
+
+
+def _matrices(problem: ContractProblem) -> tuple[Operand, ...] | str:
+    found: list[Operand] = []
+    for c in problem.contractions:
+        b = operand(problem, c.b, problem.n)
+        if isinstance(b, str):
+            return b
+        found.append(b)
+    return tuple(found)
+
+
+def _problem_refusal(problem: ContractProblem) -> str | None:
+    """Refuse what no schedule can serve."""
+    batch, m, n, k = problem.shape
+    if not 1 <= m <= MAX_ROWS or min(n, k, batch) < 1 or batch > 65535:
+        return f"it serves 1 to {MAX_ROWS} rows (and up to 65535 batches); got {m}"
+    if refusal := accumulates_in_f32(problem):
+        return refusal
+    found = _matrices(problem)
+    if isinstance(found, str):
+        return found
+    first = found[0]
+    if any((b.dtype, b.k_major, b.k_stride, b.row_stride, b.batch_stride) != (
+        first.dtype, first.k_major, first.k_stride, first.row_stride, first.batch_stride) for b in found):  # fmt: skip
+        return "its big matrices differ in dtype or layout"
+    if not first.aligned(8) or (k if first.k_major else n) % 8:
+        return "the big matrix is loaded 16 bytes at a time, so its rows must be multiples of 8 elements"
+    a = problem.contractions[0].a
+    if (plain_read(a) or a).dtype is not first.dtype:
+        return f"its operands are {a.dtype} and {first.dtype}"
+    if any(s.dtype.accumulator is not DType.F32 for s in problem.statistics):
+        return "a row statistic is not computed in f32"
+    return None
+
+
+def _schedule_refusal(problem: ContractProblem, s: SkinnyTile) -> str | None:
+    found = _matrices(problem)
+    assert not isinstance(found, str)
+    if min(s.nt, s.wn, s.wk, s.depth, s.blocks) < 1 or s.nt % (2 if found[0].k_major else 8):
+        return "a warp takes an even number of column tiles (a multiple of 8 where the columns are contiguous)"
+    if s.wn * s.wk > 32 or s.ck not in (1, 2, 4, 8) or not 0 <= s.hint <= 3:
+        return "a block has at most 32 warps and a cluster 1, 2, 4 or 8 blocks"
+    chunks = -(-problem.shape[3] // 32)
+    if -(-chunks // s.ck) * (s.ck - 1) >= chunks:
+        return f"{chunks} chunks of k do not give every one of {s.ck} blocks its share"
+    registers = len(found) * s.nt * (2 * -(-problem.shape[1] // 8) + 4 * s.depth)
+    if registers > min(224, 65536 // (s.wn * s.wk * 32 * s.blocks) - 24):
+        return f"{registers} registers of operands and sums a thread do not fit beside {s.blocks} blocks of {s.wn * s.wk} warps"
+    shared = _shared_bytes(problem, s)
+    if shared * s.blocks + 1024 * s.blocks > SHARED_LIMIT + 1024:
+        return f"{s.blocks} blocks with {shared} bytes of shared memory do not fit on one multiprocessor"
+    return None
+
+
+def _stats_at(problem: ContractProblem, s: SkinnyTile) -> int:
+    """Bytes of the region that x and later the partial sums use; the statistics lie behind it."""
+    _, m, _, k = problem.shape
+    rows = -(-m // 8) * 8
+    share = -(-(-(-k // 32)) // s.ck)
+    parts = s.wk * len(problem.contractions) * rows * (s.wn * s.nt * 8 + 4) * 4
+    return max(rows * (share | 1) * 64, parts)
+
+
+def _segments(problem: ContractProblem, s: SkinnyTile) -> int:
+    return max(1, s.wn * s.wk // problem.shape[1])
+
+
+def _shared_bytes(problem: ContractProblem, s: SkinnyTile) -> int:
+    return _stats_at(problem, s) + 4 * len(problem.statistics) * problem.shape[1] * _segments(problem, s)
+
+
+def _constants(problem: ContractProblem, s: SkinnyTile) -> str:
+    _, m, n, k = problem.shape
+    found = _matrices(problem)
+    assert not isinstance(found, str)
+    big = found[0]
+    values = {
+        "M": m, "N": n, "K": k, "COUNT": len(found), "NT": s.nt, "WN": s.wn, "WK": s.wk, "CK": s.ck, "DEPTH": s.depth,
+        "HINT": s.hint, "BLOCKS": s.blocks, "ROUNDS": s.ck if s.ck > 1 else s.wk, "VECTOR": 8 if k % 8 == 0 else 1,
+        "STATS_AT": _stats_at(problem, s),
+    }  # fmt: skip
+    lines = [f"constexpr int {name} = {value};" for name, value in values.items()]
+    lines.append(f"constexpr i64 W_STRIDE = {big.row_stride if big.k_major else big.k_stride};")
+    return "\n".join([*lines, f"using T = {stored_type(big.dtype)};"])
+
+
+def _kernel(problem: ContractProblem, s: SkinnyTile) -> str:
+    found = _matrices(problem)
+    assert not isinstance(found, str)
+    k_major = found[0].k_major
+    flags = {
+        "k_major" if k_major else "n_major",
+        "cluster" if s.ck > 1 else "alone",
+        "vector" if problem.shape[3] % 8 == 0 else "scalar",
+        *(["statistics"] if problem.statistics else []),
+    }
+    accumulators = [f"sum[{c}][e]" for c in range(len(problem.contractions))]
+    statistics = [f"stat{j}" for j in range(len(problem.statistics))]
+    slots = {
+        "PARAMETERS": [parameters(problem.program)],
+        "LOAD_FIRST": _loads(problem, "k0 + (wk + d * WK) * 32"),
+        "LOAD_NEXT": _loads(problem, "k0 + (here + STEP) * 32"),
+        "INIT": [f"float part{j} = {_combine(problem, j)}::neutral();" for j in range(len(problem.statistics))],
+        "STAGE": _stage(problem),
+        "REDUCE_ROW": _reduce_row(problem),
+        "TOTAL": _total(problem, s),
+        "EPILOGUE": epilogue(problem, accumulators, statistics),
+        "MMA": ["mma16816_f16" if found[0].dtype is DType.F16 else "mma16816"],
+    }
+    return fill(part("skinny.cu"), flags, slots)
+
+
+def _combine(problem: ContractProblem, index: int) -> str:
+    return problem.statistics[index].op.capitalize()
+
+
+def _loads(problem: ContractProblem, k: str) -> list[str]:
+    found = _matrices(problem)
+    assert not isinstance(found, str)
+    names = parameter_names(problem.program)
+    offsets = [f" + (i64)batch * {b.batch_stride}" if b.batch_stride else "" for b in found]
+    return [f"w[d][{c}].load({names[b.name]}{o}, {k}, n, g, q);" for c, (b, o) in enumerate(zip(found, offsets, strict=True))]
+
+
+def _stage(problem: ContractProblem) -> list[str]:
+    """Print how elements `k` … `k + VECTOR - 1` of row `m` of the left operand are made, and what the statistics take of them."""
+    groups = {"batch": problem.batch, "m": problem.m}
+    extents = problem.program.extents
+    names = axis_names({**groups, "k": problem.k}, extents)
+    moved = axis_names({**groups, "(k + e)": problem.k}, extents)
+    results = [("value[e] = {};", problem.contractions[0].a)]
+    results += [
+        (f"part{j} = {_combine(problem, j)}::of(part{j}, {{}});", nest(e)[1]) for j, e in enumerate(problem.statistics)
+    ]
+    return vector_code(problem.program, results, {}, names, moved, problem.k, 8 if problem.shape[3] % 8 == 0 else 1)
+
+
+def _reduce_row(problem: ContractProblem) -> list[str]:
+    out: list[str] = []
+    for j in range(len(problem.statistics)):
+        step = f"part{j} = {_combine(problem, j)}::of(part{j}, __shfl_xor_sync(~0u, part{j}, o));"
+        out.append(f"UNROLL for (int o = 16; o; o /= 2) {step}")
+        out.append(f"if (lane == 0) stats[{j} * M * SEGMENTS + task] = part{j};")
+    return out
+
+
+def _total(problem: ContractProblem, s: SkinnyTile) -> list[str]:
+    out: list[str] = []
+    for j in range(len(problem.statistics)):
+        at = f"stats + ({j} * M + y_row) * SEGMENTS + v"
+        value = f"peer_value({at}, r)" if s.ck > 1 else f"*({at})"
+        op = _combine(problem, j)
+        out.append(f"float stat{j} = {op}::neutral();")
+        out.append(f"for (int r = 0; r < CK; ++r) UNROLL for (int v = 0; v < SEGMENTS; ++v) stat{j} = {op}::of(stat{j}, {value});")
+    return out
