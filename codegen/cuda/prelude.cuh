@@ -151,6 +151,13 @@ template <int BYTES, int HINT> DEV void store_raw(void* p, const Raw<BYTES>& r) 
 // One element at p, as a value; and a value to p.
 template <class T> DEV typename Value<T>::type load_one(const T* p) { return Element<T>::get(load_raw<(int)sizeof(T), PLAIN>(p), 0); }
 template <class T, class V> DEV void store_one(T* p, V v) { const V a[1] = {v}; store_raw<(int)sizeof(T), PLAIN>(p, Pack<T>::template from<1>(a)); }
+// One element of shared memory. A 16-bit float goes there and back unrounded, since it came from such a buffer.
+DEV float shared_value(const bf16& p) { return bf16_lo(p.bits); }
+DEV float shared_value(const f16& p) { return f16_value(p.bits); }
+template <class T> DEV T shared_value(const T& p) { return p; }
+DEV void put_shared(bf16& p, float v) { p.bits = (u16)pack_bf16(v, 0.f); }
+DEV void put_shared(f16& p, float v) { p.bits = (u16)pack_f16(v, 0.f); }
+template <class T> DEV void put_shared(T& p, T v) { p = v; }
 
 // ---- 3 ids, barriers, shuffles ----------------------------------------------------------------------------------
 DEV int lane_id() { return threadIdx.x % 32; }
