@@ -286,20 +286,24 @@ def quick_pointer(
 
     It knows only arrays of the library of `like`, and costs well under 1 µs.
     """
-    library, kind = library_of(like), type(like)
+    library = library_of(like)
     shapes = [shape for shape, _ in specs]
     if library == "torch":
         torch = sys.modules["torch"]
         dtypes = [getattr(torch, dtype.numpy.name) for _, dtype in specs]
+        tensor, strided = torch.Tensor, torch.strided
 
         def torch_pointer(array: Any, i: int) -> int | None:
-            if type(array) is not kind or array.dtype is not dtypes[i] or array.shape != shapes[i]:
+            if not isinstance(array, tensor) or array.dtype is not dtypes[i] or array.shape != shapes[i]:
                 return None
-            return int(array.data_ptr()) if array.is_contiguous() and array.get_device() == device_index else None
+            if array.layout is not strided or array.get_device() != device_index or not array.is_contiguous():
+                return None
+            return int(array.data_ptr())
 
         return torch_pointer
     if library == "cupy":
         raw = [cupy_dtype(dtype, like) for _, dtype in specs]
+        kind = type(like)
 
         def cupy_pointer(array: Any, i: int) -> int | None:
             if type(array) is not kind or array.dtype != raw[i] or array.shape != shapes[i]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from threading import Lock
 from typing import Any
 
 from eqsat.codegen.cuda import driver
@@ -58,6 +59,7 @@ class CudaRunner:
         self._remembered = remembered
         self._replays: OrderedDict[tuple[int, ...], Replay] = OrderedDict()
         self._scratch: dict[int, Scratch] = {}
+        self._lock = Lock()
         self._doors: dict[type, _Door] = {}
 
     def __call__(self, *arrays: Any, stream: Any = None, out: Any = None) -> Any:
@@ -66,7 +68,7 @@ class CudaRunner:
             names = ", ".join(f"{i.name}: {i.dtype}{list(i.shape)}" for i in self._inputs)
             raise UsageError(f"expected {len(self._inputs)} arguments ({names}); got {len(arrays)}.")
         like = arrays[0] if arrays else out
-        door = self._doors.get(type(like)) or self._open(like)
+        door = self._doors.get(type(like)) or self._open(like, arrays)
         handle = door.stream() if stream is None else stream_handle(stream)
         read = door.read
         pointers = [read(a, i) for i, a in enumerate(arrays)]
@@ -76,13 +78,25 @@ class CudaRunner:
             scope: AbstractContextManager[Any] = nullcontext() if stream is None else door.on_stream(handle)
             with scope:
                 made = self._made(door, pointers)
-        key = (handle, *pointers)
-        replay = self._replays.get(key) or self._bind(key)
-        try:
-            replay(handle)
-        except DriverFaultError as fault:
-            self._retry(fault, replay, handle)
+        with self._lock:  # a graph must not get another call's pointers between its look-up and its launch
+            self._launch((handle, *pointers))
         return made
+
+    def _launch(self, key: tuple[int, ...]) -> None:
+        """Launch on the stream key[0] with the pointers key[1:], packed now or on an earlier call."""
+        replay = self._replays.get(key)
+        if replay is None:
+            replay = self._bind(key)
+        else:
+            self._replays.move_to_end(key)
+        try:
+            replay(key[0])
+        except DriverFaultError as fault:
+            # a thread that made no CUDA call yet has no current context, or another GPU's
+            if fault.code not in ("CUDA_ERROR_INVALID_CONTEXT", "CUDA_ERROR_INVALID_HANDLE"):
+                raise
+            with driver.current_context(self._context):
+                replay(key[0])
 
     def _made(self, door: _Door, pointers: list[int]) -> Any:
         made = [allocate() for allocate in door.allocate]
@@ -100,13 +114,6 @@ class CudaRunner:
             pointers.append(info.pointer)
         return out
 
-    def _retry(self, fault: DriverFaultError, replay: Replay, handle: int) -> None:
-        """Launch again with our context current: a thread that made no CUDA call yet has none, or another GPU's."""
-        if fault.code not in ("CUDA_ERROR_INVALID_CONTEXT", "CUDA_ERROR_INVALID_HANDLE"):
-            raise fault
-        with driver.current_context(self._context):
-            replay(handle)
-
     def _bind(self, key: tuple[int, ...]) -> Replay:
         """Pack the arguments for these pointers, and capture them if the plan runs as a graph."""
         stream, *pointers = key
@@ -115,34 +122,31 @@ class CudaRunner:
             if scratch is None:
                 scratch = self._scratch[stream] = self._steps.scratch(scratch_bytes(self.executable), stream)
             launches = self._steps.bind(dict(zip(self._names, pointers, strict=True)), scratch)
-            replay: Replay
             if len(launches) == 1:
-                replay = launches[0]
-            elif not self._graph or driver.is_capturing(
-                stream
-            ):  # a capture in a capture: let the caller's graph take the launches
+                replay: Replay = launches[0]
+            elif not self._graph:
                 replay = _Sequence(launches)
-                if self._graph:
-                    return replay
+            elif driver.is_capturing(stream):
+                return _Sequence(launches)  # the caller captures a graph of his own: it takes the launches one by one
             else:
                 replay = self._captured(launches)
-        self._replays[key] = replay
-        while len(self._replays) > self._remembered:
+        while len(self._replays) >= self._remembered:
             self._replays.popitem(last=False)
+        self._replays[key] = replay
         return replay
 
     def _captured(self, launches: Sequence[driver.Launch]) -> Graph:
-        """Return a graph of the launches: the oldest one with new arguments if the memory of pointers is full."""
+        """Return a graph of the launches: the least recently used one with new arguments if the memory of pointers is full."""
         if len(self._replays) >= self._remembered:
             _, oldest = self._replays.popitem(last=False)
             if isinstance(oldest, Graph) and oldest.update(launches, self._capture):
                 return oldest
         return Graph(launches, self._capture)
 
-    def _open(self, like: Any) -> _Door:
-        door = _Door(self, like)
-        if like is not None:
-            self._doors[type(like)] = door
+    def _open(self, like: Any, arrays: Sequence[Any]) -> _Door:
+        if arrays:
+            self.check(arrays[0], 0)  # what is wrong with the array comes before what its library lacks
+        door = self._doors[type(like)] = _Door(self, like)
         return door
 
     def check(self, array: Any, index: int) -> int:

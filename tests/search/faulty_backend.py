@@ -40,7 +40,7 @@ class FaultyBackend:
             if behaviour == "crash":
                 os.kill(os.getpid(), signal.SIGSEGV)
             if behaviour == "exit":
-                print("last words of the worker", flush=True)
+                os.write(1, b"last words of the worker")
                 os._exit(7)
             if behaviour == "hang":
                 time.sleep(60)
@@ -55,7 +55,9 @@ class FaultyBackend:
                     yield Begin(index, 5.0, "timing alone")
                 raise StickyError("a fault while timing")
         for index, ns in times.items():
-            yield Finished(index, Trial("ok", GOOD, Measurement(ns, ns, ns, (ns,)), note=f"verified by this worker: {self.verified}"))
+            yield Finished(
+                index, Trial("ok", GOOD, Measurement(ns, ns, ns, (ns,)), note=f"verified by this worker: {self.verified}")
+            )
 
     def echo(self, value):
         yield Begin(None, 5.0, "echo")
