@@ -32,29 +32,23 @@ class Index:
         return Index("const", value=value)
 
     def __add__(self, other: Index) -> Index:
-        if self.op == "const" and other.op == "const":
-            return Index.const(self.value + other.value)
-        if self.op == "const" and self.value == 0:
-            return other
-        if other.op == "const" and other.value == 0:
-            return self
-        return Index("add", args=(self, other))
+        return _total([*_terms(self), *_terms(other)])
 
     def __mul__(self, factor: int) -> Index:
-        if factor == 1:
-            return self
-        if factor == 0 or self.op == "const":
-            return Index.const(self.value * factor if self.op == "const" else 0)
-        return Index("mul", value=factor, args=(self,))
+        return _total([(base, factor * count) for base, count in _terms(self)])
 
     def __floordiv__(self, divisor: int) -> Index:
         if divisor == 1:
             return self
+        if self.op == "div":
+            return Index("div", value=self.value * divisor, args=self.args)
         return Index.const(self.value // divisor) if self.op == "const" else Index("div", value=divisor, args=(self,))
 
     def __mod__(self, divisor: int) -> Index:
         if divisor == 1:
             return Index.const(0)
+        if self.op == "mod" and self.value % divisor == 0:
+            return self.args[0] % divisor
         return Index.const(self.value % divisor) if self.op == "const" else Index("mod", value=divisor, args=(self,))
 
     @property
@@ -97,7 +91,7 @@ class Index:
                 return low // self.value, high // self.value
             case _:
                 low, high = self.args[0].bounds(extents)
-                return (low, high) if 0 <= low and high < self.value else (0, self.value - 1)
+                return (low, high) if low >= 0 and high < self.value else (0, self.value - 1)
 
     def simplify(self, extents: Mapping[str, int]) -> Index:
         """Return an equal expression with divisions and remainders removed where the extents allow it."""
@@ -110,7 +104,7 @@ class Index:
             return parts[0] * self.value
         whole, rest = _divisible(parts[0], self.value)
         low, high = rest.bounds(extents)
-        if 0 <= low and high < self.value:
+        if low >= 0 and high < self.value:
             return whole if self.op == "div" else rest
         if self.op == "div":
             return whole + rest // self.value
@@ -132,6 +126,40 @@ class Index:
                 return f"(% {self.args[0]} {self.value})"
 
 
+def _terms(index: Index) -> list[tuple[Index, int]]:
+    """Return the summands of `index`, each with its factor; constants are summands of base 1."""
+    match index.op:
+        case "add":
+            return [t for a in index.args for t in _terms(a)]
+        case "mul":
+            return [(base, count * index.value) for base, count in _terms(index.args[0])]
+        case "const":
+            return [(_ONE, index.value)]
+        case _:
+            return [(index, 1)]
+
+
+def _total(terms: list[tuple[Index, int]]) -> Index:
+    """Return the sum of `terms` with like terms joined, the constant last: equal sums become equal trees."""
+    counts: dict[Index, int] = {}
+    for base, count in terms:
+        counts[base] = counts.get(base, 0) + count
+    for base in list(counts):  # c*(x // c) + x % c = x, which joins again what a reshape split
+        if base.op == "mod" and counts[base]:
+            whole, count = base.args[0] // base.value, counts[base]
+            if whole.op == "div" and counts.get(whole) == count * base.value:
+                counts[base] = counts[whole] = 0
+                return _total([*counts.items(), *((b, c * count) for b, c in _terms(base.args[0]))])
+    constant = counts.pop(_ONE, 0)
+    parts = [b if c == 1 else Index("mul", value=c, args=(b,)) for b, c in counts.items() if c]
+    if constant or not parts:
+        parts.append(Index.const(constant))
+    out = parts[0]
+    for part in parts[1:]:
+        out = Index("add", args=(out, part))
+    return out
+
+
 def _divisible(index: Index, divisor: int) -> tuple[Index, Index]:
     """Split index = divisor * whole + rest, moving every summand with a factor of `divisor` into `whole`."""
     if index.op == "add":
@@ -142,6 +170,9 @@ def _divisible(index: Index, divisor: int) -> tuple[Index, Index]:
     if index.op == "const":
         return Index.const(index.value // divisor), Index.const(index.value % divisor)
     return Index.const(0), index
+
+
+_ONE = Index("const", value=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +193,7 @@ class AccessMap:
     def is_total(self, old: Mapping[str, int]) -> bool:
         """Whether no read leaves the ranges `old` (extents of the axes replaced)."""
         new = dict(self.extents)
-        return all(0 <= low and high < old[axis] for axis, e in self.entries for low, high in [e.bounds(new)])
+        return all(low >= 0 and high < old[axis] for axis, e in self.entries for low, high in [e.bounds(new)])
 
     def __str__(self) -> str:
         body = " ".join(f"({axis} {index})" for axis, index in self.entries)
