@@ -33,6 +33,8 @@ MACROS: Mapping[str, Signature] = {
     "same-axes": (("T", "T"), ""),
     "within": (("T", "T"), ""),
     "float": (("T",), ""),
+    "typed": (("T",), ""),
+    "numeric": (("T",), ""),
     "same-dtype": (("T", "T"), ""),
 }
 """Guards that the loader writes out as facts about axes and dtypes."""
@@ -249,6 +251,10 @@ def expand(guards: Sequence[Node]) -> tuple[Node, ...]:
             case "float", (a,):
                 d = analysis("dtype", a)
                 out += [listed("!=", d, Node("string", i), at=g) for i in ("i32", "i64", "bool")]
+            case "typed", (a,):
+                out.append(listed("!=", analysis("dtype", a), Node("string", "weak"), at=g))
+            case "numeric", (a,):
+                out.append(listed("!=", analysis("dtype", a), Node("string", "bool"), at=g))
             case "same-dtype", (a, b):
                 out.append(listed("=", analysis("dtype", a), analysis("dtype", b), at=g))
             case _:
