@@ -247,9 +247,7 @@ def epilogue(problem: ContractProblem, accumulators: Sequence[str], statistics: 
     moved = _position(problem, "row", "(col + e)" if n % 2 == 0 else f"min(col + e, {n - 1})")
     at_hand = {c.node: a for c, a in zip(problem.contractions, accumulators, strict=True)}
     at_hand |= dict(zip(problem.statistics, statistics, strict=True))
-    body = vector_code(
-        problem.program, [(staged or "y[e] = {};", problem.output.expr)], at_hand, names, moved, problem.n, 2
-    )
+    body = vector_code(problem.program, [(staged or "y[e] = {};", problem.output.expr)], at_hand, names, moved, problem.n, 2)
     clamp = [f"const int row = min(y_row, {m - 1}), col = min(y_col, {ends});"] if _mentions(body, ("row", "col")) else []
     return clamp + (body if staged else ["float y[2];", *body, *_direct_store(problem)])
 
@@ -268,9 +266,7 @@ def _direct_store(problem: ContractProblem) -> list[str]:
     joins = output_joins(problem)
     at = output_offset(problem, _position(problem, "y_row", "y_col"))
     if joins is not None and n % 2 == 0 and joins[2] == 1 and joins[0] % 2 == 0 and joins[1] % 2 == 0:
-        return [
-            f"if (y_row < {m} && y_col < {n}) store_raw<{2 * out.dtype.bytes}, PLAIN>(out + {at}, Pack<{t}>::from<2>(y));"
-        ]
+        return [f"if (y_row < {m} && y_col < {n}) store_raw<{2 * out.dtype.bytes}, PLAIN>(out + {at}, Pack<{t}>::from<2>(y));"]
     second = output_offset(problem, _position(problem, "y_row", "(y_col + 1)"))
     return [
         f"if (y_row < {m} && y_col < {n}) store_one(out + {at}, y[0]);",

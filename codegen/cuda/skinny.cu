@@ -130,5 +130,5 @@ eqsat_kernel(PARAMETERS) {
     TOTAL
     EPILOGUE
   }
-  cluster_sync();                                                           //@cluster
+  cluster_leave();                                                          //@cluster
 }

@@ -118,8 +118,8 @@ def _schedule_refusal(problem: ContractProblem, s: SkinnyTile) -> str | None:
     assert not isinstance(found, str)
     if min(s.nt, s.wn, s.wk, s.depth, s.blocks) < 1 or s.nt % (2 if found[0].k_major else 8):
         return "a warp takes an even number of column tiles (a multiple of 8 where the columns are contiguous)"
-    if s.wn * s.wk > 32 or s.ck not in (1, 2, 4, 8) or not 0 <= s.hint <= 3:
-        return "a block has at most 32 warps and a cluster 1, 2, 4 or 8 blocks"
+    if s.wn * s.wk > 32 or not 1 <= s.ck <= 8 or not 0 <= s.hint <= 3:
+        return "a block has at most 32 warps and a cluster at most 8 blocks"
     chunks = -(-problem.shape[3] // 32)
     if -(-chunks // s.ck) * (s.ck - 1) >= chunks:
         return f"{chunks} chunks of k do not give every one of {s.ck} blocks its share"

@@ -5,6 +5,9 @@
 DEV int warpgroup() { return __shfl_sync(~0u, threadIdx.x / 128, 0); }  // uniform, so that descriptors stay in uniform registers
 DEV int warp_in_group() { return (threadIdx.x / 32) % 4; }
 
+// Waits until every block of the cluster is done reading its peers; hands on no writes, so it needs no memory fence.
+DEV void cluster_leave() { asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait;" ::: "memory"); }
+
 // f(0), f(1), … f(N-1) with constants: an array that is indexed by them stays in registers whatever the body's size (a large
 // loop is not always unrolled in time, and then its arrays go to local memory).
 template <int I> struct Constant { DEV constexpr operator int() const { return I; } };
