@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from eqsat.errors import UsageError
 
-Stop = Literal["saturated", "rounds", "nodes", "time", "memory", "skipped"]
+Stop = Literal["saturated", "rounds", "nodes", "time", "memory", "goal", "skipped"]
 
 
 class EgglogRule(Protocol):

@@ -16,11 +16,11 @@ from typing import IO, Any, Self
 
 from eqsat import signature
 from eqsat.egraph import check_syntax
-from eqsat.errors import EnvironmentMissingError, SaturationError
+from eqsat.errors import EnvironmentMissingError, EqsatError, SaturationError
 from eqsat.frozen import Frozen
 from eqsat.ir import Program
 from eqsat.saturation import PHASES, EgglogRule, Limits, Phase, SaturationReport, Stop
-from eqsat.worker import PointsTask, SaturateTask
+from eqsat.worker import LogTask, PointsTask, SaturateTask, UseLog
 
 __all__ = ["Session", "check_syntax"]
 
@@ -109,28 +109,14 @@ class Session:
         SaturationError
             If rules contradict each other, or the worker fails even with no growth at all.
         """
-        limits = limits or Limits()
         start_s = time.perf_counter()
         roots = tuple(f"$root{i}" for i in range(len(program.outputs)))
-        used = [r for r in rules if any(r.phase in p.rules for p in phases)]
-        rulesets, rule_texts = _in_rulesets(used)
-        task = SaturateTask(
-            (
-                ("<signature>", signature.declarations()),
-                ("<declarations>", declarations),
-                *rule_texts,
-                ("<program>", signature.load_text(program, roots)),
-            ),
-            roots,
-            tuple((r.name, r.phase, s) for r, s in zip(used, rulesets, strict=True) if r.phase != "analysis"),
-            tuple(signature.constructors()),
-            tuple(phases),
-            limits,
-        )
+        load_text = signature.load_text(program, roots)
+        task = _saturation(load_text, roots, rules, declarations, limits or Limits(), phases)
         replays: list[str] = []
         while True:
             try:
-                report, frozen = self._ask(task, limits.hard_s * (2 if replays else 1))
+                report, frozen = self._ask(task, task.limits.hard_s * (2 if replays else 1))
             except _WorkerLostError as lost:
                 replays.append(lost.why)
                 if len(replays) > _REPLAYS:
@@ -142,6 +128,41 @@ class Session:
                 continue
             passed_ms = (time.perf_counter() - start_s) * 1e3
             return replace(report, replays=tuple(replays), time_ms=passed_ms), frozen
+
+    def log_uses(
+        self,
+        load_text: str,
+        rules: Sequence[EgglogRule],
+        goal: str,
+        *,
+        declarations: str = "",
+        limits: Limits | None = None,
+        phases: Sequence[Phase] = PHASES,
+    ) -> UseLog:
+        """Saturate until the fact `goal` holds under rules that log their uses, and return the log.
+
+        Parameters
+        ----------
+        load_text : str
+            Facts and terms.
+        rules : sequence of EgglogRule
+            They put their uses into `used-rule`; see `LogTask`.
+        goal : str
+        declarations : str
+        limits : Limits, optional
+        phases : sequence of Phase, optional
+
+        Raises
+        ------
+        SaturationError
+            If a hard limit was hit: part of a log proves nothing, so nothing is repeated.
+        """
+        task = LogTask(_saturation(load_text, (), rules, declarations, limits or Limits(), phases), goal)
+        try:
+            found: UseLog = self._ask(task, task.limits.hard_s)
+        except _WorkerLostError as lost:
+            raise SaturationError(f"the replay with logged rules failed: {lost.why}") from None
+        return found
 
     def schedule_points(
         self, spaces: Sequence[str], rules: Sequence[EgglogRule], *, declarations: str = "", limits: Limits | None = None
@@ -214,7 +235,7 @@ class Session:
                 if kind == "done":
                     return value
                 if kind == "error":
-                    raise value
+                    raise _as_raised(*value)
                 steps = value
             raise _WorkerLostError("time", f"step {steps + 1} passed the hard limit of {limit_s:g} s", steps)
         except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -238,11 +259,35 @@ class Session:
         return _WorkerLostError("memory", f"the worker ended with status {code} in step {steps + 1}{detail}", steps)
 
 
+def _saturation(
+    load_text: str,
+    roots: tuple[str, ...],
+    rules: Sequence[EgglogRule],
+    declarations: str,
+    limits: Limits,
+    phases: Sequence[Phase],
+) -> SaturateTask:
+    """Lay out what the worker loads; rules of phases that do not run are left out, but for analyses, which always do."""
+    used = [r for r in rules if r.phase == "analysis" or any(r.phase in p.rules for p in phases)]
+    rulesets, rule_texts = _in_rulesets(used)
+    texts = (("<signature>", signature.declarations()), ("<declarations>", declarations), *rule_texts, ("<program>", load_text))
+    steps = tuple((r.name, r.phase, s) for r, s in zip(used, rulesets, strict=True) if r.phase != "analysis")
+    return SaturateTask(texts, roots, steps, tuple(signature.constructors()), tuple(phases), limits)
+
+
 def _in_rulesets(rules: Sequence[EgglogRule]) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
     """Give each rule a ruleset of its own (analysis rules share one); return their names, and the texts by rule."""
     names = tuple("rs-analysis" if r.phase == "analysis" else f"rs-{r.phase}--{i}" for i, r in enumerate(rules))
     own = "\n".join(f"(ruleset {n})" for n in names if n != "rs-analysis")
     return names, (("<rulesets>", own), *((r.name, r.egglog(n)) for r, n in zip(rules, names, strict=True)))
+
+
+def _as_raised(kind: type[EqsatError], message: str, attributes: dict[str, object]) -> EqsatError:
+    """Return the worker's error as it was raised there: errors whose constructor composes the message do not pickle."""
+    error = kind.__new__(kind)
+    error.args = (message,)
+    vars(error).update(attributes)
+    return error
 
 
 def _earlier(cut: tuple[int, Stop] | None, lost: _WorkerLostError, *, last: bool) -> tuple[int, Stop]:

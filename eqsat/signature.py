@@ -8,7 +8,7 @@ it depends on nothing that changes between calls, `constant`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from eqsat.errors import DTypeError, UsageError
 from eqsat.ir import Expr, Program
@@ -80,13 +80,18 @@ def load_text(program: Program, roots: Sequence[str]) -> str:
         raise UsageError(
             f"expected one global name starting with $ for each of the {len(program.outputs)} outputs; got {list(roots)}"
         )
-    lines = [f"(set (extent {quoted(axis)}) {n})" for axis, n in sorted(program.extents.items())]
+    lines = extent_facts(program.extents)
     writer = TermWriter({i.name for i in program.inputs if i.constant})
     for root, out in zip(roots, program.outputs, strict=True):
         term = writer.strong(out.expr)
         lines += writer.take_lines()
         lines.append(f"(let {root} {term})")
     return "\n".join(lines) + "\n"
+
+
+def extent_facts(extents: Mapping[str, int]) -> list[str]:
+    """Return one command for each axis' extent."""
+    return [f"(set (extent {quoted(axis)}) {n})" for axis, n in sorted(extents.items())]
 
 
 def quoted(name: str) -> str:

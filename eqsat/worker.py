@@ -22,6 +22,7 @@ from eqsat.frozen import Frozen, Row, build
 from eqsat.saturation import Limits, Phase, PhaseReport, RuleCount, SaturationReport, Stop
 
 _PLAIN_SORTS = ("i64", "f64", "String", "bool")
+MIRROR = "Mirror"
 ANALYSIS = "(run-schedule (saturate (run rs-analysis)))"
 
 
@@ -47,7 +48,7 @@ def serve(requests: int, answers: int) -> None:
             cap_memory(2 * task.limits.memory_bytes)
             outbox.send(("done", _TASKS[type(task)](task, lambda steps: outbox.send(("step", steps)))))
         except EqsatError as error:
-            outbox.send(("error", error))
+            outbox.send(("error", (type(error), str(error), vars(error))))
 
 
 def _leave_with(parent: int) -> None:
@@ -87,6 +88,33 @@ class SaturateTask:
 
 
 @dataclass(frozen=True, slots=True)
+class LogTask:
+    """What a worker needs to record how a goal is reached: a saturation whose rules log their uses, and the goal.
+
+    The rules put each use into the relation `used-rule` (name, left and right side as mirror terms). Mirror terms are
+    built by constructors named `Mirror…` of a sort that is never unioned, so that the engine never rewrites them.
+    """
+
+    saturation: SaturateTask
+    goal: str
+
+    @property
+    def limits(self) -> Limits:
+        """Limits of the saturation."""
+        return self.saturation.limits
+
+
+@dataclass(frozen=True, slots=True)
+class UseLog:
+    """Uses of rules: whether the goal was reached and why growth stopped; mirror terms by number; (rule, left, right)."""
+
+    reached: bool
+    stop: Stop
+    terms: dict[int, tuple[str, tuple[Any, ...]]]
+    uses: list[tuple[str, int, int]]
+
+
+@dataclass(frozen=True, slots=True)
 class PointsTask:
     """What a worker needs to list the points of schedule spaces: texts as above, rulesets to saturate, space terms."""
 
@@ -104,11 +132,16 @@ def saturate(task: SaturateTask, tell: Tell) -> tuple[SaturationReport, Frozen]:
     return Course(task, tell).run()
 
 
-class Course:
-    """One saturation under way."""
+def log(task: LogTask, tell: Tell) -> UseLog:
+    """Saturate until the goal holds, and return what the rules logged."""
+    return Course(task.saturation, tell, task.goal).run_to_goal()
 
-    def __init__(self, task: SaturateTask, tell: Tell) -> None:
-        self._task, self._tell = task, tell
+
+class Course:
+    """One saturation under way; it stops growing when the fact `goal` holds."""
+
+    def __init__(self, task: SaturateTask, tell: Tell, goal: str = "") -> None:
+        self._task, self._tell, self._goal = task, tell, goal
         self._start_s = time.perf_counter()
         self._graph = EGraph()
         for file, text in task.texts:
@@ -120,19 +153,36 @@ class Course:
         self._steps = 0
         self._version = 0  # counts changes of the e-graph
         self._seen: dict[str, int] = {}  # rule -> version at which it last had nothing to add
+        self._goal_seen = -1  # version at which the goal was last looked for
         self._nodes = 0
         self._stopped: Stop | None = None
         self._worker_bytes = resident_bytes()
 
     def run(self) -> tuple[SaturationReport, Frozen]:
         """Run the phases, then freeze."""
-        self._analyse()
-        self._nodes = self._count()
-        phases = tuple(self._phase(p) for p in self._task.phases)
+        phases = self._phases()
         frozen = self._freeze()
         rules = tuple(RuleCount(n, self._matches[n], self._time_s[n] * 1e3) for n in sorted(self._matches))
         passed_ms = (time.perf_counter() - self._start_s) * 1e3
         return SaturationReport(phases, rules, frozen.node_count, frozen.class_count, self._steps, passed_ms), frozen
+
+    def run_to_goal(self) -> UseLog:
+        """Run the phases until the goal holds, then read the log; a mirror's name is its constructor's without the prefix."""
+        self._phases()
+        tables = self._graph.tables()
+        terms = {
+            result: (name.removeprefix(MIRROR), args)
+            for name, table in tables.items()
+            if name.startswith(MIRROR)
+            for args, result in table.rows
+        }
+        stop = self._stopped or "saturated"
+        return UseLog(self._graph.holds(self._goal), stop, terms, [args for args, _ in tables["used-rule"].rows])
+
+    def _phases(self) -> tuple[PhaseReport, ...]:
+        self._analyse()
+        self._nodes = self._count()
+        return tuple(self._phase(p) for p in self._task.phases)
 
     def _phase(self, phase: Phase) -> PhaseReport:
         start_s, first = time.perf_counter(), self._steps
@@ -154,7 +204,7 @@ class Course:
                     stop = "saturated"
                 elif rounds == phase.rounds:
                     stop = "rounds"
-        if phase.grows and stop in ("nodes", "time", "memory"):
+        if phase.grows and stop in ("nodes", "time", "memory", "goal"):
             self._stopped = stop
         passed_ms = (time.perf_counter() - start_s) * 1e3
         return PhaseReport(phase.name, stop, rounds, self._steps - first, self._nodes, passed_ms)
@@ -185,6 +235,10 @@ class Course:
     def _limit(self, phase: Phase) -> Stop | None:
         if not phase.grows:
             return None
+        if self._goal and self._goal_seen != self._version:
+            self._goal_seen = self._version
+            if self._graph.holds(self._goal):
+                return "goal"
         if self._task.cut is not None:
             return self._task.cut[1] if self._steps >= self._task.cut[0] else None
         limits = self._task.limits
@@ -271,4 +325,4 @@ def cap_memory(grow_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
-_TASKS: dict[type, Callable[[Any, Tell], Any]] = {SaturateTask: saturate, PointsTask: points}
+_TASKS: dict[type, Callable[[Any, Tell], Any]] = {SaturateTask: saturate, LogTask: log, PointsTask: points}

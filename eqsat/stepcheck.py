@@ -1,0 +1,235 @@
+"""Check one step of a derivation without the e-graph: match the rule's left side, recompute its guards and its right side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eqsat.congruence import Terms
+from eqsat.ir import Program
+from eqsat.ops import BY_CONSTRUCTOR, Kind, Result
+from eqsat.sexpr import Node
+from eqsat.signature import WEAK, weak_dtype
+from eqsat.terms import parse_access
+
+Value = Any
+"""A term's number wrapped in `Term`, an axis set, a string, or a number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A bound variable that stands for a term."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Equation:
+    """What a rule equates, and under which conditions; variables are symbols.
+
+    `name` is the rule's; `reverse` says that it is the second direction of a birewrite.
+    """
+
+    name: str
+    reverse: bool
+    left: Node
+    right: Node
+    conditions: tuple[Node, ...]
+
+    @property
+    def rearranges(self) -> bool:
+        """Whether it only reorders or regroups operands of one constructor (commutativity, associativity, order of sums)."""
+        sides = [sorted(str(n) for n in s.walk() if n.kind != "list") for s in (self.left, self.right)]
+        heads = {n.head for s in (self.left, self.right) for n in s.walk() if n.kind == "list"}
+        return sides[0] == sides[1] and len(heads) == 1
+
+
+class UnknownFunctionError(Exception):
+    """A guard or a right side uses a function that this checker does not know."""
+
+
+class StepChecker:
+    """Checks uses of equations on ground terms of one program."""
+
+    def __init__(self, terms: Terms, program: Program, extents: Mapping[str, int]) -> None:
+        self._terms = terms
+        self._inputs = {i.name: i for i in program.inputs}
+        self._extents = extents
+        self._axes: dict[int, frozenset[str]] = {}
+        self._dtype: dict[int, str] = {}
+
+    def holds(self, equation: Equation, before: int, after: int) -> bool:
+        """Return whether `after` is what the equation makes of `before`: both sides match and computed parts agree."""
+        bound: dict[str, Value] = {}
+        if not self._match(equation.left, before, bound):
+            return False
+        self._bind_conditions(equation.conditions, bound)
+        return self._agrees(equation.right, after, bound)
+
+    def guards_hold(self, equation: Equation, before: int) -> bool | None:
+        """Return whether the guards hold on the term itself; None if one of them cannot be recomputed here.
+
+        The e-graph may know more: a guard is tested there on a class, which another member may have given fewer axes.
+        """
+        bound: dict[str, Value] = {}
+        self._match(equation.left, before, bound)
+        self._bind_conditions(equation.conditions, bound)
+        try:
+            return all(self._true(c, bound) for c in equation.conditions)
+        except UnknownFunctionError:
+            return None
+
+    def _match(self, pattern: Node, term: int, bound: dict[str, Value]) -> bool:
+        if pattern.kind == "symbol":
+            return bool(bound.setdefault(pattern.text, Term(term)) == Term(term))
+        if pattern.kind != "list" or pattern.head != self._terms.op(term):
+            return False
+        args = self._terms.args(term)
+        if len(args) != len(pattern.args):
+            return False
+        return all(
+            self._match(p, a, bound) if isinstance(a, int) else self._match_literal(p, a, bound)
+            for p, a in zip(pattern.args, args, strict=True)
+        )
+
+    def _match_literal(self, pattern: Node, text: str, bound: dict[str, Value]) -> bool:
+        value = _value_of(text)
+        if pattern.kind == "symbol":
+            return _same(bound.setdefault(pattern.text, value), value)
+        return pattern.kind != "list" and _same(_literal(pattern), value)
+
+    def _agrees(self, pattern: Node, term: int, bound: dict[str, Value]) -> bool:
+        """Whether `term` is the instance of `pattern`, whose arguments may be computed."""
+        if pattern.kind == "symbol":
+            return bool(bound.get(pattern.text) == Term(term))
+        if pattern.head != self._terms.op(term) or len(pattern.args) != len(self._terms.args(term)):
+            return False
+        for p, a in zip(pattern.args, self._terms.args(term), strict=True):
+            if isinstance(a, int):
+                if not self._agrees(p, a, bound):
+                    return False
+                continue
+            try:
+                if not _same(self._value(p, bound), _value_of(a)):
+                    return False
+            except UnknownFunctionError:
+                return False
+        return True
+
+    def _bind_conditions(self, conditions: Sequence[Node], bound: dict[str, Value]) -> None:
+        """Bind the variables that `(= v expression)` defines."""
+        for c in conditions:
+            if c.head == "=" and c.args[0].kind == "symbol" and c.args[0].text not in bound:
+                try:
+                    bound[c.args[0].text] = self._value(c.args[1], bound)
+                except UnknownFunctionError:
+                    continue
+
+    def _true(self, condition: Node, bound: dict[str, Value]) -> bool:
+        if condition.head in _COMPARISONS:
+            return _COMPARISONS[condition.head](*(self._value(a, bound) for a in condition.args))
+        return bool(self._value(condition, bound))
+
+    def _value(self, node: Node, bound: dict[str, Value]) -> Value:
+        if node.kind == "symbol":
+            if node.text in bound:
+                return bound[node.text]
+            if node.text in ("true", "false"):
+                return node.text == "true"
+            raise UnknownFunctionError(node.text)
+        if node.kind != "list":
+            return _literal(node)
+        args = [self._value(a, bound) for a in node.args]
+        if node.head in ("axes", "dtype", "constant"):
+            if not isinstance(args[0], Term):
+                raise UnknownFunctionError(str(node))
+            return {"axes": self.axes, "dtype": self.dtype, "constant": self.constant}[node.head](args[0].number)
+        if node.head == "extent" and args[0] in self._extents:
+            return self._extents[args[0]]
+        function = _FUNCTIONS.get(node.head)
+        if function is None:
+            raise UnknownFunctionError(node.head)
+        try:
+            return function(*args)
+        except (ArithmeticError, ValueError) as error:
+            raise UnknownFunctionError(f"{node}: {error}") from None
+
+    def axes(self, term: int) -> frozenset[str]:
+        """Return the axes of a term, from its own spelling."""
+        if term not in self._axes:
+            self._axes[term] = self._axes_of(term)
+        return self._axes[term]
+
+    def _axes_of(self, term: int) -> frozenset[str]:
+        row, args = BY_CONSTRUCTOR[self._terms.op(term)], self._terms.args(term)
+        below = [self.axes(a) for a in args if isinstance(a, int)]
+        literals = [_value_of(a) for a in args if isinstance(a, str)]
+        if row.name == "read":
+            return frozenset(a for a in literals[1].split() if a != ".")
+        if row.name == "iota":
+            return frozenset(literals)
+        if row.kind is Kind.ACCESS:
+            mapping = parse_access(literals[0])
+            used = frozenset().union(*(index.axes for _, index in mapping.entries))
+            return (below[0] - {a for a, _ in mapping.entries}) | used
+        joined = frozenset[str]().union(*below)
+        return joined - set(literals) if row.kind is Kind.REDUCE else joined
+
+    def dtype(self, term: int) -> str:
+        """Return the dtype name of a term, "weak" for constants."""
+        if term not in self._dtype:
+            self._dtype[term] = self._dtype_of(term)
+        return self._dtype[term]
+
+    def _dtype_of(self, term: int) -> str:
+        row, args = BY_CONSTRUCTOR[self._terms.op(term)], self._terms.args(term)
+        literals = [_value_of(a) for a in args if isinstance(a, str)]
+        if row.result is Result.GIVEN:
+            given = {"const": WEAK, "iota": "i64", "cast": str(literals[0])}
+            return given[row.name] if row.name in given else self._inputs[literals[0]].dtype.value
+        below = [self.dtype(a) for a in args if isinstance(a, int)]
+        return below[0] if row.kind is Kind.ACCESS else weak_dtype(row, below)
+
+    def constant(self, term: int) -> bool:
+        """Return whether the term reads only inputs that are the same in every call."""
+        if self._terms.op(term) == "Read":
+            return self._inputs[_value_of(str(self._terms.args(term)[0]))].constant
+        return all(self.constant(a) for a in self._terms.operands(term))
+
+
+def _literal(node: Node) -> Value:
+    return node.text if node.kind == "string" else int(node.text) if node.kind == "int" else node.number
+
+
+def _value_of(text: str) -> Value:
+    """Value of a literal from its canonical text."""
+    if text.startswith('"'):
+        return text[1:-1]
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def _same(a: Value, b: Value) -> bool:
+    """Equality; floats up to the last place, in which the engine's power function may differ from ours."""
+    if isinstance(a, float) and isinstance(b, float):
+        return a == b or (math.isnan(a) and math.isnan(b)) or abs(a - b) <= 2**-51 * max(abs(a), abs(b))
+    return type(a) is type(b) and bool(a == b)
+
+
+_COMPARISONS: dict[str, Callable[..., bool]] = {
+    "=": _same, "!=": lambda a, b: not _same(a, b), "<": lambda a, b: a < b, "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b, ">=": lambda a, b: a >= b,
+}  # fmt: skip
+_FUNCTIONS: dict[str, Callable[..., Value]] = {
+    "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b,
+    "/": lambda a, b: a / b if isinstance(a, float) else int(a / b), "%": lambda a, b: type(a)(math.fmod(a, b)), "^": lambda a, b: a**b,
+    "neg": lambda a: -a, "abs": abs, "min": min, "max": max, "to-f64": float,
+    "set-empty": lambda: frozenset(), "set-of": lambda *names: frozenset(names),
+    "set-union": lambda a, b: a | b, "set-intersect": lambda a, b: a & b, "set-diff": lambda a, b: a - b,
+    "set-insert": lambda a, k: a | {k}, "set-remove": lambda a, k: a - {k}, "set-length": len,
+    "set-contains": lambda a, k: k in a, "set-not-contains": lambda a, k: k not in a,
+}  # fmt: skip
