@@ -1,0 +1,107 @@
+// reduce.cuh: reduction operators and how threads combine their partial results: over a warp, a row's warps, a cluster, the
+// groups of a column block. Orders are fixed, so results do not change from run to run.
+
+// An operator: the accumulator's type, its identity, lift (an element at a position as an accumulator), combine, and the value.
+template <class T> struct Limits {
+  DEV static T lowest() { return sizeof(T) == 8 ? (T)(1ull << 63) : (T)0x80000000u; }
+  DEV static T highest() { return sizeof(T) == 8 ? (T)~(1ull << 63) : (T)0x7fffffffu; }
+};
+template <> struct Limits<float> { DEV static float lowest() { return -EQ_INF; } DEV static float highest() { return EQ_INF; } };
+template <> struct Limits<double> { DEV static double lowest() { return -(double)EQ_INF; } DEV static double highest() { return (double)EQ_INF; } };
+template <> struct Limits<bool> { DEV static bool lowest() { return false; } DEV static bool highest() { return true; } };
+template <class T> struct Plain {
+  typedef T type;
+  template <class V> DEV static T lift(V v, i64) { return (T)v; }
+  DEV static T value(T a) { return a; }
+};
+template <class T> struct SumOf : Plain<T> { DEV static T identity() { return (T)0; } DEV static T combine(T a, T b) { return (T)(a + b); } };
+template <class T> struct ProdOf : Plain<T> { DEV static T identity() { return (T)1; } DEV static T combine(T a, T b) { return (T)(a * b); } };
+template <class T> struct MaxOf : Plain<T> { DEV static T identity() { return Limits<T>::lowest(); } DEV static T combine(T a, T b) { return eq_max_nan(a, b); } };
+template <class T> struct MinOf : Plain<T> { DEV static T identity() { return Limits<T>::highest(); } DEV static T combine(T a, T b) { return eq_min_nan(a, b); } };
+template <class T> struct AnyOf : Plain<T> {
+  template <class V> DEV static T lift(V v, i64) { return v != (V)0; }
+  DEV static T identity() { return false; }
+  DEV static T combine(T a, T b) { return a || b; }
+};
+template <class T> struct AllOf : Plain<T> {
+  template <class V> DEV static T lift(V v, i64) { return v != (V)0; }
+  DEV static T identity() { return true; }
+  DEV static T combine(T a, T b) { return a && b; }
+};
+// The first position of the best value; a NaN is better than any number, as NumPy has it. Position −1 is no element at all.
+template <class T> struct Placed { T best; i64 at; };
+template <class T, bool MOST> struct ArgOf {
+  typedef Placed<T> type;
+  template <class V> DEV static type lift(V v, i64 at) { return {(T)v, at}; }
+  DEV static type identity() { return {(T)0, -1}; }
+  DEV static bool wins(type a, type b) {  // a before b
+    if (a.at < 0 || b.at < 0) return b.at < 0;
+    const bool na = a.best != a.best, nb = b.best != b.best;
+    if (na != nb) return na;
+    if (na || a.best == b.best) return a.at < b.at;
+    return MOST ? a.best > b.best : a.best < b.best;
+  }
+  DEV static type combine(type a, type b) { return wins(a, b) ? a : b; }
+  DEV static i64 value(type a) { return a.at; }
+};
+template <class T> struct ArgMaxOf : ArgOf<T, true> {};
+template <class T> struct ArgMinOf : ArgOf<T, false> {};
+
+// Combines independent accumulators of one thread, neighbours first.
+template <class Op, int N> DEV typename Op::type combine_lanes(typename Op::type (&a)[N]) {
+  UNROLL for (int step = 1; step < N; step *= 2)
+    UNROLL for (int i = 0; i + step < N; i += 2 * step) a[i] = Op::combine(a[i], a[i + step]);
+  return a[0];
+}
+template <class Op> DEV typename Op::type combine_warp(typename Op::type v) {
+  UNROLL for (int step = 16; step > 0; step /= 2) v = Op::combine(v, shuffle_xor(v, step));
+  return v;
+}
+// Combines over the WARPS warps of a row and the CLUSTER blocks that share it; every thread of the row gets the result.
+// `slot` is the row within the block; SLOT tells apart the shared memory of one kernel's reductions, so each needs one barrier.
+template <class Op, int SLOT, int WARPS, int ROWS, int CLUSTER> DEV typename Op::type combine_row(typename Op::type v, int slot) {
+  typedef typename Op::type T;
+  v = combine_warp<Op>(v);
+  if constexpr (WARPS > 1) {
+    __shared__ T of_warp[ROWS][WARPS];
+    if (lane_id() == 0) of_warp[slot][threadIdx.x / 32 % WARPS] = v;
+    if constexpr (ROWS == 1) __syncthreads();
+    else named_sync(1 + slot, WARPS * 32);
+    if constexpr (WARPS <= 8) {
+      v = of_warp[slot][0];
+      UNROLL for (int w = 1; w < WARPS; ++w) v = Op::combine(v, of_warp[slot][w]);
+    } else {
+      v = combine_warp<Op>(lane_id() < WARPS ? of_warp[slot][lane_id() < WARPS ? lane_id() : 0] : Op::identity());
+    }
+  }
+  if constexpr (CLUSTER > 1) {
+    __shared__ T of_block;
+    if (threadIdx.x == 0) of_block = v;
+    cluster_sync();
+    v = peer_value(&of_block, 0);
+    UNROLL for (int c = 1; c < CLUSTER; ++c) v = Op::combine(v, peer_value(&of_block, c));
+  }
+  return v;
+}
+// Combines each of N columns over the GROUPS thread groups of a block that is COLUMNS threads wide; every thread gets the result.
+template <class Op, int COLUMNS, int GROUPS, int N> DEV void combine_groups(typename Op::type (&v)[N], int column, int group) {
+  typedef typename Op::type T;
+  if constexpr (GROUPS > 1) {
+    __shared__ T of_group[GROUPS][N][COLUMNS];
+    __syncthreads();  // a former use of this memory is over
+    UNROLL for (int j = 0; j < N; ++j) of_group[group][j][column] = v[j];
+    __syncthreads();
+    UNROLL for (int j = 0; j < N; ++j) v[j] = of_group[0][j][column];
+    for (int g = 1; g < GROUPS; ++g)
+      UNROLL for (int j = 0; j < N; ++j) v[j] = Op::combine(v[j], of_group[g][j][column]);
+  }
+}
+// Partial results pass between blocks through a workspace: read past the level-1 cache, which other blocks do not keep current.
+template <class T> DEV T load_fresh(const T* p) {
+  if constexpr (sizeof(T) < 4) return *(const volatile T*)p;
+  else {
+    union U { T value; u32 w[sizeof(T) / 4]; DEV U() {} } out;
+    UNROLL for (int i = 0; i < (int)(sizeof(T) / 4); ++i) out.w[i] = ((const volatile u32*)p)[i];
+    return out.value;
+  }
+}

@@ -1,0 +1,134 @@
+"""Reductions on CUDA: rows held in registers or streamed, rows over a cluster or a grid, columns, and a fallback for all."""
+
+from __future__ import annotations
+
+from eqsat.codegen.cuda.bounds import issue_ns, traffic_ns
+from eqsat.codegen.cuda.emit import refuse_illegal
+from eqsat.codegen.cuda.reduce_columns import emit_columns
+from eqsat.codegen.cuda.reduce_rows import emit_grid, emit_rows
+from eqsat.codegen.cuda.reduce_schedule import HINTS, ColumnTile, FallbackReduceTile, GridReduceTile, RowTile
+from eqsat.codegen.cuda.reduce_shape import ReduceShape, reduce_shape, row_registers, wide_dtype
+from eqsat.codegen.kernel import KernelSource, Rates, Schedule
+from eqsat.codegen.problem import Problem, ReduceProblem, nest
+
+WIDTHS = (1, 2, 4, 8, 16, 32)
+HELD_REGISTERS = 160  # of 255 for each thread; the rest computes
+STATIC_SHARED_BYTES = 48 * 1024
+
+
+class ReduceFamily:
+    """Row, column and whole reductions, with everything pointwise before, between and after them."""
+
+    name = "reduce"
+    schedules: tuple[type[Schedule], ...] = (RowTile, ColumnTile, GridReduceTile, FallbackReduceTile)
+
+    def legal(self, problem: Problem, schedule: Schedule) -> str | None:
+        """Return why the schedule cannot serve the problem, or None."""
+        if not isinstance(problem, ReduceProblem):
+            return f"a reduce kernel cannot serve a {problem.family} problem"
+        for e in problem.reductions:
+            if e.op in ("argmax", "argmin") and len(nest(e)[0]) > 1:
+                return f"{e.op} of {e.op} is not one reduction: materialise the inner one"
+        shape = reduce_shape(problem)
+        match schedule:
+            case RowTile():
+                return _row_refusal(shape, schedule)
+            case ColumnTile():
+                return _column_refusal(shape, schedule)
+            case GridReduceTile():
+                return _grid_refusal(shape, schedule)
+            case FallbackReduceTile():
+                return None if 1 <= schedule.rows <= 8 else "a block has 1 to 8 rows"
+            case _:
+                return f"a reduce kernel has no schedule {type(schedule).__name__}"
+
+    def emit(self, problem: Problem, schedule: Schedule) -> KernelSource:
+        """Return the source; raises IllegalScheduleError if `legal` objects."""
+        refuse_illegal(self.legal(problem, schedule), schedule)
+        assert isinstance(problem, ReduceProblem)
+        shape = reduce_shape(problem)
+        match schedule:
+            case RowTile():
+                return emit_rows(shape, schedule)
+            case ColumnTile():
+                return emit_columns(shape, schedule)
+            case GridReduceTile():
+                return emit_grid(shape, schedule)
+            case _:
+                assert isinstance(schedule, FallbackReduceTile)
+                return emit_rows(shape, RowTile(warps=1, rows=schedule.rows, width=1, cluster=1, stream=4, hint=0))
+
+    def bound_ns(self, problem: Problem, rates: Rates) -> float:
+        """Return the time to move each byte once and to bring every operand of every row to registers once."""
+        return max(traffic_ns(problem.program, rates), issue_ns(problem.program, rates))
+
+
+def _width_refusal(lanes: int, extent: int, width: int) -> str | None:
+    if lanes > 1 and extent % lanes:
+        return f"the innermost extent {extent} is not a multiple of the {lanes} elements of a vector"
+    if width > 1 and lanes == 1:
+        return "a vector of this width holds a single element: it is the schedule of width 1"
+    return None
+
+
+def _row_refusal(shape: ReduceShape, s: RowTile) -> str | None:
+    if s.warps not in (1, 2, 4, 8, 16, 32) or s.cluster not in (1, 2, 4, 8) or not 1 <= s.rows <= 8 or s.warps * s.rows > 32:
+        return "a row has a power of two of warps up to 32, a cluster up to 8 blocks, a block up to 8 rows and 32 warps"
+    if s.rows > 1 and s.cluster > 1:
+        return "a cluster serves one row"
+    if s.width not in WIDTHS or s.stream not in (0, 1, 2, 4, 8) or not 0 <= s.hint < len(HINTS):
+        return f"the width is one of {WIDTHS}, the stream one of 0, 1, 2, 4, 8, the hint one of 0 to {len(HINTS) - 1}"
+    inner, length = shape.reduced[-1], shape.problem.length
+    lanes = shape.lanes(s.width, inner)
+    if why := _width_refusal(lanes, inner.extent, s.width):
+        return why
+    vectors = length // lanes
+    threads = s.warps * 32
+    if s.warps > 1 and threads * s.cluster > 2 * max(vectors, 1):
+        return f"{threads * s.cluster} threads share {vectors} vectors of a row"
+    each = -(-max(vectors, 1) // (s.cluster * threads)) if s.stream == 0 else s.stream
+    registers = row_registers(shape, each * lanes, inner, lanes)
+    budget = min(HELD_REGISTERS, 65536 // (threads * s.rows) - 24)
+    if registers > budget:
+        return f"{registers} registers for each thread to hold its part of the row; {budget} are there"
+    return "a row this short fits the registers" if s.stream and s.cluster > 1 and vectors <= s.stream * threads else None
+
+
+def _column_refusal(shape: ReduceShape, s: ColumnTile) -> str | None:
+    if s.columns % 32 or s.columns * s.groups > 1024 or s.columns < 32 or s.groups < 1 or not 1 <= s.count <= 16 or s.split < 1:
+        return "columns are a multiple of 32, and columns times groups at most 1024; 1 to 16 elements are in flight"
+    if s.width not in WIDTHS:
+        return f"the width is one of {WIDTHS}"
+    if s.split > 1 and not shape.single:
+        return "only one pass without elements in the output can be split over blocks"
+    if s.split > 1 and s.split * s.groups > shape.problem.length:
+        return "more thread groups than elements along the reduced axes"
+    inner = shape.rows[-1]
+    lanes = shape.lanes(s.width, inner)
+    if why := _width_refusal(lanes, inner.extent, s.width):
+        return why
+    wide = 16 if any(r.is_arg for g in shape.passes for r in g) else wide_dtype(shape).bytes
+    shared = sum(s.columns * s.groups * lanes * wide for g in shape.passes for _ in g) if s.groups > 1 else 0
+    if shared > STATIC_SHARED_BYTES:
+        return f"{shared} bytes of shared memory for the partial results; {STATIC_SHARED_BYTES} are there without asking for more"
+    loads = sum(max(lanes * x.dtype.bytes // 4, 1) for x in shape.loads)
+    words = s.count * loads + lanes * wide // 4 * len(shape.problem.reductions)
+    budget = min(HELD_REGISTERS, 65536 // (s.columns * s.groups) - 24)
+    return f"{words} registers for each thread; {budget} are there" if words > budget else None
+
+
+def _grid_refusal(shape: ReduceShape, s: GridReduceTile) -> str | None:
+    if s.threads not in (64, 128, 256, 512, 1024) or s.count not in (1, 2, 4, 8) or s.split < 2 or s.width not in WIDTHS:
+        return "threads are a power of two from 64 to 1024, count one of 1, 2, 4, 8, and two blocks or more share a row"
+    if not 0 <= s.hint < len(HINTS):
+        return f"the hint is one of 0 to {len(HINTS) - 1}"
+    if not shape.single:
+        return "only one pass without elements in the output can be split over blocks"
+    inner = shape.reduced[-1]
+    lanes = shape.lanes(s.width, inner)
+    if why := _width_refusal(lanes, inner.extent, s.width):
+        return why
+    if s.split * s.threads > 2 * shape.problem.length // lanes:
+        return "more threads than vectors in a row"
+    words = row_registers(shape, s.count * lanes, inner, lanes)
+    return f"{words} registers of loads in flight for each thread" if words > HELD_REGISTERS // 2 else None

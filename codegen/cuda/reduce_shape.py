@@ -1,0 +1,164 @@
+"""A reduce problem as loops, loads and passes: what the row, column and grid templates start from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from eqsat.codegen.cuda.emit import register_type
+from eqsat.codegen.cuda.loads import Load, LoopAxis, access_mode, find_loads, join_axes, lanes_of, row_major
+from eqsat.codegen.problem import ReduceProblem, nest
+from eqsat.ir import Expr, Input
+from eqsat.types import DType
+
+OPERATORS = {
+    "sum": "SumOf", "prod": "ProdOf", "max": "MaxOf", "min": "MinOf", "any": "AnyOf", "all": "AllOf",
+    "argmax": "ArgMaxOf", "argmin": "ArgMinOf",
+}  # fmt: skip
+# What costs so much that its value is kept in registers for the next pass rather than computed again.
+HEAVY = frozenset(["exp", "log", "tanh", "erf", "sigmoid", "sin", "cos", "pow", "sqrt", "rsqrt", "recip", "div"])
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """One reduction: its node, the body that it reduces, and its place among the problem's reductions."""
+
+    node: Expr
+    body: Expr
+    number: int
+
+    @property
+    def operator(self) -> str:
+        """The C++ operator with its accumulator type."""
+        source = self.body.dtype if self.is_arg else self.node.dtype
+        return f"{OPERATORS[self.node.op]}<{register_type(source)}>"
+
+    @property
+    def is_arg(self) -> bool:
+        """Whether it returns a position."""
+        return self.node.op in ("argmax", "argmin")
+
+    @property
+    def partial_bytes(self) -> int:
+        """Bytes of one partial result in memory."""
+        return 16 if self.is_arg else self.node.dtype.accumulator.bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReduceShape:
+    """Loops over the rows (variables r…) and over the reduced axes (k…), the loads, and the reductions pass by pass."""
+
+    problem: ReduceProblem
+    loads: tuple[Load, ...]
+    rows: tuple[LoopAxis, ...]
+    reduced: tuple[LoopAxis, ...]
+    passes: tuple[tuple[Reduction, ...], ...]
+    store: Load
+
+    @property
+    def over(self) -> frozenset[str]:
+        """The reduced axes."""
+        return frozenset(self.problem.reduced)
+
+    @property
+    def single(self) -> bool:
+        """Whether one pass makes all statistics and the output has rows only: what several blocks can share."""
+        return len(self.passes) == 1 and not self.problem.keeps
+
+    def varies(self, e: Expr) -> bool:
+        """Whether a value varies along the reduced axes."""
+        return bool(e.axes & self.over)
+
+    def lanes(self, width: int, inner: LoopAxis) -> int:
+        """Return the elements of a vector of `width` bytes along the loop `inner`, measured by the widest contiguous access."""
+        wide = [x.dtype for x in (*self.loads, self.store) if inner.axes and x.step(inner.axes[-1]) == 1]
+        return lanes_of(width, wide or [self.problem.output.dtype])
+
+    def mode(self, load: Load, inner: LoopAxis, lanes: int) -> str:
+        """Return how a load is read along `inner`."""
+        return access_mode(load, inner, lanes)
+
+
+def reduce_shape(problem: ReduceProblem) -> ReduceShape:
+    """Return loops, loads and passes of a reduce problem."""
+    program, out = problem.program, problem.output
+    extents = program.extents
+    loads = tuple(find_loads(program).values())
+    iotas = {e.attrs[0] for e in out.expr.walk() if e.op == "iota"}
+    positions = {a for e in problem.reductions if e.op in ("argmax", "argmin") for a in problem.reduced}
+    pinned = frozenset(iotas).union(positions, *(x.pinned for x in loads))
+    steps = {a: s for a, s in row_major(out.axes, extents).items() if extents[a] > 1}
+    store = Load(out.expr, Input("out", out.shape, out.dtype), "out", tuple(sorted(steps.items())), 0, frozenset())
+    accesses = [dict(x.steps) for x in (*loads, store) if x.steps is not None]
+    return ReduceShape(
+        problem,
+        loads,
+        join_axes(problem.rows, extents, accesses, pinned, "r"),
+        join_axes(problem.reduced, extents, accesses, pinned, "k"),
+        _passes(problem),
+        store,
+    )
+
+
+def _passes(problem: ReduceProblem) -> tuple[tuple[Reduction, ...], ...]:
+    """Group the reductions by how many others they wait for; those of one group share a pass over the elements."""
+    level: dict[str, int] = {}
+    groups: dict[int, list[Reduction]] = {}
+    for number, node in enumerate(problem.reductions):
+        body = nest(node)[1]
+        inside = [level[e.digest] for e in body.walk() if e.digest in level]
+        level[node.digest] = 1 + max(inside, default=-1)
+        groups.setdefault(level[node.digest], []).append(Reduction(node, body, number))
+    return tuple(tuple(groups[n]) for n in sorted(groups))
+
+
+def walk_elements(roots: Iterable[Expr], stop: Iterable[str], shape: ReduceShape) -> Iterator[Expr]:
+    """Yield the nodes that an element's computation visits: what varies along the reduced axes, down to loads and `stop`."""
+    stopped = frozenset(stop)
+    seen: set[str] = set()
+    leaves = {x.expr.digest for x in shape.loads}
+    stack = list(roots)
+    while stack:
+        e = stack.pop()
+        if e.digest in seen or not shape.varies(e):
+            continue
+        seen.add(e.digest)
+        yield e
+        if e.digest not in stopped and e.digest not in leaves:
+            stack.extend(e.args)
+
+
+def pass_roots(shape: ReduceShape) -> list[list[Expr]]:
+    """Return what each pass computes for an element: the bodies of its reductions, and at last the output if it has elements."""
+    roots = [[r.body for r in group] for group in shape.passes]
+    return [*roots, [shape.problem.output.expr]] if shape.problem.keeps else roots
+
+
+def kept_values(shape: ReduceShape) -> list[list[Expr]]:
+    """Return for each pass the element values that are held in registers for later passes: heavy ones, as late as possible."""
+    roots = pass_roots(shape)
+    kept: list[list[Expr]] = [[] for _ in roots]
+    leaves = {x.expr.digest for x in shape.loads}
+    for n in range(len(roots) - 1):
+        earlier = {e.digest for group in kept for e in group}
+        here = {e.digest: e for e in walk_elements(roots[n], earlier, shape) if e.digest not in leaves | earlier}
+        later = [r for group in roots[n + 1 :] for r in group]
+        frontier = [e for e in walk_elements(later, earlier | set(here), shape) if e.digest in here]
+        kept[n] = [e for e in frontier if any(x.op in HEAVY for x in walk_elements([e], earlier, shape))]
+    return kept
+
+
+def row_registers(shape: ReduceShape, elements: int, inner: LoopAxis, lanes: int) -> int:
+    """Return the registers for each thread that hold `elements` of a row: raw loads, or kept values once they replace them."""
+    held = [x for x in shape.loads if shape.varies(x.expr) and bool(x.axes - shape.over)]
+    raw = sum(
+        elements * (x.dtype.bytes if shape.mode(x, inner, lanes) == "vector" else max(x.dtype.accumulator.bytes, 4)) / 4
+        for x in held
+    )
+    values = sum(elements * max(e.dtype.accumulator.bytes, 4) / 4 for group in kept_values(shape) for e in group)
+    return int(raw + values)
+
+
+def wide_dtype(shape: ReduceShape) -> DType:
+    """Return the widest type that a reduction accumulates in."""
+    return max((r.node.dtype.accumulator for group in shape.passes for r in group), key=lambda d: d.bytes)
