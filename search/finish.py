@@ -23,6 +23,7 @@ from eqsat.search.extraction import Certificate
 from eqsat.search.machine import Place, compile_for
 from eqsat.search.options import Options
 from eqsat.search.result import Optimized
+from eqsat.search.rulebase import declarations
 from eqsat.search.schedules import family_of
 
 _COMPILED_BY_MODEL = 12  # schedules compiled, best predicted first, before a kernel is given up
@@ -163,7 +164,7 @@ def derivation_record(program: Program, executable: Executable, ruleset: RuleSet
     steps: list[dict[str, Any]] = []
     status = "derived"
     for output, target in zip(program.outputs, compose(executable.plan), strict=True):
-        found = derive(program, output.expr, target, ruleset.rules, declarations=ruleset.declarations)
+        found = derive(program, output.expr, target, ruleset.rules, declarations=declarations(ruleset))
         status = found.status if found.status != "derived" else status
         steps += [s.record() for s in found.steps]
     return {"status": status, "steps": steps}

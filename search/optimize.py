@@ -25,7 +25,7 @@ from eqsat.search.machine import Place
 from eqsat.search.options import Options, parse_budget
 from eqsat.search.progress import Progress, progress_for
 from eqsat.search.result import Optimized, from_bundle
-from eqsat.search.rulebase import admitted_rules, code_digest
+from eqsat.search.rulebase import admitted_rules, code_digest, declarations
 from eqsat.search.schedules import family_of, points, space_term
 from eqsat.search.store import Store, default_path
 from eqsat.search.sweep import Sweeper
@@ -168,7 +168,7 @@ class Search:
     def saturate(self, ruleset: RuleSet) -> tuple[SaturationReport, KernelGraph]:
         """Saturate the program under the rules and enumerate its kernels."""
         self.progress.stage("saturate")
-        report, frozen = self.session.saturate(self.program, ruleset.rules, declarations=ruleset.declarations)
+        report, frozen = self.session.saturate(self.program, ruleset.rules, declarations=declarations(ruleset))
         self.progress.note(f"{report.nodes} nodes, {report.stop}")
         return report, KernelGraph(self.program, frozen)
 
@@ -179,7 +179,7 @@ class Search:
         kind = self.place.target.kind
         spaces = list(dict.fromkeys(c.space for c in candidates))
         found = self.session.schedule_points(
-            [space_term(kind, s) for s in spaces], ruleset.rules, declarations=ruleset.declarations
+            [space_term(kind, s) for s in spaces], ruleset.rules, declarations=declarations(ruleset)
         )
         offered: dict[Any, tuple[Schedule, ...]] = {s: points(p) for s, p in zip(spaces, found, strict=True)}
         rates = machine.rates_of(self.place, self.device, self.store)

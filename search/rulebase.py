@@ -23,10 +23,15 @@ def admitted_rules(options: Options) -> tuple[RuleSet, dict[str, Evidence]]:
     """
     found = builtin_rules()
     if options.rules:
-        found = found.merged(load_rules(options.rules))
-    kept = found.only(lambda r: r.numerics in options.numerics)
+        found = found + load_rules(options.rules)
+    kept = found.admit(options.numerics)
     evidence = check_rules(kept.rules, cache_dir=default_path().parent / "evidence")
     return kept, {e.rule: e for e in evidence}
+
+
+def declarations(ruleset: RuleSet) -> str:
+    """Return the egglog text of what the rules rest on."""
+    return "\n".join(map(str, (*ruleset.declarations, *ruleset.facts)))
 
 
 @functools.cache
