@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eqsat.frozen import Frozen, Node
-from eqsat.ops import BY_CONSTRUCTOR, Kind
+from eqsat.ops import BY_CONSTRUCTOR, Kind, Op
 
 Load = tuple[str, ...] | tuple[str, int]
 Form = tuple[Any, ...]
@@ -37,7 +37,7 @@ class Mode:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A region: its mode, anchors (class-level identities), what it loads, elements computed, and its expression tree."""
+    """A region: its mode, anchors (class-level identities), what it loads, weighted elements computed, and its expression tree."""
 
     mode: Mode
     anchors: frozenset[tuple[Any, ...]]
@@ -190,11 +190,11 @@ class Cuts:
                 if cut.form[0] in ("read", "load"):
                     yield Cut(cut.mode, cut.anchors, cut.loads, 0.0, ("access", n.literals[0], cut.form))
         elif row.kind is Kind.POINTWISE:
-            yield from self._pointwise(c, row.name, n)
+            yield from self._pointwise(c, row, n)
 
-    def _pointwise(self, c: int, name: str, n: Node) -> Iterator[Cut]:
+    def _pointwise(self, c: int, row: Op, n: Node) -> Iterator[Cut]:
         axes = frozenset(self.frozen.axes[c])
-        elements = self.elements(axes)
+        elements, weight, name = self.elements(axes), row.weight, row.name
         for parts in itertools.product(*(self._options(x) for x in n.children)):
             loads = frozenset().union(*(p.loads for p in parts))
             if len(loads) > self.limits.loads:
@@ -203,7 +203,7 @@ class Cuts:
             anchors = frozenset().union(*(p.anchors for p in parts))
             if mode is None or sum(a[0] == "contract" for a in anchors) > self.limits.contractions:
                 continue
-            work = elements + sum(p.work for p in parts)
+            work = weight * elements + sum(p.work for p in parts)
             yield Cut(mode, anchors, loads, work, (name, n.literals, *(p.form for p in parts)))
 
     @staticmethod

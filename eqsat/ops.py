@@ -63,6 +63,9 @@ class Op:
     identity : float or None
         The neutral element of a reduction.
     commutative : bool
+    weight : int
+        Arithmetic of one element relative to an addition: which of several equal spellings of a region is kept. Rough
+        instruction counts of the emitted code.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Op:
     result: Result = Result.PROMOTE
     identity: float | None = None
     commutative: bool = False
+    weight: int = 1
 
 
 def _erf(xp: Any, x: Array) -> Array:
@@ -122,22 +126,22 @@ TABLE: tuple[Op, ...] = (
     _pointwise("add", "Add", 2, lambda xp, a, b: a + b, _one, commutative=True),
     _pointwise("sub", "Sub", 2, lambda xp, a, b: a - b, _one),
     _pointwise("mul", "Mul", 2, lambda xp, a, b: a * b, lambda xp, y, a, b: (abs(b), abs(a)), commutative=True),
-    _pointwise("div", "Div", 2, lambda xp, a, b: a / b, lambda xp, y, a, b: (1 / abs(b), abs(y / b)), result=_F),
+    _pointwise("div", "Div", 2, lambda xp, a, b: a / b, lambda xp, y, a, b: (1 / abs(b), abs(y / b)), result=_F, weight=6),
     _pointwise("maximum", "Maximum", 2, lambda xp, a, b: xp.maximum(a, b), _one, commutative=True),
     _pointwise("minimum", "Minimum", 2, lambda xp, a, b: xp.minimum(a, b), _one, commutative=True),
-    _pointwise("pow", "Pow", 2, lambda xp, a, b: xp.power(a, b), _pow_slopes, result=_F),
+    _pointwise("pow", "Pow", 2, lambda xp, a, b: xp.power(a, b), _pow_slopes, result=_F, weight=24),
     _pointwise("neg", "Neg", 1, lambda xp, a: -a, _one),
     _pointwise("abs", "Abs", 1, lambda xp, a: xp.abs(a), _one),
-    _pointwise("recip", "Recip", 1, lambda xp, a: 1 / a, lambda xp, y, a: (y * y,), result=_F),
-    _pointwise("exp", "Exp", 1, lambda xp, a: xp.exp(a), lambda xp, y, a: (y,), result=_F),
-    _pointwise("log", "Log", 1, lambda xp, a: xp.log(a), lambda xp, y, a: (1 / abs(a),), result=_F),
-    _pointwise("sqrt", "Sqrt", 1, lambda xp, a: xp.sqrt(a), lambda xp, y, a: (0.5 / xp.maximum(y, 1e-300),), result=_F),
-    _pointwise("rsqrt", "Rsqrt", 1, lambda xp, a: 1 / xp.sqrt(a), lambda xp, y, a: (0.5 * y**3,), result=_F),
-    _pointwise("tanh", "Tanh", 1, lambda xp, a: xp.tanh(a), lambda xp, y, a: (1 - y * y,), result=_F),
-    _pointwise("erf", "Erf", 1, _erf, lambda xp, y, a: (1.1283791670955126 * xp.exp(-a * a),), result=_F),
-    _pointwise("sigmoid", "Sigmoid", 1, _sigmoid, lambda xp, y, a: (y * (1 - y),), result=_F),
-    _pointwise("sin", "Sin", 1, lambda xp, a: xp.sin(a), lambda xp, y, a: (abs(xp.cos(a)),), result=_F),
-    _pointwise("cos", "Cos", 1, lambda xp, a: xp.cos(a), lambda xp, y, a: (abs(xp.sin(a)),), result=_F),
+    _pointwise("recip", "Recip", 1, lambda xp, a: 1 / a, lambda xp, y, a: (y * y,), result=_F, weight=4),
+    _pointwise("exp", "Exp", 1, lambda xp, a: xp.exp(a), lambda xp, y, a: (y,), result=_F, weight=8),
+    _pointwise("log", "Log", 1, lambda xp, a: xp.log(a), lambda xp, y, a: (1 / abs(a),), result=_F, weight=10),
+    _pointwise("sqrt", "Sqrt", 1, lambda xp, a: xp.sqrt(a), lambda xp, y, a: (0.5 / xp.maximum(y, 1e-300),), result=_F, weight=6),
+    _pointwise("rsqrt", "Rsqrt", 1, lambda xp, a: 1 / xp.sqrt(a), lambda xp, y, a: (0.5 * y**3,), result=_F, weight=6),
+    _pointwise("tanh", "Tanh", 1, lambda xp, a: xp.tanh(a), lambda xp, y, a: (1 - y * y,), result=_F, weight=14),
+    _pointwise("erf", "Erf", 1, _erf, lambda xp, y, a: (1.1283791670955126 * xp.exp(-a * a),), result=_F, weight=20),
+    _pointwise("sigmoid", "Sigmoid", 1, _sigmoid, lambda xp, y, a: (y * (1 - y),), result=_F, weight=12),
+    _pointwise("sin", "Sin", 1, lambda xp, a: xp.sin(a), lambda xp, y, a: (abs(xp.cos(a)),), result=_F, weight=16),
+    _pointwise("cos", "Cos", 1, lambda xp, a: xp.cos(a), lambda xp, y, a: (abs(xp.sin(a)),), result=_F, weight=16),
     _pointwise("floor", "Floor", 1, lambda xp, a: xp.floor(a), _zero),
     _pointwise("lt", "Lt", 2, lambda xp, a, b: a < b, _one, result=_B),
     _pointwise("le", "Le", 2, lambda xp, a, b: a <= b, _one, result=_B),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from eqsat.canonical import canonical_key
@@ -68,7 +68,7 @@ class Sweep:
 
 def candidates_of(nodes: Iterable[KernelNode]) -> tuple[list[Candidate], int]:
     """Return the kernels that a family can serve, and the number of those that none can."""
-    out: list[Candidate] = []
+    out: dict[tuple[object, ...], Candidate] = {}
     refused = 0
     for node in nodes:
         try:
@@ -76,13 +76,13 @@ def candidates_of(nodes: Iterable[KernelNode]) -> tuple[list[Candidate], int]:
         except UsageError:
             refused += 1
             continue
-        out.append(Candidate(node, problem, canonical_key(node.program), space_of(problem)))
-    return out, refused
+        key = f"{node.family} {canonical_key(node.program)}"
+        # Spellings of one kernel (a·b and b·a) have one key: the plan needs one of them.
+        out.setdefault((node.writes, node.needs, key), Candidate(node, problem, key, space_of(problem)))
+    return list(out.values()), refused
 
 
-def bound_candidates(
-    found: list[Candidate], spaces: Mapping[Space, tuple[Schedule, ...]], target: Target, rates: Rates
-) -> None:
+def bound_candidates(found: list[Candidate], spaces: Mapping[Space, tuple[Schedule, ...]], target: Target, rates: Rates) -> None:
     """Fill in the legal schedules of each candidate and the least bound of the families that have one."""
     memo: dict[str, tuple[tuple[Schedule, ...], int, float]] = {}
     served = tuple(f for f in families(target.kind) if f.serves(target))
@@ -103,8 +103,3 @@ def _bounded(
             legal += mine
             low = min(low, family.bound_ns(problem, rates))
     return tuple(legal), len(schedules) - len(legal), low
-
-
-def distinct(found: Iterable[Candidate], of: Callable[[Candidate], object]) -> int:
-    """Count the distinct values of `of`."""
-    return len({of(c) for c in found})

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from eqsat.canonical import canonical_key
 from eqsat.codegen.kernel import Rates, Schedule
 from eqsat.codegen.plan import Executable, Step
 from eqsat.derivation import derive
@@ -50,7 +51,11 @@ def select(device: Device, made: Sequence[Executable], baseline: Callable[..., A
     """
     verdicts = [device.verify_plan(e) for e in made]
     right = [(e, v) for e, v in zip(made, verdicts, strict=True) if v.ok]
-    notes = [f"plan {e.plan.digest[:12]} failed its check as a whole: {v.reason}" for e, v in zip(made, verdicts, strict=True) if not v.ok]
+    notes = [
+        f"plan {e.plan.digest[:12]} failed its check as a whole: {v.reason}"
+        for e, v in zip(made, verdicts, strict=True)
+        if not v.ok
+    ]
     if not right:
         raise WrongResultError("; ".join(notes))
     times = device.time_plans([e for e, _ in right])
@@ -88,7 +93,9 @@ def compile_by_model(place: Place, candidate: Candidate, rates: Rates, counts: d
             return Step(candidate.kernel, schedule, binary)
         counts["refused"] += 1
         failures.append(str(binary).splitlines()[0])
-    raise NoKernelError(f"none of {len(tried)} schedules of {candidate.node.family} compiled for {place.target.name}: {failures[:3]}")
+    raise NoKernelError(
+        f"none of {len(tried)} schedules of {candidate.node.family} compiled for {place.target.name}: {failures[:3]}"
+    )
 
 
 def predicted_ns(candidate: Candidate, schedule: Schedule, rates: Rates) -> float:
@@ -144,9 +151,7 @@ def record(
 
 
 def _trials_of(step: Step, sweeps: Mapping[str, Sweep]) -> list[dict[str, object]]:
-    from eqsat.canonical import canonical_key
-
-    sweep = sweeps.get(canonical_key(step.kernel.program))
+    sweep = sweeps.get(f"{step.kernel.problem.family} {canonical_key(step.kernel.program)}")
     return [_brief(t) for t in sweep.trials] if sweep else []
 
 
