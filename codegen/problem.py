@@ -119,13 +119,17 @@ Problem = PointProblem | ReduceProblem | ContractProblem
 
 
 def nest(node: Expr) -> tuple[tuple[str, ...], Expr]:
-    """Return (axes, body) of a nest of reductions of one op: Σ_i Σ_j e gives ((i, j), e)."""
-    axes: list[str] = []
-    body = node
-    while body.op == node.op:
+    """Return (axes, body) of a nest of reductions of one op: Σ_i Σ_j e gives ((i, j), e). Searches for a place do not nest."""
+    axes: list[str] = [node.attrs[0]]
+    body = node.args[0]
+    while _nests(body, node):
         axes.append(body.attrs[0])
         body = body.args[0]
     return tuple(axes), body
+
+
+def _nests(inner: Expr, outer: Expr) -> bool:
+    return inner.op == outer.op and outer.op not in ("argmax", "argmin")
 
 
 def outermost_reductions(program: Program) -> tuple[Expr, ...]:
@@ -135,7 +139,7 @@ def outermost_reductions(program: Program) -> tuple[Expr, ...]:
     for e in program.outputs[0].expr.walk():
         for a in e.args:
             users.setdefault(a.digest, []).append(e)
-    return tuple(e for e in nodes if not (users.get(e.digest) and all(u.op == e.op for u in users[e.digest])))
+    return tuple(e for e in nodes if not (users.get(e.digest) and all(_nests(e, u) for u in users[e.digest])))
 
 
 def point_problem(program: Program) -> PointProblem | str:

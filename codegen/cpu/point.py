@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from eqsat.codegen.cpu.bounds import streaming_bound_ns
 from eqsat.codegen.cpu.loads import Loop, merged
-from eqsat.codegen.cpu.source import assemble, loop, parallel
+from eqsat.codegen.cpu.loops import Body, loop, parallel, vector_loop
+from eqsat.codegen.cpu.source import assemble
 from eqsat.codegen.cpu.vector import Lanes, Printer, Scope, widest
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
 from eqsat.codegen.problem import PointProblem, Problem
@@ -124,42 +124,6 @@ def _partner(problem: PointProblem, loops: tuple[Loop, ...]) -> Loop | None:
     return None
 
 
-def vector_loop(
-    counter: str,
-    start: str,
-    stop: int | str,
-    width: int,
-    unroll: int,
-    body: Callable[[str, str | None], list[str]],
-) -> Iterator[str]:
-    """Print a loop over vectors from `start` to `stop`: unrolled, single vectors, then the part of a vector that is left.
-
-    `body(position, part)` prints one vector at `position`; `part` is None for a whole one. With a constant range only
-    the pieces that run are printed.
-    """
-    step = width * unroll
-    known = isinstance(stop, int) and start == "0"
-    count = int(stop) if known else 0
-    positions = [counter if u == 0 else f"({counter} + {u * width})" for u in range(unroll)]
-    block = [line for p in positions for line in body(p, None)]
-    if not known:
-        yield f"pos {counter} = {start};"
-        yield from loop(f"for (; {counter} + {step} <= {stop}; {counter} += {step})", block)
-        if unroll > 1:
-            yield from loop(f"for (; {counter} + {width} <= {stop}; {counter} += {width})", body(counter, None))
-        yield from loop(f"if ({counter} < {stop})", body(counter, f"(int)({stop} - {counter})"))
-        return
-    whole = count // step * step
-    if whole:
-        yield from loop(f"for (pos {counter} = 0; {counter} < {whole}; {counter} += {step})", block)
-    rest = (count - whole) // width * width
-    if rest:
-        header = f"for (pos {counter} = {whole}; {counter} < {whole + rest}; {counter} += {width})"
-        yield from loop(header, body(counter, None))
-    if count - whole - rest:
-        yield from loop("", [f"const pos {counter} = {whole + rest};", *body(counter, str(count - whole - rest))])
-
-
 def _nest(problem: PointProblem, schedule: CpuPointTile, printer: Printer, loops: tuple[Loop, ...]) -> list[str]:
     scopes = [Scope()] + [Scope(x.covers) for x in loops[:-1]]
     inner = loops[-1]
@@ -177,11 +141,11 @@ def _nest(problem: PointProblem, schedule: CpuPointTile, printer: Printer, loops
     return scopes[0].lines + lines
 
 
-def _vector(printer: Printer, scopes: list[Scope], inner: Loop) -> Callable[[str, str | None], list[str]]:
+def _vector(printer: Printer, scopes: list[Scope], inner: Loop) -> Body:
     """Return the printer of one output vector at a position of the innermost loop."""
     expr = printer.program.outputs[0].expr
 
-    def body(position: str, part: str | None) -> list[str]:
+    def body(position: str, part: str | None, _: int) -> list[str]:
         last = Scope(inner.covers)
         lanes = Lanes((inner,), position, part)
         value = printer.value(expr, [*scopes, last], lanes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from eqsat.codegen.cpu.loops import loop
 from eqsat.codegen.cpu.prelude import prelude
 from eqsat.codegen.cpu.vector import ELEMENT, STORAGE, Printer
 from eqsat.codegen.kernel import BufferArg, KernelSource, Schedule, WorkspaceArg
@@ -11,21 +12,6 @@ from eqsat.ir import Expr, Program
 
 ENTRY = "eqsat_kernel"
 COMPILERS = ("", "gcc", "zig")  # by the number in a schedule's field `compiler`; "" leaves the choice to the device
-
-
-def loop(header: str, body: Sequence[str]) -> list[str]:
-    """Return a block: `header {`, the indented body, `}`."""
-    return [f"{header} {{".strip(), *indented(body), "}"]
-
-
-def indented(lines: Sequence[str]) -> list[str]:
-    """Return the lines, each moved in by one level; preprocessor lines too."""
-    return [f"  {x}" for x in lines]
-
-
-def parallel(threads: int) -> list[str]:
-    """Return the pragma before a loop whose iterations are independent (threads 1: none; 0: all cores)."""
-    return [] if threads == 1 else ["#pragma omp parallel for"]
 
 
 def assemble(

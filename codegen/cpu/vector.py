@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,6 +85,11 @@ class Printer:
     program : Program
     lanes : int
         Elements of a vector.
+
+    Notes
+    -----
+    `names` gives the C text of each axis at the current place of the nest ("0" for one of extent 1 or merged into
+    another); `stored` gives for values kept in arrays (by digest) the C text that loads a vector of them.
     """
 
     def __init__(self, program: Program, lanes: int) -> None:
@@ -95,6 +100,7 @@ class Printer:
         self.out = f"out_{_word(program.outputs[0].name)}"
         self.offset = output_offset(program.outputs[0])
         self.names = dict.fromkeys(program.extents, "0")
+        self.stored: dict[str, Callable[[Lanes], str]] = {}
         self._count = 0
 
     def fresh(self, stem: str = "t") -> str:
@@ -112,6 +118,9 @@ class Printer:
                 return scope.names[e.digest], level
         if e.op == "const":
             return literal(e), 0
+        if e.digest in self.stored and lanes is not None:
+            name = scopes[-1].names[e.digest] = self.define(e.dtype, self.stored[e.digest](lanes), scopes[-1])
+            return name, len(scopes) - 1
         level = max((i for i, s in enumerate(scopes) if s.covers & e.axes), default=0)
         if is_load(e):
             text = self._load(self.loads[e.digest], scopes[level], lanes)
