@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
-import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +31,8 @@ def engine() -> Any:
     Loaded by itself it takes 20 ms; `import egglog.bindings` first runs the package's Python layer (black, graphviz,
     opentelemetry), which takes 160 to 270 ms and which we do not use.
     """
-    os.environ.setdefault("RUST_BACKTRACE", "0")  # read by the engine at its first panic; a trace helps no user
+    if "egglog.bindings" in sys.modules:
+        return sys.modules["egglog.bindings"]
     found = importlib.util.find_spec("egglog")
     for folder in (found.submodule_search_locations or ()) if found else ():
         for path in sorted(Path(folder).glob("bindings*")):

@@ -220,6 +220,8 @@ class Session:
 
     def _ask(self, task: object, limit_s: float) -> Any:
         """Send a task and wait for its answer; the worker is ended if it takes longer than `limit_s`, or on Ctrl-C."""
+        if self._process is not None and self._process.poll() is not None:
+            self.close()  # it died while idle
         if self._process is None:
             self._start()
         deadline_s = time.monotonic() + limit_s

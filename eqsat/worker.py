@@ -23,6 +23,7 @@ from eqsat.saturation import Limits, Phase, PhaseReport, RuleCount, SaturationRe
 
 _PLAIN_SORTS = ("i64", "f64", "String", "bool")
 MIRROR = "Mirror"
+OUT_OF_MEMORY = 3
 ANALYSIS = "(run-schedule (saturate (run rs-analysis)))"
 
 
@@ -49,6 +50,8 @@ def serve(requests: int, answers: int) -> None:
             outbox.send(("done", _TASKS[type(task)](task, lambda steps: outbox.send(("step", steps)))))
         except EqsatError as error:
             outbox.send(("error", (type(error), str(error), vars(error))))
+        except MemoryError:  # Python met the cap before the engine did; the engine would have aborted
+            os._exit(OUT_OF_MEMORY)
 
 
 def _leave_with(parent: int) -> None:

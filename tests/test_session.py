@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
 from eqsat.egraph import check_syntax, split_forms
-from eqsat.errors import SaturationError, TextError, UsageError
+from eqsat.errors import EnvironmentMissingError, SaturationError, TextError, UsageError
 from eqsat.ir import Input, Output, Program, apply, const, read, reduce
 from eqsat.saturation import PHASES, Limits, Phase, RuleText
 from eqsat.session import Session
@@ -170,6 +173,25 @@ def test_ctrl_c_while_waiting_ends_the_worker_and_leaves_the_session_usable(sess
         signal.signal(signal.SIGALRM, before)
     assert time.monotonic() - start_s < 2
     assert session.saturate(long_sum(3), SUMS)[0].stop == "saturated"
+
+
+def test_a_worker_that_died_while_idle_is_replaced_without_a_replay():
+    with Session() as own:
+        own._process.kill()
+        own._process.wait()
+        report, _ = own.saturate(long_sum(3), SUMS)
+    assert (report.stop, report.replays) == ("saturated", ())
+
+
+def test_a_worker_without_the_engine_is_an_error_of_the_environment(monkeypatch):
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if "site-packages" not in p])
+    with Session() as own, pytest.raises(EnvironmentMissingError, match="egglog"):
+        own.saturate(long_sum(3), SUMS)
+
+
+def test_the_engine_is_taken_as_it_is_where_egglog_is_already_imported():
+    code = "import egglog.bindings as b; from eqsat.egraph import engine; assert engine() is b"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
 
 
 def test_a_rule_that_contradicts_a_dtype_is_an_error(session):
