@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from eqsat.codegen.cuda.driver import Launch, LoadedKernel, Memory, fill, launch_geometry_error
+from eqsat.codegen.cuda.driver import POISON, Launch, LoadedKernel, Memory, fill, launch_geometry_error, to_host
 from eqsat.codegen.kernel import BufferArg, KernelBinary, TensorMapArg, WorkspaceArg
 from eqsat.codegen.plan import Executable
 from eqsat.errors import IllegalScheduleError, UsageError
 from eqsat.types import DType, TensorType
+
+GUARD_BYTES = 256
+_GUARD = 0xA5
 
 
 def buffer_bytes(shape: tuple[int, ...], dtype: str) -> int:
@@ -50,16 +53,34 @@ class LoadedSteps:
 
 
 class Scratch:
-    """Device memory of a plan's intermediates and of each kernel's workspace."""
+    """Device memory of a plan's intermediates and of each kernel's workspace, each followed by a guard band."""
 
     def __init__(self, steps: LoadedSteps, intermediates: Mapping[str, int], stream: int) -> None:
-        self.memory = {name: Memory(nbytes) for name, nbytes in intermediates.items()}
-        self.workspaces = tuple(Memory(k.source.workspace_bytes) for k in steps.kernels)
-        for kernel, workspace in zip(steps.kernels, self.workspaces, strict=True):
-            if any(isinstance(a, WorkspaceArg) and a.zeroed for a in kernel.source.args):
-                fill(workspace.pointer, 0, workspace.nbytes, stream)
+        self.memory = {name: Memory(nbytes + GUARD_BYTES) for name, nbytes in intermediates.items()}
+        self.workspaces = tuple(
+            Memory(k.source.workspace_bytes + GUARD_BYTES if k.source.workspace_bytes else 0) for k in steps.kernels
+        )
+        zeroed = [any(isinstance(a, WorkspaceArg) and a.zeroed for a in k.source.args) for k in steps.kernels]
+        self._dirty = [*self.memory.values(), *(w for w, z in zip(self.workspaces, zeroed, strict=True) if not z)]
+        for block in (*self.memory.values(), *self.workspaces):
+            fill(block.pointer, 0, block.nbytes, stream)
+            if block.nbytes:
+                fill(block.pointer + block.nbytes - GUARD_BYTES, _GUARD, GUARD_BYTES, stream)
 
     @property
     def pointers(self) -> dict[str, int]:
         """Address of each intermediate by name."""
         return {name: block.pointer for name, block in self.memory.items()}
+
+    def poison(self, stream: int) -> None:
+        """Fill with NaN all that a run may not read before it wrote it (workspaces that a kernel leaves zeroed stay)."""
+        for block in self._dirty:
+            fill(block.pointer, POISON, max(0, block.nbytes - GUARD_BYTES), stream)
+
+    def damaged(self) -> str | None:
+        """Return which block was written beyond its end, None if none was."""
+        named = [*self.memory.items(), *((f"the workspace of launch {i}", w) for i, w in enumerate(self.workspaces))]
+        for name, block in named:
+            if block.nbytes and set(to_host(block.pointer + block.nbytes - GUARD_BYTES, GUARD_BYTES)) != {_GUARD}:
+                return name
+        return None

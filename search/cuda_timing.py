@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eqsat.codegen.cuda.driver import Event, Graph, Memory, Stream, copy, fill, memory_info
+from eqsat.codegen.cuda.driver import Event, Graph, Launch, Memory, Stream, copy, fill, memory_info
 from eqsat.search.cuda_steps import LoadedSteps, Scratch
 from eqsat.search.supervised import Begin
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ALIGNMENT = 256
 COLD_FACTOR = 3  # a set is touched again only after this many times the L2 has gone by
 MOST_SETS = 96
-LEAST_SETS = 4
+LEAST_SETS = 2
 MEMORY_SHARE = 0.4  # of the free device memory, for all sets together
 SAMPLE_NS = 600_000.0  # of work in one replay: the event clock ticks in 500 ns
 MOST_NODES = 256
@@ -36,9 +36,13 @@ class BufferSets:
         Bytes of each output by name.
     l2_bytes : int
     stream : int
+    share : int
+        How many such groups of sets are to share the memory.
     """
 
-    def __init__(self, contents: Mapping[str, tuple[int, int]], outputs: Mapping[str, int], l2_bytes: int, stream: int) -> None:
+    def __init__(
+        self, contents: Mapping[str, tuple[int, int]], outputs: Mapping[str, int], l2_bytes: int, stream: int, share: int = 1
+    ) -> None:
         sizes = {**{name: nbytes for name, (_, nbytes) in contents.items()}, **outputs}
         offsets: dict[str, int] = {}
         at = 0
@@ -46,11 +50,13 @@ class BufferSets:
             offsets[name] = at
             at += -(-max(nbytes, 1) // ALIGNMENT) * ALIGNMENT
         self.bytes = at
-        affordable = int(MEMORY_SHARE * memory_info()[0] // max(at, 1))
-        wanted = max(LEAST_SETS, min(MOST_SETS, math.ceil(COLD_FACTOR * l2_bytes / max(at, 1))))
+        affordable = int(MEMORY_SHARE * memory_info()[0] / share // max(at, 1))
+        cold = COLD_FACTOR * l2_bytes
+        self.large = at >= cold  # one run alone pushes everything out of the L2
+        wanted = LEAST_SETS if self.large else max(2 * LEAST_SETS, min(MOST_SETS, math.ceil(cold / max(at, 1))))
         self.count = max(1, min(wanted, affordable))
         # too few bytes (or sets) to push each other out of the L2: it is flushed before every replay, which uses each set once
-        self.needs_flush = self.count * at < COLD_FACTOR * l2_bytes
+        self.needs_flush = self.count * at < cold
         self._memory = Memory(self.count * at)
         self._offsets = offsets
         for i in range(self.count):
@@ -75,20 +81,27 @@ class Contestant:
         self.samples: list[float] = []
         self._start, self._end = Event(), Event()
         self._scratch: Scratch = steps.scratch(intermediates, stream.handle)
-        rotation = [launch for i in range(sets.count) for launch in steps.bind(sets.pointers(i), self._scratch)]
-        for _ in range(2):  # the first pass loads the code; the second is timed
+        runs = [steps.bind(sets.pointers(i), self._scratch) for i in range(sets.count)]
+        self.estimate_ns = self._estimate(runs, stream)
+        wanted = max(1, min(math.ceil(SAMPLE_NS / self.estimate_ns), MOST_NODES // max(1, len(runs[0]))))
+        if sets.needs_flush:  # each set once after a flush
+            wanted = sets.count
+        elif not sets.large:  # whole rotations, so that a replay finds the sets as cold as it leaves them
+            wanted = -(-wanted // sets.count) * sets.count
+        self.repeats = wanted
+        self._graph = Graph([launch for i in range(wanted) for launch in runs[i % sets.count]], stream)
+        self._flushed = sets.needs_flush
+
+    def _estimate(self, runs: Sequence[Sequence[Launch]], stream: Stream) -> float:
+        """Run over all sets twice, the first time to load the code; return the time of one run of the second, ns."""
+        for _ in range(2):
             self._start.record(stream.handle)
-            for launch in rotation:
-                launch(stream.handle)
+            for run in runs:
+                for launch in run:
+                    launch(stream.handle)
             self._end.record(stream.handle)
             self._end.synchronize()
-        estimate = max(self._start.elapsed_ns(self._end), 1000.0)
-        rotations = max(1, min(math.ceil(SAMPLE_NS / estimate), MOST_NODES // max(1, len(rotation))))
-        if sets.needs_flush:
-            rotations = 1
-        self.repeats = rotations * sets.count
-        self._graph = Graph(rotation * rotations, stream)
-        self._flushed = sets.needs_flush
+        return max(self._start.elapsed_ns(self._end) / len(runs), 100.0)
 
     def enqueue(self, probe: Probe, stream: Stream) -> None:
         """Queue one timed replay."""
@@ -116,6 +129,10 @@ class Race:
         self._probe, self._stream = probe, stream
         self._order = np.random.default_rng(seed)
         self.clocks: list[float] = []
+
+    def draw(self, count: int) -> int:
+        """Return a random number below `count`."""
+        return int(self._order.integers(count))
 
     def first_samples(self, contestant: Contestant, count: int) -> None:
         """Take samples of one contestant alone, after one replay that warms it up."""

@@ -75,8 +75,8 @@ API(cuLaunchKernel, void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
     void **params, void **extra) {
   char line[256];
   int n = 0;
-  if (!strcmp(f, "faulty")) return 700;
-  if (!strcmp(f, "homeless") && !current) return 201;
+  if (!strncmp(f, "faulty", 6)) return 700;
+  if (!strncmp(f, "homeless", 8) && !current) return 201;
   n += snprintf(line, sizeof line, "launch %s grid %u %u %u block %u %u %u shared %u stream %llx args", (char *)f, gx, gy, gz, bx, by, bz,
                 shared, capturing ? 0 : (u64)s);
   // the name ends in the number of arguments
