@@ -1,0 +1,177 @@
+"""The bench tool: optimize every row of the board, then time results and baselines side by side in a fresh process.
+
+The timing process gets saved bundles only, a cleaned environment (variables that pin a slower BLAS kernel are removed, one
+thread on the CPU), and interleaves all contestants of a row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eqsat.errors import EnvironmentMissingError, EqsatError, UsageError
+from eqsat.search import machine
+from eqsat.search.board import Workload, board
+from eqsat.search.machine import Place
+from eqsat.search.optimize import optimize
+from eqsat.search.store import Store, default_path
+
+# A BLAS told to act as an older CPU is half as fast (measured: 125 against 240 GFLOP/s); comparisons with it mean nothing.
+_MISLEADING = ("OPENBLAS_CORETYPE", "MKL_DEBUG_CPU_TYPE", "MKL_CBWR", "ATEN_CPU_CAPABILITY")
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def run_board(
+    names: Sequence[str] = (),
+    *,
+    target: str = "native",
+    budget: str | float = "60s",
+    store: Path | None = None,
+    out: Path | None = None,
+    modes: Sequence[str] = ("eager", "compile", "max-autotune"),
+) -> dict[str, Any]:
+    """Optimize and time the rows of the board that fit the device.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Rows by name or part of a name; all of the device's rows if empty.
+    target : str
+    budget : str or float
+        For each row's search.
+    store : Path, optional
+    out : Path, optional
+        Folder for `<device>.json`; results of rows that were not run again are kept.
+    modes : sequence of str
+        PyTorch modes to compare with on CUDA.
+
+    Returns
+    -------
+    dict
+        The record that is written, and `table`, the same as text.
+
+    Raises
+    ------
+    EnvironmentMissingError
+        The target cannot be measured on this machine.
+    """
+    place = machine.resolve(target)
+    if place.open_device is None:
+        raise EnvironmentMissingError(f"expected a device to measure {target} on; {place.note}. Use --target cpu.")
+    rows = [w for w in board(place.target.kind) if not names or any(n in w.name for n in names)]
+    if not rows:
+        raise UsageError(f"no row of the {place.target.kind} board matches {list(names)}; rows: {[w.name for w in board(place.target.kind)]}")
+    kept = Store(store or default_path())
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for w in rows:
+                found[w.name] = _search(w, target, budget, kept, Path(folder) / w.name)
+            timed = _time_rows([w for w in rows if "error" not in found[w.name]], place, Path(folder), modes)
+    finally:
+        kept.close()
+    for name, times in timed["rows"].items():
+        found[name] |= times
+    record = {
+        "device": place.name,
+        "fingerprint": place.fingerprint,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "environment": timed["environment"],
+        "rates": timed["rates"],
+        "rows": found,
+    }
+    if out is not None:
+        record = _written(record, out)
+    return record | {"table": table(record)}
+
+
+def _search(w: Workload, target: str, budget: str | float, store: Store, folder: Path) -> dict[str, Any]:
+    began = time.monotonic()
+    print(f"search {w.name}", file=sys.stderr, flush=True)  # noqa: T201 - progress of a long run
+    try:
+        best = optimize(w.program(), target=target, budget=budget, store=store, progress=False)
+    except EqsatError as e:
+        return {"error": f"{type(e).__name__}: {e}"[:500]}
+    best.save(folder)
+    r = best.receipt.record
+    return {
+        "bound": w.bound,
+        "search_s": time.monotonic() - began,
+        "verdict": r["search"]["verdict"],
+        "gap": r["search"]["gap"],
+        "counts": r["search"]["counts"],
+        "saturation_ms": r["saturation"]["time_ms"],
+        "program_bytes": r["program"]["bytes"],
+        "plan_bytes": r["plan"]["bytes"],
+        "plan_flops": r["plan"]["flops"],
+        "kernels": [{"family": k["family"], "schedule": k["schedule"], "shown": k["shown"]} for k in r["plan"]["kernels"]],
+        "rules": [s["rule"] for s in r["derivation"].get("steps", ()) if not s.get("rearranges")],
+        "derivation": r["derivation"]["status"],
+        "worst": max((c["worst"] for c in r["verification"]["checks"]), default=None),
+        "power": r["verification"]["power"],
+        "searched_ns": r["timing"]["median_ns"],
+    }
+
+
+def _time_rows(rows: Sequence[Workload], place: Place, folder: Path, modes: Sequence[str]) -> dict[str, Any]:
+    """Time all rows in a fresh process; a row whose process dies is left without times."""
+    env = {k: v for k, v in os.environ.items() if k not in _MISLEADING}
+    if place.target.kind == "cpu":
+        env |= dict.fromkeys(_ONE_THREAD, "1")
+    answer = folder / "timed.json"
+    request = {"kind": place.target.kind, "rows": [w.name for w in rows], "modes": list(modes), "answer": str(answer)}
+    command = [sys.executable, "-m", "eqsat.search.bench_timing", json.dumps(request)]
+    code = subprocess.run(command, cwd=folder, env=env | {"PYTHONPATH": os.pathsep.join(sys.path)}, stdin=subprocess.DEVNULL).returncode
+    if not answer.exists():
+        raise EnvironmentMissingError(f"the timing process ended with status {code} before it had a result; its output is above")
+    found: dict[str, Any] = json.loads(answer.read_text())
+    return found
+
+
+def _written(record: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Write the record to `<device>.json`, keeping rows of an earlier run on the same device that were not run now."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{re.sub(r'[^a-z0-9]+', '-', record['device'].lower()).strip('-')}.json"
+    if path.exists():
+        earlier = json.loads(path.read_text())
+        record["rows"] = {**earlier.get("rows", {}), **{k: {**v, "created": record["created"]} for k, v in record["rows"].items()}}
+    else:
+        record["rows"] = {k: {**v, "created": record["created"]} for k, v in record["rows"].items()}
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def table(record: dict[str, Any]) -> str:
+    """Return the rows as text: times with their 95 % interval, ratio to the best baseline, share of the measured rate."""
+    head = f"{'workload':<44}{'eqsat µs':>20}{'best baseline':>24}{'ratio':>7}{'GB/s':>8}{'GFLOP/s':>10}  search"
+    lines = [f"{record['device']}, {record['created']}", head]
+    for name, row in record["rows"].items():
+        if "times" not in row or "eqsat" not in row["times"]:
+            lines.append(f"{name:<44}{row.get('error', row.get('note', 'not timed'))[:80]}")
+            continue
+        own = row["times"]["eqsat"]
+        others = {k: v for k, v in row["times"].items() if k not in ("eqsat", "again")}
+        best = min(others, key=lambda k: others[k]["median_ns"], default="")
+        ratio = f"{others[best]['median_ns'] / own['median_ns']:.2f}" if best else "–"
+        shown = f"{own['median_ns'] / 1e3:.2f} [{own['low_ns'] / 1e3:.2f}, {own['high_ns'] / 1e3:.2f}]"
+        other = f"{others[best]['median_ns'] / 1e3:.2f} {best}" if best else "none"
+        rate, flops = row["program_bytes"] / own["median_ns"], row["plan_flops"] / own["median_ns"]
+        lines.append(f"{name:<44}{shown:>20}{other:>24}{ratio:>7}{rate:>8.0f}{flops:>10.0f}  {row['verdict']}")
+    return "\n".join(lines)
+
+
+def interval(measured: Any) -> dict[str, Any]:
+    """Return a measurement as plain data without its samples."""
+    record = dataclasses.asdict(measured)
+    record["samples"] = len(record.pop("samples_ns"))
+    return record

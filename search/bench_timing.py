@@ -1,0 +1,213 @@
+"""The timing process of the bench: load saved results, run them beside the baselines, interleaved, and write JSON.
+
+Run as a module with one JSON argument by `eqsat.search.bench`; the working folder holds one bundle a row.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eqsat.search import machine
+from eqsat.search.bench import interval
+from eqsat.search.board import Workload, board
+from eqsat.search.result import load
+from eqsat.search.statistics import summarise
+from eqsat.search.store import Store
+from eqsat.types import DType
+
+Contestants = dict[str, Callable[[], Any]]
+_ROUNDS = 40
+_FLUSH_BYTES = 256 << 20  # several times any last-level cache
+
+
+def main(request: dict[str, Any]) -> None:
+    """Time every row of the request and write the answer."""
+    rows = [w for w in board(request["kind"]) if w.name in request["rows"]]
+    timing = time_on_cuda if request["kind"] == "cuda" else time_on_cpu
+    answer: dict[str, Any] = {"environment": environment(), "rates": rates(request["kind"]), "rows": {}}
+    for w in rows:
+        print(f"time {w.name}", file=sys.stderr, flush=True)  # noqa: T201 - progress of a long run
+        answer["rows"][w.name] = timing(w, Path(w.name), request["modes"])
+        Path(request["answer"]).write_text(json.dumps(answer))  # what is measured is kept, whatever happens next
+
+
+def environment() -> dict[str, str]:
+    """Return the versions of everything that is timed."""
+    found = {}
+    for name in ("numpy", "torch", "triton", "cuda-bindings", "nvidia-cuda-nvrtc", "cupy-cuda13x"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def rates(kind: str) -> dict[str, Any]:
+    """Measure the device's ceilings in this run."""
+    place = machine.resolve("cpu" if kind == "cpu" else "native")
+    assert place.open_device is not None
+    device = place.open_device(Store(":memory:"))
+    try:
+        found = device.rates()
+    finally:
+        device.close()
+    return {"read": found.read, "copy": found.copy, "flops": dict(found.flops), "launch_ns": found.launch_ns}
+
+
+def draw(w: Workload, seed: int) -> list[np.ndarray[Any, Any]]:
+    """Return random normal inputs in each input's dtype."""
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape, dtype=np.float32).astype(DType.parse(dtype).numpy) for _, shape, dtype in w.inputs]
+
+
+def time_on_cpu(w: Workload, bundle: Path, modes: list[str]) -> dict[str, Any]:
+    """Time a row on the CPU: the result, NumPy, PyTorch eager where it is installed; A/A in `again`."""
+    best = load(bundle)
+    arrays = draw(w, 0)
+    contestants: Contestants = {"eqsat": lambda: best(*arrays), "again": lambda: best(*arrays)}
+    contestants["numpy"] = lambda: numpy_baseline(w, arrays)
+    try:
+        import torch  # optional dependency: the baseline of the CPU rows too
+    except ImportError:
+        pass
+    else:
+        torch.set_num_threads(1)
+        tensors = [torch.from_numpy(a) for a in arrays]
+        contestants["torch eager"] = lambda: w.baseline(torch, *tensors)
+    return {"times": interleaved_cpu(contestants)}
+
+
+def numpy_baseline(w: Workload, arrays: list[np.ndarray[Any, Any]]) -> Any:
+    """Run the row's PyTorch code on NumPy arrays through a stand-in for the torch module."""
+    return w.baseline(_NumpyAsTorch, *arrays)
+
+
+class _NumpyAsTorch:
+    """The few torch functions that CPU rows use, in NumPy as a user would write them."""
+
+    @staticmethod
+    def rsqrt(x: Any) -> Any:
+        return 1 / np.sqrt(x)
+
+    @staticmethod
+    def softmax(x: Any, axis: int) -> Any:
+        e = np.exp(x - x.max(axis, keepdims=True))
+        return e / e.sum(axis, keepdims=True)
+
+    class nn:  # noqa: N801 - torch's name
+        class functional:  # noqa: N801 - torch's name
+            @staticmethod
+            def gelu(x: Any, approximate: str) -> Any:
+                return 0.5 * x * (1 + np.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+
+
+def interleaved_cpu(contestants: Contestants) -> dict[str, Any]:
+    """Time contestants round-robin in random order; samples with an involuntary context switch are thrown away."""
+    order = list(contestants)
+    shuffle = random.Random(0).shuffle
+    samples: dict[str, list[float]] = {n: [] for n in order}
+    rejected = dict.fromkeys(order, 0)
+    for n in order:
+        for _ in range(3):
+            contestants[n]()
+    for _ in range(_ROUNDS):
+        shuffle(order)
+        for n in order:
+            for _attempt in range(8):
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+                start = time.perf_counter_ns()
+                contestants[n]()
+                passed = time.perf_counter_ns() - start
+                if resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw == before:
+                    samples[n].append(float(passed))
+                    break
+                rejected[n] += 1
+    return {n: interval(summarise(s, rejected[n])) for n, s in samples.items() if s}
+
+
+def time_on_cuda(w: Workload, bundle: Path, modes: list[str]) -> dict[str, Any]:
+    """Time a row on the GPU: the result and PyTorch's modes, each captured in a CUDA graph over rotating inputs, L2 cold."""
+    import torch  # optional dependency: the baseline on CUDA
+
+    best = load(bundle)
+    kinds = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+    generator = torch.Generator(device="cuda").manual_seed(0)
+    size = sum(int(np.prod(shape)) * DType.parse(d).bytes for _, shape, d in w.inputs)
+    count = max(2, min(16, _FLUSH_BYTES // max(size, 1) + 1))
+    sets = [[torch.randn(shape, generator=generator, device="cuda").to(kinds[d]) for _, shape, d in w.inputs] for _ in range(count)]
+    functions: dict[str, Callable[..., Any]] = {"eqsat": best, "again": best}
+    torch.backends.cuda.matmul.allow_tf32 = False
+    functions["torch eager"] = lambda *xs: w.baseline(torch, *xs)
+    wanted = {"compile": None, "max-autotune": "max-autotune-no-cudagraphs"}
+    for mode in [m for m in modes if m in wanted]:
+        torch._dynamo.reset()
+        functions[f"torch {mode}"] = torch.compile(lambda *xs: w.baseline(torch, *xs), mode=wanted[mode], dynamic=False)
+    graphs: dict[str, tuple[Any, int]] = {}
+    notes: dict[str, str] = {}
+    for name, f in functions.items():
+        try:
+            graphs[name] = _captured(torch, f, sets)
+        except RuntimeError as e:  # a baseline that PyTorch cannot run or capture is reported, not fatal
+            notes[name] = str(e).splitlines()[0][:200]
+    times = _replayed(torch, graphs)
+    torch.cuda.empty_cache()
+    return {"times": times, "notes": notes}
+
+
+def _captured(torch: Any, f: Callable[..., Any], sets: list[list[Any]]) -> tuple[Any, int]:
+    """Return (graph, calls in it): at least one call on each input set, about a millisecond in all."""
+    stream = torch.cuda.Stream()
+    with torch.no_grad(), torch.cuda.stream(stream):
+        for xs in (sets[0], sets[1], sets[0]):
+            f(*xs)
+        stream.synchronize()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        f(*sets[0])
+        f(*sets[1])
+        end.record()
+        end.synchronize()
+        estimate_us = max(2.0, start.elapsed_time(end) * 500)
+        calls = len(sets) * max(1, min(40, int(1500 / estimate_us / len(sets))))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for i in range(calls):
+                f(*sets[i % len(sets)])
+    return graph, calls
+
+
+def _replayed(torch: Any, graphs: dict[str, tuple[Any, int]]) -> dict[str, Any]:
+    order = list(graphs)
+    shuffle = random.Random(0).shuffle
+    samples: dict[str, list[float]] = {n: [] for n in order}
+    for n in order:
+        graphs[n][0].replay()
+    torch.cuda.synchronize()
+    deadline = time.monotonic() + 4.0
+    for done in range(_ROUNDS):
+        if done >= 8 and time.monotonic() > deadline:
+            break
+        shuffle(order)
+        for n in order:
+            graph, calls = graphs[n]
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            samples[n].append(start.elapsed_time(end) * 1e6 / calls)
+    return {n: interval(summarise(s, 0)) for n, s in samples.items()}
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
