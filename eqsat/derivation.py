@@ -136,7 +136,7 @@ def derive(
     session : Session, optional
         A worker to use; without it one is started for the occasion.
     limits : Limits, optional
-        `hard_s` bounds the replay and the search for the chain, each.
+        `hard_s` bounds the replay and the search for the chain, each. The default leaves room for both ends' terms.
     phases : sequence of Phase, optional
         Those that grow the e-graph are run; the others have nothing to prove.
 
@@ -146,7 +146,7 @@ def derive(
         With status "derived" and checked steps, or "not found: …". A failure is a result, not an error: the equality was
         established by saturation, and the receipt then says that its chain is missing.
     """
-    limits = limits or Limits(hard_s=10.0)
+    limits = limits or Limits(nodes=3 * Limits().nodes, soft_s=5.0, hard_s=10.0)
     search = _Search(program, [r for r in rules if any(r.phase in p.rules for p in phases if p.grows)])
     try:
         ends = search.read_ends(source, target)
