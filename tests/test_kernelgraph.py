@@ -1,0 +1,111 @@
+"""The kernel graph of small programs under the built-in rules."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from eqsat import numpy_like as np_
+from eqsat.array import Array
+from eqsat.canonical import canonical_key
+from eqsat.codegen.problem import contract_problem, reduce_problem
+from eqsat.errors import UsageError
+from eqsat.ir import Program, rename
+from eqsat.kernelgraph import KernelGraph, axis_order
+from eqsat.oracle import evaluate
+from eqsat.rulefile import builtin_rules
+from eqsat.search.bundle import find_problem
+from eqsat.session import Session
+from eqsat.trace import tensor, to_program
+
+
+@pytest.fixture(scope="module")
+def graph_of() -> Iterator[Callable[[Array], KernelGraph]]:
+    rules = builtin_rules().admit(("exact", "reassociates"))
+    declarations = "\n".join(map(str, (*rules.declarations, *rules.facts)))
+    with Session() as session:
+
+        def make(expr: Array) -> KernelGraph:
+            program = to_program(expr)
+            _, frozen = session.saturate(program, rules.rules, declarations=declarations)
+            return KernelGraph(program, frozen)
+
+        yield make
+
+
+def rms_matmul() -> Array:
+    x, g, w = tensor("x", (6, 8)), tensor("g", (8,)), tensor("w", (8, 5))
+    return (x * np_.rsqrt(np_.mean(x * x, axis=-1, keepdims=True) + 1e-6) * g) @ w
+
+
+def test_normalisation_before_a_matmul_can_be_one_kernel_with_a_row_statistic(graph_of: Callable[[Array], KernelGraph]) -> None:
+    graph = graph_of(rms_matmul())
+    problems = [contract_problem(k.program) for k in graph.kernels if k.family == "contract" and not k.needs]
+    assert any(not isinstance(p, str) and p.statistics for p in problems)
+
+
+def test_softmax_is_one_reduce_kernel_with_two_statistics(graph_of: Callable[[Array], KernelGraph]) -> None:
+    graph = graph_of(np_.softmax(tensor("x", (6, 8))))
+    found = [reduce_problem(k.program) for k in graph.kernels if k.family == "reduce" and k.writes in graph.goals and not k.needs]
+    assert any(not isinstance(p, str) and len(p.reductions) == 2 and p.keeps for p in found)
+
+
+def test_a_chain_with_a_vector_has_a_plan_without_a_matrix_product(graph_of: Callable[[Array], KernelGraph]) -> None:
+    a, b, v = tensor("a", (6, 7)), tensor("b", (7, 8)), tensor("v", (8,))
+    graph = graph_of((a @ b) @ v)
+    assert any(k.family == "reduce" and k.program.outputs[0].expr.type.elements == 7 for k in graph.kernels)
+
+
+def test_every_plan_of_single_use_kernels_computes_what_the_program_does(graph_of: Callable[[Array], KernelGraph]) -> None:
+    graph = graph_of(rms_matmul())
+    rng = np.random.default_rng(0)
+    inputs = {i.name: rng.standard_normal(i.shape) for i in graph.program.inputs}
+    (expected,) = evaluate(graph.program, inputs)
+    known = dict(inputs)
+    for _ in range(len(graph.kernels)):  # buffers are filled as soon as their kernel's needs are
+        for k in graph.kernels:
+            if all(i.name in known for i in k.program.inputs):
+                (value,) = evaluate(k.program, known)
+                name = k.program.outputs[0].name
+                if name in known:
+                    np.testing.assert_allclose(known[name], value, rtol=1e-9, atol=1e-9)
+                known[name] = value
+    np.testing.assert_allclose(known[graph.program.outputs[0].name], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_every_kernel_is_either_a_problem_of_its_family_or_refused_in_words(graph_of: Callable[[Array], KernelGraph]) -> None:
+    graph = graph_of(rms_matmul())
+    served = 0
+    for k in graph.kernels:
+        try:
+            find_problem(k.program, k.family)
+            served += 1
+        except UsageError as e:
+            assert "is no" in str(e)
+    assert served > len(graph.kernels) // 2
+
+
+def test_axis_order_respects_layouts() -> None:
+    order = axis_order(to_program(tensor("a", (3, 4)) @ tensor("b", (4, 5))))
+    program: Program = to_program(tensor("a", (3, 4)) @ tensor("b", (4, 5)))
+    for e in program.outputs[0].expr.walk():
+        if e.op == "read":
+            axes = e.attrs[1]
+            assert sorted(axes, key=order.__getitem__) == list(axes)
+
+
+def test_kernels_equal_up_to_names_share_their_key_and_others_do_not() -> None:
+    one = to_program(tensor("a", (3, 4)) @ tensor("b", (4, 5)))
+    two = to_program(tensor("q", (3, 4)) @ tensor("k", (4, 5)))
+    other = to_program(tensor("a", (3, 4)) @ tensor("b", (5, 4)).mT)
+    assert canonical_key(one) == canonical_key(two)
+    assert canonical_key(one) != canonical_key(other)
+
+
+def test_renaming_a_free_axis_to_a_bound_ones_name_keeps_the_value() -> None:
+    program = to_program(tensor("a", (3, 4)) @ tensor("b", (4, 5)))
+    expr = program.outputs[0].expr
+    bound = expr.attrs[0]
+    free = min(expr.axes)
+    renamed = rename(expr, {free: bound})
+    assert renamed.axes == (expr.axes - {free}) | {bound}
