@@ -5,6 +5,7 @@ Exit codes: 0 ok, 1 no verified kernel or a failed check, 2 usage, 3 environment
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -58,10 +59,14 @@ def commands() -> None:
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout; everything else goes to stderr.")
-_store = click.option("--store", type=click.Path(path_type=Path), help="Where measurements are remembered (default: the user's cache).")
+_store = click.option(
+    "--store", type=click.Path(path_type=Path), help="Where measurements are remembered (default: the user's cache)."
+)
 _rules = click.option("--rules", multiple=True, type=click.Path(path_type=Path), help="A rule file to add; may be repeated.")
 _budget = click.option("--budget", default="60s", show_default=True, help='Time for the search, such as "60s" or "5min".')
-_target = click.option("--target", default="native", show_default=True, help="native, cpu, sm_80, sm_86, sm_89, sm_90, sm_100, sm_120.")
+_target = click.option(
+    "--target", default="native", show_default=True, help="native, cpu, sm_80, sm_86, sm_89, sm_90, sm_100, sm_120."
+)
 
 
 @commands.command("optimize")
@@ -115,7 +120,9 @@ def _emit_kinds(text: str) -> tuple[str, ...]:
 def emit_files(files: Mapping[str, bytes], kinds: Iterable[str], folder: Path) -> list[Path]:
     """Write the files of a bundle that are of the kinds asked for; return their paths."""
     kinds = set(kinds)
-    chosen = [n for n in files if "bundle" in kinds or Path(n).suffix[1:] in kinds or (n == "receipt.json" and "receipt" in kinds)]
+    chosen = [
+        n for n in files if "bundle" in kinds or Path(n).suffix[1:] in kinds or (n == "receipt.json" and "receipt" in kinds)
+    ]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in chosen:
@@ -183,11 +190,14 @@ def rules_check(files: tuple[Path, ...], as_json: bool) -> int:
     for rule in found.rules:
         try:
             (evidence,) = check_rules((rule,), cache_dir=None)
-            rows.append({"name": rule.name, "admitted": True, **evidence.record()})
+            rows.append({"name": rule.name, "admitted": True, **dataclasses.asdict(evidence)})
         except FalseRuleError as e:
             code = FAILED
             rows.append({"name": rule.name, "admitted": False, "counterexample": str(e)})
-    shown = (f"{r['name']:<36}{'ok  ' + str(r.get('method', '')) if r['admitted'] else 'REFUSED  ' + r['counterexample']}" for r in rows)
+    shown = (
+        f"{r['name']:<36}{'ok  ' + str(r.get('method', '')) if r['admitted'] else 'REFUSED  ' + r['counterexample']}"
+        for r in rows
+    )
     _emit(rows, lambda: "\n".join(shown), as_json)
     return code
 

@@ -82,8 +82,11 @@ class Cuts:
         return [] if region is None else list(self.frozen.nodes.get(region, ()))
 
     def _bufferable(self) -> frozenset[int]:
-        """Classes worth a buffer: outputs, reductions, what a contraction or an access needs in memory, and what is reduced
-        again after a contraction (its epilogue may then be shared)."""
+        """Return the classes worth a buffer.
+
+        Outputs, reductions, what a contraction or an access needs in memory, and what is reduced again after a contraction
+        (its epilogue may then be shared).
+        """
         nodes = self.frozen.nodes
         leaves = {c for c, found in nodes.items() for n in found if n.op in ("Read", "Const", "Iota")}
         wanted = set(self.frozen.roots)
@@ -182,7 +185,7 @@ class Cuts:
         if row is None:
             return
         if n.op == "Read":
-            yield Cut(Mode(), frozenset(), frozenset([("read", *n.literals)]), 0.0, ("read", *n.literals))
+            yield Cut(Mode(), frozenset(), frozenset([("read", *map(str, n.literals))]), 0.0, ("read", *n.literals))
         elif n.op in ("Const", "Iota"):
             yield Cut(Mode(), frozenset(), frozenset(), 0.0, (row.name, *n.literals))
         elif row.kind is Kind.ACCESS:
@@ -228,6 +231,7 @@ class Cuts:
 
     def _reduce(self, c: int, n: Node) -> Iterator[Cut]:
         op, axes = n.literals
+        assert isinstance(axes, tuple)
         over = frozenset(axes)
         body = n.children[0]
         free = frozenset(self.frozen.axes[c])
@@ -237,10 +241,12 @@ class Cuts:
             if inner.family == "contract" or (inner.family == "reduce" and (inner.over != over or not inner.free <= free)):
                 continue
             anchors = cut.anchors | {("reduce", op, over, body)}
-            yield Cut(Mode("reduce", over, free), anchors, cut.loads, cut.work + elements, (op, tuple(axes), cut.form))
+            yield Cut(Mode("reduce", over, free), anchors, cut.loads, cut.work + elements, (op, axes, cut.form))
 
     def _contract(self, c: int, n: Node) -> Iterator[Cut]:
-        over = frozenset(n.literals[0])
+        axes = n.literals[0]
+        assert isinstance(axes, tuple)
+        over = frozenset(axes)
         a, b = n.children
         free = frozenset(self.frozen.axes[c])
         elements = self.elements(free | over)

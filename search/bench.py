@@ -70,7 +70,9 @@ def run_board(
         raise EnvironmentMissingError(f"expected a device to measure {target} on; {place.note}. Use --target cpu.")
     rows = [w for w in board(place.target.kind) if not names or any(n in w.name for n in names)]
     if not rows:
-        raise UsageError(f"no row of the {place.target.kind} board matches {list(names)}; rows: {[w.name for w in board(place.target.kind)]}")
+        raise UsageError(
+            f"no row of the {place.target.kind} board matches {list(names)}; rows: {[w.name for w in board(place.target.kind)]}"
+        )
     kept = Store(store or default_path())
     found: dict[str, dict[str, Any]] = {}
     try:
@@ -131,7 +133,9 @@ def _time_rows(rows: Sequence[Workload], place: Place, folder: Path, modes: Sequ
     answer = folder / "timed.json"
     request = {"kind": place.target.kind, "rows": [w.name for w in rows], "modes": list(modes), "answer": str(answer)}
     command = [sys.executable, "-m", "eqsat.search.bench_timing", json.dumps(request)]
-    code = subprocess.run(command, cwd=folder, env=env | {"PYTHONPATH": os.pathsep.join(sys.path)}, stdin=subprocess.DEVNULL).returncode
+    code = subprocess.run(
+        command, cwd=folder, env=env | {"PYTHONPATH": os.pathsep.join(sys.path)}, stdin=subprocess.DEVNULL
+    ).returncode
     if not answer.exists():
         raise EnvironmentMissingError(f"the timing process ended with status {code} before it had a result; its output is above")
     found: dict[str, Any] = json.loads(answer.read_text())
@@ -144,7 +148,10 @@ def _written(record: dict[str, Any], out: Path) -> dict[str, Any]:
     path = out / f"{re.sub(r'[^a-z0-9]+', '-', record['device'].lower()).strip('-')}.json"
     if path.exists():
         earlier = json.loads(path.read_text())
-        record["rows"] = {**earlier.get("rows", {}), **{k: {**v, "created": record["created"]} for k, v in record["rows"].items()}}
+        record["rows"] = {
+            **earlier.get("rows", {}),
+            **{k: {**v, "created": record["created"]} for k, v in record["rows"].items()},
+        }
     else:
         record["rows"] = {k: {**v, "created": record["created"]} for k, v in record["rows"].items()}
     path.write_text(json.dumps(record, indent=1) + "\n")

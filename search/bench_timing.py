@@ -21,7 +21,7 @@ from eqsat.search import machine
 from eqsat.search.bench import interval
 from eqsat.search.board import Workload, board
 from eqsat.search.result import load
-from eqsat.search.statistics import summarise
+from eqsat.search.statistics import measurement
 from eqsat.search.store import Store
 from eqsat.types import DType
 
@@ -132,7 +132,7 @@ def interleaved_cpu(contestants: Contestants) -> dict[str, Any]:
                     samples[n].append(float(passed))
                     break
                 rejected[n] += 1
-    return {n: interval(summarise(s, rejected[n])) for n, s in samples.items() if s}
+    return {n: interval(measurement(s, rejected=rejected[n])) for n, s in samples.items() if s}
 
 
 def time_on_cuda(w: Workload, bundle: Path, modes: list[str]) -> dict[str, Any]:
@@ -144,7 +144,9 @@ def time_on_cuda(w: Workload, bundle: Path, modes: list[str]) -> dict[str, Any]:
     generator = torch.Generator(device="cuda").manual_seed(0)
     size = sum(int(np.prod(shape)) * DType.parse(d).bytes for _, shape, d in w.inputs)
     count = max(2, min(16, _FLUSH_BYTES // max(size, 1) + 1))
-    sets = [[torch.randn(shape, generator=generator, device="cuda").to(kinds[d]) for _, shape, d in w.inputs] for _ in range(count)]
+    sets = [
+        [torch.randn(shape, generator=generator, device="cuda").to(kinds[d]) for _, shape, d in w.inputs] for _ in range(count)
+    ]
     functions: dict[str, Callable[..., Any]] = {"eqsat": best, "again": best}
     torch.backends.cuda.matmul.allow_tf32 = False
     functions["torch eager"] = lambda *xs: w.baseline(torch, *xs)
@@ -206,7 +208,7 @@ def _replayed(torch: Any, graphs: dict[str, tuple[Any, int]]) -> dict[str, Any]:
             end.record()
             end.synchronize()
             samples[n].append(start.elapsed_time(end) * 1e6 / calls)
-    return {n: interval(summarise(s, 0)) for n, s in samples.items()}
+    return {n: interval(measurement(s)) for n, s in samples.items()}
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from eqsat.search.schedules import schedule_classes
 from eqsat.types import DType
 
 _FINDERS = {"point": point_problem, "reduce": reduce_problem, "contract": contract_problem}
-_ARGS: dict[str, type[Arg]] = {"buffer": BufferArg, "map": TensorMapArg, "workspace": WorkspaceArg}
+_ARGS: dict[str, Any] = {"buffer": BufferArg, "map": TensorMapArg, "workspace": WorkspaceArg}
 
 
 def find_problem(program: Program, family: str) -> Problem:
@@ -79,8 +79,12 @@ def _arg_record(arg: Arg) -> dict[str, Any]:
     return {"kind": kind, **{k: v.value if isinstance(v, DType) else v for k, v in fields.items()}}
 
 
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _arg(record: Mapping[str, Any]) -> Arg:
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k != "kind"}
+    fields: dict[str, Any] = {k: _frozen(v) for k, v in record.items() if k != "kind"}
     if "dtype" in fields:
         fields["dtype"] = DType.parse(fields["dtype"])
     return _ARGS[record["kind"]](**fields)
@@ -102,10 +106,11 @@ def _step(files: Mapping[str, bytes], r: Mapping[str, Any]) -> Step:
     kernel = Kernel(find_problem(text.loads(r["program"], file=r["name"]), r["family"]))
     cls: type[Schedule] = schedule_classes()[r["schedule"]["class"]]
     suffix, kind = ("cu", "cubin") if r["language"] == "cuda" else ("c", "so")
-    launch = {k: tuple(v) if isinstance(v, list) else v for k, v in r["launch"].items()}
+    launch: dict[str, Any] = {k: _frozen(v) for k, v in r["launch"].items()}
     body = files[f"{r['name']}.{suffix}"].decode()
     source = KernelSource(language=r["language"], text=body, args=tuple(_arg(a) for a in r["args"]), **launch)
-    resources = Resources(**{k: tuple(v) if isinstance(v, list) else v for k, v in r["resources"].items()})
+    reported: dict[str, Any] = {k: _frozen(v) for k, v in r["resources"].items()}
+    resources = Resources(**reported)
     ptx = files.get(f"{r['name']}.ptx", b"").decode()
     binary = KernelBinary(source, files[f"{r['name']}.{kind}"], r["compiler"], resources, ptx)
     return Step(kernel, cls(**r["schedule"]["fields"]), binary)

@@ -16,6 +16,7 @@ from eqsat.kernelgraph import KernelNode
 from eqsat.search.bundle import find_problem
 from eqsat.search.device import Measurement, Verdict
 from eqsat.search.schedules import Space, families, space_of
+from eqsat.text import show
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,11 @@ class Candidate:
     legal: tuple[Schedule, ...] = ()
     illegal: int = 0
     low_ns: float = 0.0
+
+    def __str__(self) -> str:
+        needs = f" needs {sorted(self.node.needs)}" if self.node.needs else ""
+        what = show(self.node.program.outputs[0].expr)
+        return f"{self.node.family:<9} t{self.node.writes}{needs}: {what}; ≥ {self.low_ns / 1e3:.2f} µs, {len(self.legal)} schedules"
 
     @property
     def kernel(self) -> Kernel:

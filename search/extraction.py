@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-
 from eqsat.planchoice import Action, Chooser
 from eqsat.search.candidates import Candidate, Sweep
 
@@ -168,5 +167,3 @@ def unmeasured_choice(candidates: list[Candidate], goals: frozenset[int]) -> tup
     chooser = Chooser([Action(c.node.writes, c.node.needs) for c in candidates], goals)
     low = [c.low_ns for c in candidates]
     return chooser.exact(low).plan or chooser.greedy(low)[1]
-
-

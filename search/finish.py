@@ -123,7 +123,13 @@ def record(
     derived = derivation_record(program, executable, ruleset)
     used = {s["rule"].removesuffix("-reverse") for s in derived.get("steps", ())}
     rules = [
-        {"name": r.name, "digest": r.digest, "numerics": r.numerics, "law": r.law, "evidence": evidence[r.name].record()}
+        {
+            "name": r.name,
+            "digest": r.digest,
+            "numerics": r.numerics,
+            "law": r.law,
+            "evidence": dataclasses.asdict(evidence[r.name]),
+        }
         for r in ruleset.rules
         if r.name in used
     ]

@@ -45,7 +45,9 @@ def resolve(target: str) -> Place:
 def _cpu_place() -> Place:
     from eqsat.search import cpu_device  # a device's modules are needed only where it is used
 
-    return Place(parse_target("cpu"), cpu_device.cpu_name(), cpu_device.fingerprint(), lambda store: cpu_device.open_device(store))
+    return Place(
+        parse_target("cpu"), cpu_device.cpu_name(), cpu_device.fingerprint(), lambda store: cpu_device.open_device(store)
+    )
 
 
 def _cuda_place(wanted: Target | None) -> Place | str:

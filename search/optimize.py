@@ -12,6 +12,7 @@ from typing import Any
 
 from eqsat.codegen.kernel import Rates, Schedule
 from eqsat.codegen.plan import Executable, Plan, Step
+from eqsat.debug import CANDIDATES, COMPILER, RULES, SOURCES, SUMMARY, inspector
 from eqsat.errors import CompileError, NoKernelError, WrongResultError
 from eqsat.ir import Program
 from eqsat.kernelgraph import KernelGraph
@@ -133,6 +134,7 @@ class Search:
         self.session = Session()
         self.device: Device | None = None
         self.interrupted = False
+        self.look = inspector()
         self.notes: list[str] = [place.note] if place.note else []
 
     def close(self) -> None:
@@ -163,13 +165,19 @@ class Search:
             self.program, self.options, self.place, decided, certificate, sweeps, counts, report, ruleset, evidence,
             interrupted=self.interrupted, notes=self.notes,
         )  # fmt: skip
-        return finish.result(decided, record)
+        found = finish.result(decided, record)
+        self.look.show(SUMMARY, "result", lambda: str(found))
+        self.look.show(CANDIDATES, "leaderboard", lambda: str(found.leaderboard))
+        self.look.show(SOURCES, "sources", lambda: found.source, suffix="c" if self.place.target.kind == "cpu" else "cu")
+        self.look.show(COMPILER, "compiler", lambda: "\n".join(str(s.binary.resources) for s in found.executable.steps))
+        return found
 
     def saturate(self, ruleset: RuleSet) -> tuple[SaturationReport, KernelGraph]:
         """Saturate the program under the rules and enumerate its kernels."""
         self.progress.stage("saturate")
         report, frozen = self.session.saturate(self.program, ruleset.rules, declarations=declarations(ruleset))
         self.progress.note(f"{report.nodes} nodes, {report.stop}")
+        self.look.show(RULES, "saturation", lambda: str(report))
         return report, KernelGraph(self.program, frozen)
 
     def lower(self, graph: KernelGraph, ruleset: RuleSet) -> tuple[list[Candidate], Rates]:
@@ -185,6 +193,7 @@ class Search:
         rates = machine.rates_of(self.place, self.device, self.store)
         bound_candidates(candidates, offered, self.place.target, rates)
         self.progress.note(f"{len(candidates)} kernels, {refused} served by no family")
+        self.look.show(CANDIDATES, "kernels", lambda: "\n".join(map(str, candidates)))
         return candidates, rates
 
     def extract(self, candidates: list[Candidate], graph: KernelGraph, rates: Rates, sweeper: Sweeper) -> Extraction:
@@ -252,9 +261,7 @@ class Search:
         if not plan:
             raise NoKernelError("no plan has a legal schedule for every kernel on this target")
         counts = {"enumerated": 0, "refused": 0}
-        steps = []
-        for i in plan:
-            steps.append(finish.compile_by_model(self.place, candidates[i], rates, counts))
+        steps = [finish.compile_by_model(self.place, candidates[i], rates, counts) for i in plan]
         executable = Executable(Plan(self.program, tuple(s.kernel for s in steps)), tuple(steps))
         total = sum(candidates[i].low_ns for i in plan)
         certificate = Certificate("unmeasured", 1.0, self.options.epsilon, total, float("inf"), rates.empirical, "by model", 0, 0)

@@ -153,7 +153,9 @@ def _lines(r: Mapping[str, Any]) -> list[str]:
         lines.append("time     unmeasured: chosen by model")
     else:
         spread = f"[{timing['low_ns'] / 1e3:.2f}, {timing['high_ns'] / 1e3:.2f}]"
-        lines.append(f"time     {timing['median_ns'] / 1e3:.2f} µs {spread} over {len(timing['samples_ns'])} samples, cold caches")
+        lines.append(
+            f"time     {timing['median_ns'] / 1e3:.2f} µs {spread} over {len(timing['samples_ns'])} samples, cold caches"
+        )
         rate, flops = r["plan"]["bytes"] / timing["median_ns"], r["plan"]["flops"] / timing["median_ns"]
         lines.append(f"rates    {rate:.1f} GB/s of minimal traffic, {flops:.1f} GFLOP/s")
     lines.append(f"search   {r['search']['verdict']}, gap {100 * r['search']['gap']:.1f} % ({r['search']['space']})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,13 +62,15 @@ def replay(folder: str | Path) -> Report:
     for n, step in enumerate(saved.executable.steps):
         source = family_of(step.schedule).emit(step.kernel.problem, step.schedule)
         same = source.digest == record["plan"]["kernels"][n]["source"]
-        findings.append(Finding(f"kernel {n} source", same, "emitted anew, identical" if same else "the code generator emits other text now"))
+        findings.append(
+            Finding(f"kernel {n} source", same, "emitted anew, identical" if same else "the code generator emits other text now")
+        )
         if same:
             findings.append(_compiled(n, saved.executable, place))
     return Report(tuple(findings))
 
 
-def _derived(executable: Executable, record: dict[str, Any]) -> Finding:
+def _derived(executable: Executable, record: Mapping[str, Any]) -> Finding:
     found = derivation_record(executable.plan.program, executable, builtin_rules().admit(record["options"]["numerics"]))
     before = [s["rule"] for s in record["derivation"].get("steps", ())]
     now = [s["rule"] for s in found.get("steps", ())]
@@ -83,7 +85,11 @@ def _compiled(n: int, executable: Executable, place: Place) -> Finding:
     if isinstance(binary, CompileError):
         return Finding(f"kernel {n} binary", False, str(binary).splitlines()[0])
     if binary.compiler != step.binary.compiler:
-        return Finding(f"kernel {n} binary", True, f"compiles with {binary.compiler}; made by {step.binary.compiler}, so bytes are not compared")
+        return Finding(
+            f"kernel {n} binary",
+            True,
+            f"compiles with {binary.compiler}; made by {step.binary.compiler}, so bytes are not compared",
+        )
     same = binary.digest == step.binary.digest
     return Finding(f"kernel {n} binary", same, "compiled anew, identical" if same else "the same compiler gave other bytes")
 
@@ -100,7 +106,7 @@ def _compiling(place: Place) -> Iterator[Any]:
         device.close()
 
 
-def _digests(executable: Executable, record: dict[str, Any]) -> Iterator[Finding]:
+def _digests(executable: Executable, record: Mapping[str, Any]) -> Iterator[Finding]:
     for n, (step, k) in enumerate(zip(executable.steps, record["plan"]["kernels"], strict=True)):
         for what, mine, said in (("binary", step.binary.digest, k["binary"]), ("source", step.binary.source.digest, k["source"])):
             detail = "as the receipt says" if mine == said else "the file differs from the receipt"
@@ -128,8 +134,10 @@ def verify(folder: str | Path) -> Report:
         verdict = device.verify_plan(saved.executable)
     finally:
         device.close()
-    findings += [Finding(f"check {c.name}", c.passed, f"worst {c.worst:.3g} of its bound, seed {c.seed} {c.note}".rstrip()) for c in verdict.checks]
+    findings += [
+        Finding(f"check {c.name}", c.passed, f"worst {c.worst:.3g} of its bound, seed {c.seed} {c.note}".rstrip())
+        for c in verdict.checks
+    ]
     rejected, tried = verdict.power
     findings.append(Finding("power of the checks", rejected == tried, f"{rejected} of {tried} seeded faults rejected"))
     return Report(tuple(findings))
-

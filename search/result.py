@@ -75,6 +75,7 @@ class Optimized:
         return Leaderboard(tuple(rows))
 
     def __call__(self, *arrays: Any) -> Any:
+        """Run the plan on the program's inputs, in order."""
         if self._runner is None:
             self._runner = make_runner(self.executable)
         return self._runner(*arrays)
@@ -121,5 +122,3 @@ def make_runner(executable: Executable) -> Runner:
     from eqsat.search.runner import CudaRunner
 
     return CudaRunner(executable)
-
-

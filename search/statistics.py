@@ -71,7 +71,7 @@ def drop_outliers(samples: Sequence[float]) -> list[float]:
     return [s for s in samples if s <= limit]
 
 
-def measurement(samples: Sequence[float], *, rejected: int = 0, clock_mhz: float = 0.0, seed: int = 0) -> Measurement:
+def summarize(samples: Sequence[float], *, rejected: int = 0, clock_mhz: float = 0.0, seed: int = 0) -> Measurement:
     """Make a Measurement of samples in ns; outliers are dropped and counted as rejected."""
     kept = drop_outliers(samples)
     low, high = median_interval(kept, seed)
