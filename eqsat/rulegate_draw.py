@@ -1,0 +1,290 @@
+"""Random situations in which a rule applies: axes, extents, dtypes and numbers that satisfy its guards."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from eqsat.ops import BY_CONSTRUCTOR, Kind
+from eqsat.rulegate_equation import Equation, UncheckableError
+from eqsat.rulegate_value import Domain, Value
+from eqsat.sexpr import Node
+
+Number = Fraction | int | float
+
+EXTENTS = ((2, 3, 5, 4, 1, 6), (3, 1, 4, 2, 5, 6), (5, 2, 1, 3, 4, 6), (1, 4, 2, 5, 3, 6))
+"""Extents given to the axes of a draw in turn: distinct within a row, and each of the first axes has extent 1 once."""
+
+_SPARE_AXES = ("p", "q")
+_TRIES = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One situation.
+
+    Attributes
+    ----------
+    axis : dict of str to str
+        Axis name for each axis variable.
+    extents : dict of str to int
+        In order of the arrays' dimensions.
+    axes : dict of str to frozenset of str
+        Axes of each tensor variable.
+    types : dict of str to str
+        dtype of each tensor variable, and value of each variable for a dtype name.
+    numbers : dict of str to number
+    same : dict of str to str
+        Tensor variables that hold the same values as another.
+    """
+
+    axis: Mapping[str, str]
+    extents: Mapping[str, int]
+    axes: Mapping[str, frozenset[str]]
+    types: Mapping[str, str]
+    numbers: Mapping[str, Number]
+    same: Mapping[str, str]
+
+    def shape(self, variable: str) -> tuple[int, ...]:
+        """Return the shape of a tensor variable's array, extent 1 where it does not vary."""
+        return tuple(n if a in self.axes[variable] else 1 for a, n in self.extents.items())
+
+    def name(self, node: Node) -> str:
+        """Return the axis that a string or an axis variable stands for."""
+        if node.kind == "string":
+            return node.text
+        if node.text not in self.axis:
+            raise UncheckableError(f"the gate cannot tell which axis {node} is")
+        return self.axis[node.text]
+
+
+def axes_of(node: Node, draw: Draw) -> frozenset[str] | None:
+    """Return the axes of a term, or None if it reduces over an axis that its operand lacks."""
+    if node.kind == "symbol":
+        return draw.axes[node.text]
+    row = BY_CONSTRUCTOR.get(node.head)
+    if row is None or row.name in ("read", "access"):
+        raise UncheckableError(f"the gate cannot evaluate {node}: what it means depends on the program")
+    if row.name == "const":
+        return frozenset()
+    if row.name == "iota":
+        return frozenset((draw.name(node.args[0]),))
+    if row.kind is Kind.REDUCE:
+        inner = axes_of(node.args[1], draw)
+        axis = draw.name(node.args[0])
+        return inner - {axis} if inner is not None and axis in inner else None
+    found: set[str] = set()
+    for operand in node.args[: row.arity]:
+        inner = axes_of(operand, draw)
+        if inner is None:
+            return None
+        found |= inner
+    return frozenset(found)
+
+
+def draws(equation: Equation, typings: Sequence[dict[str, str]], extents: Sequence[int], rng: random.Random) -> Iterator[Draw]:
+    """Yield random situations that satisfy the guards and make the left side a term that programs have."""
+    literals = [n.number for t in (equation.left, *equation.guards) for n in t.walk() if n.kind == "float"]
+    while True:
+        for _ in range(_TRIES):
+            draw = applied(equation, _random_draw(equation, typings, extents, literals, rng))
+            if draw is not None:
+                yield draw
+                break
+        else:
+            return
+
+
+def applied(equation: Equation, draw: Draw) -> Draw | None:
+    """Return the situation with the numbers that guards bind, or None if the rule does not apply in it."""
+    matched = {n.text for n in equation.left.walk() if n.kind == "symbol"}
+    numbers = {v: n for v, n in draw.numbers.items() if v in matched}
+    draw = replace(draw, numbers=numbers)
+    if axes_of(equation.left, draw) is None:
+        return None
+    waiting = list(equation.guards)
+    while waiting:
+        ready = [g for g in waiting if not _unbound(g, equation, numbers)] or [g for g in waiting if _bind(g, draw, numbers)]
+        if not ready:
+            raise UncheckableError(f"the gate cannot tell what {waiting[0]} binds")
+        if not all(_holds(g, draw, numbers) for g in ready):
+            return None
+        waiting = [g for g in waiting if g not in ready]
+    return draw
+
+
+def _unbound(guard: Node, equation: Equation, numbers: Mapping[str, Number]) -> bool:
+    """Whether a guard mentions a number that is not known yet."""
+    names = {v for v, _ in equation.numbers}
+    return any(n.text in names and n.text not in numbers for n in guard.walk() if n.kind == "symbol")
+
+
+def _bind(guard: Node, draw: Draw, numbers: dict[str, Number]) -> bool:
+    """Bind the variable of `(= v calculation)` if the calculation's own variables are known."""
+    if guard.head != "=" or len(guard.args) != 2:
+        return False
+    for v, e in (guard.args, tuple(reversed(guard.args))):
+        if v.kind == "symbol" and v.text not in numbers and e.kind == "list":
+            try:
+                numbers[v.text] = number(e, draw, numbers)
+            except UncheckableError:
+                continue
+            return True
+    return False
+
+
+def _random_draw(
+    equation: Equation, typings: Sequence[dict[str, str]], extents: Sequence[int], literals: list[float], rng: random.Random
+) -> Draw:
+    axis = dict(zip(equation.axes, equation.axes, strict=True))
+    if len(axis) > 1 and rng.random() < 0.15:  # two axis variables may well stand for one axis
+        axis[equation.axes[1]] = axis[equation.axes[0]]
+    pool = axis_pool(equation, axis)
+    types = rng.choice(typings)
+    tensors = equation.tensors
+    density = rng.choice((0.35, 0.6, 0.85))
+    axes = {v: frozenset(a for a in pool if types[v] != "weak" and rng.random() < density) for v in tensors}
+    same = {}
+    if len(tensors) > 1 and rng.random() < 0.1:
+        v, w = rng.sample(tensors, 2)
+        if types[v] == types[w]:
+            same[v] = w
+            axes[v] = axes[w]
+    numbers = {v: _number(sort, literals, rng) for v, sort in equation.numbers}
+    return Draw(axis, dict(zip(pool, _extents_for(pool, extents), strict=True)), axes, types, numbers, same)
+
+
+def axis_pool(equation: Equation, axis: Mapping[str, str]) -> list[str]:
+    """Return every axis name of a draw: those of the rule and two that it does not mention."""
+    literal = [
+        n.args[0].text
+        for t in (equation.left, equation.right)
+        for n in t.walk()
+        if n.head in BY_CONSTRUCTOR and BY_CONSTRUCTOR[n.head].kind is Kind.REDUCE and n.args[0].kind == "string"
+    ]
+    return list(dict.fromkeys([*axis.values(), *literal, *_SPARE_AXES]))
+
+
+def _extents_for(pool: Sequence[str], extents: Sequence[int]) -> list[int]:
+    return [extents[i] if i < len(extents) else 7 + i for i in range(len(pool))]
+
+
+def _number(sort: str, literals: list[float], rng: random.Random) -> Number:
+    if sort == "i64":
+        return rng.randint(1, 5)
+    choice = rng.random()
+    if literals and choice < 0.2:
+        return Fraction(rng.choice(literals))
+    return Fraction(rng.randint(-3, 3)) if choice < 0.6 else Fraction(rng.randint(-40, 40), 8)
+
+
+def _holds(guard: Node, draw: Draw, numbers: Mapping[str, Number]) -> bool:
+    """Decide a guard whose variables are all known; guards about dtypes are decided by `typings`."""
+    head, args = guard.head, guard.args
+    if head in ("free-of", "has"):
+        found = axes_of(args[1], draw)
+        return found is not None and (draw.name(args[0]) in found) == (head == "has")
+    if head in ("float", "typed", "numeric", "same-dtype", "constant"):
+        return True
+    if head in ("scalar", "share-axis", "same-axes", "within"):
+        sets = [axes_of(a, draw) for a in args]
+        known = [s for s in sets if s is not None]
+        return len(known) == len(sets) and _AXES[head](*known)
+    if head not in _COMPARE or len(args) != 2:
+        raise UncheckableError(f"the gate cannot evaluate the guard {guard}; use the guards of rules/README.md and comparisons")
+    if head in ("=", "!=") and any(_is_type(a, draw) for a in args):
+        return True
+    if head == "!=" and all(_is_tensor(a, draw) for a in args):
+        return True  # a premise about classes, not about values: the law is tested without it
+    if head in ("=", "!=") and all(a.kind == "string" or a.text in draw.axis for a in args):
+        return (draw.name(args[0]) == draw.name(args[1])) == (head == "=")
+    return _COMPARE[head](number(args[0], draw, numbers), number(args[1], draw, numbers))
+
+
+def _is_type(node: Node, draw: Draw) -> bool:
+    if node.head in ("dtype", "promote", "floating", "counting"):
+        return True
+    return node.kind == "symbol" and node.text in draw.types and node.text not in draw.axes
+
+
+def _is_tensor(node: Node, draw: Draw) -> bool:
+    return node.head in BY_CONSTRUCTOR or (node.kind == "symbol" and node.text in draw.axes)
+
+
+_AXES: Mapping[str, Callable[..., bool]] = {
+    "scalar": lambda x: not x,
+    "share-axis": lambda x, y: bool(x & y),
+    "same-axes": lambda x, y: bool(x == y),
+    "within": lambda x, y: bool(x <= y),
+}
+_COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
+    "=": lambda a, b: bool(a == b), "!=": lambda a, b: bool(a != b), "<": lambda a, b: bool(a < b),
+    "<=": lambda a, b: bool(a <= b), ">": lambda a, b: bool(a > b), ">=": lambda a, b: bool(a >= b),
+}  # fmt: skip
+
+
+def number(node: Node, draw: Draw, numbers: Mapping[str, Number]) -> Number:
+    """Evaluate a numeric expression, exactly where it is rational."""
+    if node.kind == "symbol" and node.text in numbers:
+        return numbers[node.text]
+    if node.kind == "int":
+        return int(node.text)
+    if node.kind == "float":
+        value = node.number
+        return Fraction(value) if np.isfinite(value) else value
+    if node.head == "extent":
+        name = draw.name(node.args[0])
+        return draw.extents[name]
+    operation = _NUMERIC.get(node.head)
+    if operation is None:
+        raise UncheckableError(f"the gate cannot evaluate {node}; use + - * / ^ min max neg abs to-f64 and (extent k)")
+    args = [number(a, draw, numbers) for a in node.args]
+    try:
+        return operation(*args)
+    except ZeroDivisionError:
+        return float("nan")
+
+
+def _power(a: Number, b: Number) -> Number:
+    if isinstance(a, float) or isinstance(b, float) or b != int(b):
+        return float(a) ** float(b) if a >= 0 else float("nan")
+    return Fraction(a) ** int(b)
+
+
+def _quotient(a: Number, b: Number) -> Number:
+    if isinstance(a, int) and isinstance(b, int):
+        return int(a / b)  # egglog's i64 division truncates
+    return a / b if isinstance(a, float) or isinstance(b, float) else Fraction(a) / Fraction(b)
+
+
+_NUMERIC: Mapping[str, Callable[..., Number]] = {
+    "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": _quotient,
+    "%": lambda a, b: a % b, "^": _power, "min": min, "max": max, "neg": lambda a: -a, "abs": abs,
+    "to-f64": Fraction, "to-i64": int,
+}  # fmt: skip
+
+
+def evaluate(node: Node, draw: Draw, domain: Domain, tensors: Mapping[str, Value]) -> Value:
+    """Evaluate a term in a number system."""
+    if node.kind == "symbol":
+        return tensors[node.text]
+    row = BY_CONSTRUCTOR[node.head]
+    rank = len(draw.extents)
+    if row.name == "const":
+        return domain.constant(number(node.args[0], draw, draw.numbers), rank)
+    if row.name == "iota":
+        place = list(draw.extents).index(draw.name(node.args[0]))
+        steps = np.arange(draw.extents[draw.name(node.args[0])])
+        return domain.tensor(steps.reshape([-1 if i == place else 1 for i in range(rank)]), "i64")
+    if row.kind is Kind.REDUCE:
+        arg = evaluate(node.args[1], draw, domain, tensors)
+        return domain.reduce(row, arg, list(draw.extents).index(draw.name(node.args[0])))
+    to = ""
+    if row.name == "cast":
+        to = draw.types[node.args[1].text] if node.args[1].kind == "symbol" else node.args[1].text
+    return domain.apply(row, [evaluate(a, draw, domain, tensors) for a in node.args[: row.arity]], to)
