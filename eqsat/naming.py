@@ -84,9 +84,14 @@ class _Graph:
         self.copied: set[tuple[str, int]] = set()  # the renames that are pushed down to the reads
         self.exprs: dict[str, Expr] = {}
         self.users: dict[str, list[Array]] = {}
+        self.reducing: set[str] = set()  # nodes with a reduction in them
         for node in self.nodes:
             for a in node.args:
                 self.users.setdefault(a.digest, []).append(node)
+            if is_reduction(node) or any(a.digest in self.reducing for a in node.args):
+                self.reducing.add(node.digest)
+        for out in outputs:  # an output has a user outside: nothing may be moved away from it
+            self.users.setdefault(out.digest, []).append(out)
         for node in self.nodes:
             self._assign(node)
         self._share_bound({c for out in outputs for c in self.dims[out.digest] if c is not None})
@@ -121,12 +126,13 @@ class _Graph:
             if d in through:
                 out.append(inner[through[d]])
             else:
-                out.append(self.classes.new(n) if str(d) in used and n > 1 else None)
+                out.append(self.classes.new(n) if views.axis_name(d) in used and n > 1 else None)
         return tuple(out)
 
     def _align(self, node: Array) -> tuple[Dims, set[int]]:
         """Join the operands' classes dimension by dimension; operands that are dear to rename come first and stay."""
-        weights = [self._weight(node, i) for i in range(len(node.args))]
+        alone = sum(a.size > 1 for a in node.args) < 2
+        weights = [0 if alone else self._weight(node, i) for i in range(len(node.args))]
         out: list[int | None] = [None] * node.ndim
         mentioned: set[int] = set()
         for i in sorted(range(len(node.args)), key=lambda i: -weights[i]):
@@ -173,10 +179,9 @@ class _Graph:
     def _weight(self, user: Array, position: int) -> int:
         """Return what reading an operand under other names costs: 0 no reduction inside, 1 none that others use, 2 a copy."""
         arg = user.args[position]
-        inside = walk([arg])
-        reductions = [n for n in inside if is_reduction(n)]
-        if not reductions:
+        if arg.digest not in self.reducing:
             return 0
+        inside = [n for n in walk([arg]) if n.digest in self.reducing]
         own: set[str] = set()
         for n in reversed(inside):
             users = self.users[n.digest]
@@ -185,7 +190,7 @@ class _Graph:
                     own.add(n.digest)
             elif all(u.digest in own for u in users):
                 own.add(n.digest)
-        return 1 if all(n.digest in own for n in reductions) else 2
+        return 1 if all(n.digest in own for n in inside if is_reduction(n)) else 2
 
     def _share_bound(self, shown: set[int]) -> None:
         """Join the bound axes of reductions that stand side by side: Σ_j x + Σ_k y becomes Σ_j x + Σ_j y.
@@ -254,7 +259,7 @@ class _Graph:
         (x,), (entries, _) = node.args, node.params
         inner, dims = self.dims[x.digest], self.dims[node.digest]
         through = views.passing(entries, node.shape, x.shape)
-        names = {str(d): Index.axis(self._name(c)) for d, c in enumerate(dims) if c is not None}
+        names = {views.axis_name(d): Index.axis(self._name(c)) for d, c in enumerate(dims) if c is not None}
         mapping: list[tuple[str, Index]] = []
         for s, (entry, c) in enumerate(zip(entries, inner, strict=True)):
             if c is not None and s not in through:

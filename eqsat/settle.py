@@ -88,7 +88,7 @@ def _operand_entries(operand: Array, node: Array, entries: Entries) -> Entries:
 def _viewed_operand(operand: Array, node: Array, entries: Entries, shape: Shape) -> Array:
     """Return an operand under the view of the whole, without the dimensions along which it does not vary."""
     part = _operand_entries(operand, node, entries)
-    used = {int(name) for e in part for name in e.axes}
+    used = {int(name[1:]) for e in part for name in e.axes}
     return _push(view(operand, part, tuple(n if d in used else 1 for d, n in enumerate(shape)), "any"))
 
 
@@ -110,7 +110,7 @@ def index_value(index: Index, shape: Shape) -> Array:
     """Return the value of an index expression at every position of `shape`, as i64."""
     match index.op:
         case "axis":
-            d = int(index.name)
+            d = int(index.name[1:])
             return Array("iota", (), (), (shape[d],), DType.I64).reshape([n if e == d else 1 for e, n in enumerate(shape)])
         case "const":
             return broadcast_to(constant(index.value, DType.I64), (1,) * len(shape))
@@ -137,7 +137,7 @@ def _varying_node(node: Array, memo: dict[str, tuple[bool, ...]]) -> tuple[bool,
     if node.op == "view":
         inner = memo[node.args[0].digest]
         used = {name for e, varies in zip(node.params[0], inner, strict=True) if varies for name in e.axes}
-        return tuple(str(d) in used for d in range(node.ndim))
+        return tuple(views.axis_name(d) in used for d in range(node.ndim))
     if is_reduction(node):
         return tuple(v for d, v in enumerate(memo[node.args[0].digest]) if d not in node.params[0])
     if is_pointwise(node):
@@ -204,12 +204,12 @@ def _entries_below(node: Array, v: Array) -> tuple[Entries, Shape]:
 def _recomputes(x: Array, entries: Entries, shape: Shape) -> bool:
     """Whether a reduction below would be evaluated at more positions than it has elements."""
     if x.op == "view":
-        by = {str(d): e for d, e in enumerate(entries)}
+        by = {views.axis_name(d): e for d, e in enumerate(entries)}
         return _recomputes(x.args[0], views.simplify(tuple(e.substitute(by) for e in x.params[0]), shape), shape)
     if is_pointwise(x):
         return any(_recomputes(a, _operand_entries(a, x, entries), shape) for a in x.args)
     if is_reduction(x):
-        used = {int(name) for e in entries for name in e.axes}
+        used = {int(name[1:]) for e in entries for name in e.axes}
         return math.prod(shape[d] for d in used) > x.size
     return False
 

@@ -17,10 +17,13 @@ from typing import TypeVar
 from eqsat import ir
 from eqsat.access import AccessMap, Index
 from eqsat.errors import TextError, UsageError
+from eqsat.formula import show
 from eqsat.ir import Expr, Input, Output, Program
 from eqsat.ops import OPS, Kind, Op, Result
 from eqsat.sexpr import Node, read_forms
 from eqsat.types import DType, promote
+
+__all__ = ["dumps", "loads", "show"]
 
 T = TypeVar("T")
 
@@ -37,9 +40,7 @@ def dumps(program: Program) -> str:
         lines.append(f"  (input {i.name} {i.dtype} ({shape}){' constant' if i.constant else ''})")
     roots = [out.expr for out in program.outputs]
     names = {e.digest: f"t{i}" for i, e in enumerate(_bound(roots))}
-    for e in _nodes(roots):
-        if e.digest in names:
-            lines.append(_layout(["let", names[e.digest], _tree(e, names)], 2))
+    lines += [_layout(["let", names[e.digest], _tree(e, names)], 2) for e in _nodes(roots) if e.digest in names]
     for out in program.outputs:
         axes = [a or "." for a in out.axes]
         value: _Tree = names[out.expr.digest] if out.expr.digest in names else _tree(out.expr, names)
@@ -66,7 +67,7 @@ def loads(text: str, file: str = "<text>") -> Program:
 
 # Writing
 
-_Tree = str | list["_Tree"]  # type: ignore[misc]
+_Tree = str | list["_Tree"]
 
 
 def _nodes(roots: Sequence[Expr]) -> list[Expr]:
@@ -153,7 +154,7 @@ def _layout(tree: _Tree, indent: int) -> str:
     flat = _flat(tree)
     if isinstance(tree, str) or indent + len(flat) <= _WIDTH or not any(isinstance(t, list) for t in tree):
         return " " * indent + flat
-    head = [t for t in tree]
+    head = list(tree)
     first: list[str] = []
     while head and (isinstance(head[0], str) or (len(head) > 1 and len(_flat(head[0])) < _WIDTH // 3)):
         first.append(_flat(head.pop(0)))

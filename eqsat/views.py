@@ -1,6 +1,6 @@
 """Positional re-indexing: which element of a source each position of the result reads, one index for each source dimension.
 
-The dimensions of the result are the axes "0", "1", … of the index expressions. Slices, flips, pads, permutations,
+The dimensions of the result are the axes "d0", "d1", … of the index expressions. Slices, flips, pads, permutations,
 broadcasts, reshapes and diagonals are all of this form, and forms compose.
 """
 
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, SupportsIndex
+
+import numpy as np
 
 from eqsat.access import Index
 from eqsat.errors import ShapeError
@@ -18,19 +20,24 @@ Entries = tuple[Index, ...]
 Fill = Literal["zero", "any"]  # what positions outside the source read: 0, or whatever is cheapest (nobody looks)
 
 
+def axis_name(d: int) -> str:
+    """Return the axis that stands for dimension `d` of the result; a letter keeps it apart from a number in text."""
+    return f"d{d}"
+
+
 def dim(d: int) -> Index:
     """Return the position along dimension `d` of the result."""
-    return Index.axis(str(d))
+    return Index.axis(axis_name(d))
 
 
 def box(shape: Shape) -> dict[str, int]:
-    """Return the extents of the axes "0", "1", … of `shape`."""
-    return {str(d): n for d, n in enumerate(shape)}
+    """Return the extents of the axes "d0", "d1", … of `shape`."""
+    return {axis_name(d): n for d, n in enumerate(shape)}
 
 
 def simplify(entries: Entries, shape: Shape) -> Entries:
     """Simplify the indices over `shape`; positions along dimensions of extent 1 are 0."""
-    unit = {str(d): Index.const(0) for d, n in enumerate(shape) if n == 1}
+    unit = {axis_name(d): Index.const(0) for d, n in enumerate(shape) if n == 1}
     return tuple(e.substitute(unit).simplify(box(shape)) for e in entries)
 
 
@@ -50,10 +57,10 @@ def compose(outer: Entries, fill: Fill, shape: Shape, inner: Entries, middle: Sh
         for d, entry in enumerate(outer):
             if inside(entry, shape, middle[d]):
                 continue
-            users = [s for s, e in enumerate(inner) if str(d) in e.axes]
+            users = [s for s, e in enumerate(inner) if axis_name(d) in e.axes]
             if not users or any(inner[s] != dim(d) or source[s] != middle[d] for s in users):
                 return None
-    by = {str(d): e for d, e in enumerate(outer)}
+    by = {axis_name(d): e for d, e in enumerate(outer)}
     return simplify(tuple(e.substitute(by) for e in inner), shape)
 
 
@@ -64,7 +71,9 @@ def passing(entries: Entries, shape: Shape, source: Shape) -> dict[int, int]:
         for name in entry.axes:
             uses[name] = uses.get(name, 0) + 1
     return {
-        s: int(e.name) for s, e in enumerate(entries) if e.op == "axis" and uses[e.name] == 1 and shape[int(e.name)] == source[s]
+        s: int(e.name[1:])
+        for s, e in enumerate(entries)
+        if e.op == "axis" and uses[e.name] == 1 and shape[int(e.name[1:])] == source[s]
     }
 
 
@@ -138,12 +147,13 @@ def parse_key(key: object, source: Shape) -> tuple[Entries, Shape]:
 
 
 def _position(item: object, extent: int) -> int:
-    if isinstance(item, bool) or not hasattr(item, "__index__"):
+    of_data = hasattr(item, "ndim") and not isinstance(item, np.integer)
+    if isinstance(item, bool) or of_data or not isinstance(item, SupportsIndex):
         raise ShapeError(
             f"expected an int, a slice, None or ... as an index; got {type(item).__name__}. "
             "Indexing by an array is not part of the language: use where() on a mask instead."
         )
-    position = int(item.__index__())
+    position = item.__index__()
     if not -extent <= position < extent:
         raise ShapeError(f"the index {position} is outside an extent of {extent}")
     return position % extent
