@@ -149,9 +149,9 @@ def contiguous(e: Expr, buffer: Input, axis: str, width: int) -> bool:
     return extents[axis] % width == 0 and steps[axis] == 1 and all(s % width == 0 for a, s in steps.items() if a != axis)
 
 
-def scalar_load(e: Expr, buffer: Input, pointer: str, names: Mapping[str, str]) -> str:
+def scalar_load(e: Expr, buffer: Input, load: str, pointer: str, names: Mapping[str, str]) -> str:
     """Print the load of one element as a value; where an access leaves its buffer the value is 0."""
-    value = f"at({pointer} + {print_offset(e, buffer, names)})"
+    value = f"{load}({pointer} + {print_offset(e, buffer, names)})"
     guard = print_guard(e, buffer, names)
     return f"{guard} ? {value} : ({register_type(e.dtype)})0" if guard else value
 
@@ -195,12 +195,12 @@ def vector_code(
         buffer, pointer = known[name], pointers[name]
         leaves[e] = f"x{i}"
         if not set(along) & e.axes:
-            before.append(f"const {register_type(e.dtype)} x{i} = {scalar_load(e, buffer, pointer, names)};")
+            before.append(f"const {register_type(e.dtype)} x{i} = {scalar_load(e, buffer, 'at', pointer, names)};")
         elif contiguous(e, buffer, along[-1], width):
-            before.append(f"const auto x{i} = neighbours<{width}>({pointer} + {print_offset(e, buffer, names)});")
+            before.append(f"const auto x{i} = ordered<{width}>({pointer} + {print_offset(e, buffer, names)});")
             leaves[e] = f"Element<{stored_type(e.dtype)}>::get(x{i}, e)"
         else:
-            inside.append(f"const {register_type(e.dtype)} x{i} = {scalar_load(e, buffer, pointer, moved)};")
+            inside.append(f"const {register_type(e.dtype)} x{i} = {scalar_load(e, buffer, 'ordered_one', pointer, moved)};")
 
     def leaf(e: Expr) -> str | None:
         if e in leaves:
@@ -229,27 +229,26 @@ def output_offset(problem: ContractProblem, names: Mapping[str, str]) -> str:
     return " + ".join(terms) or "0"
 
 
-def epilogue(problem: ContractProblem, accumulators: Sequence[str], statistics: Sequence[str], staged: str = "") -> list[str]:
-    """Print the epilogue at the pair of columns `y_col`, `y_col + 1` (even) of row `y_row` of batch `batch`.
+def epilogue(problem: ContractProblem, accumulators: Sequence[str], statistics: Sequence[str]) -> list[str]:
+    """Print the epilogue: `y[0]`, `y[1]` from the columns `y_col` (even), `y_col + 1` of row `y_row` of batch `batch`.
 
-    Loads are clamped to the edge of the output, stores are guarded.
+    Loads are clamped to the edge of the output.
 
     Parameters
     ----------
     accumulators, statistics : sequence of str
         C expressions of the contractions (at neighbour `e`) and of the row statistics.
-    staged : str
-        A statement with `{}` for the value that keeps it instead of storing it; "" stores to `out`.
     """
     _, m, n, _ = problem.shape
-    ends = n - 2 if n % 2 == 0 else n - 1
     names = _position(problem, "row", "col")
     moved = _position(problem, "row", "(col + e)" if n % 2 == 0 else f"min(col + e, {n - 1})")
     at_hand = {c.node: a for c, a in zip(problem.contractions, accumulators, strict=True)}
     at_hand |= dict(zip(problem.statistics, statistics, strict=True))
-    body = vector_code(problem.program, [(staged or "y[e] = {};", problem.output.expr)], at_hand, names, moved, problem.n, 2)
-    clamp = [f"const int row = min(y_row, {m - 1}), col = min(y_col, {ends});"] if _mentions(body, ("row", "col")) else []
-    return clamp + (body if staged else ["float y[2];", *body, *_direct_store(problem)])
+    results = [("y[e] = {};", problem.output.expr)]
+    body = vector_code(problem.program, results, at_hand, names, moved, problem.n, 2)
+    if not _mentions(body, ("row", "col")):
+        return body
+    return [f"const int row = min(y_row, {m - 1}), col = min(y_col, {n - 2 if n % 2 == 0 else n - 1});", *body]
 
 
 def _mentions(lines: Sequence[str], names: Sequence[str]) -> bool:
@@ -260,7 +259,8 @@ def _position(problem: ContractProblem, row: str, col: str) -> dict[str, str]:
     return axis_names({"batch": problem.batch, row: problem.m, col: problem.n}, problem.program.extents)
 
 
-def _direct_store(problem: ContractProblem) -> list[str]:
+def direct_store(problem: ContractProblem) -> list[str]:
+    """Print the store of `y` at row `y_row`, columns `y_col` and `y_col + 1`, guarded at the edges of the output."""
     out, (_, m, n, _) = problem.output, problem.shape
     t = stored_type(out.dtype)
     joins = output_joins(problem)

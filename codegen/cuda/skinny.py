@@ -10,6 +10,7 @@ from eqsat.codegen.cuda.operand import (
     Operand,
     accumulates_in_f32,
     axis_names,
+    direct_store,
     epilogue,
     operand,
     plain_read,
@@ -184,7 +185,7 @@ def _kernel(problem: ContractProblem, s: SkinnyTile) -> str:
         "STAGE": _stage(problem),
         "REDUCE_ROW": _reduce_row(problem),
         "TOTAL": _total(problem, s),
-        "EPILOGUE": epilogue(problem, accumulators, statistics),
+        "EPILOGUE": ["float y[2];", *epilogue(problem, accumulators, statistics), *direct_store(problem)],
         "MMA": ["mma16816_f16" if found[0].dtype is DType.F16 else "mma16816"],
     }
     return fill(part("skinny.cu"), flags, slots)

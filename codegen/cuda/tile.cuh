@@ -20,23 +20,25 @@ struct Sum { DEV static float neutral() { return 0.f; } DEV static float of(floa
 struct Max { DEV static float neutral() { return -EQ_INF; } DEV static float of(float a, float b) { return eq_maximum(a, b); } };
 struct Min { DEV static float neutral() { return EQ_INF; } DEV static float of(float a, float b) { return eq_minimum(a, b); } };
 
-// Ordinary loads: unlike the volatile ones of the prelude, the compiler may merge and hoist them.
+// Loads for code beside the matrix units. `at` is an ordinary load, which the compiler may merge with its like: for what is the same
+// along a row. `ordered` loads N neighbours (aligned to all of them) and stays behind the barriers before it: not `.nc`, which
+// ptxas moves above a barrier and above the wait for the matrix units, all loads of a tile at once, until registers spill.
 template <class T> DEV typename Value<T>::type at(const T* p) {
   if constexpr (sizeof(T) == 2) { Raw<2> r; r.w[0] = *(const u16*)p; return Element<T>::get(r, 0); }
   else return *p;
 }
-// N neighbours at an address aligned to them.
-template <int N, class T> DEV Raw<N * (int)sizeof(T)> neighbours(const T* p) {
+template <int N, class T> DEV Raw<N * (int)sizeof(T)> ordered(const T* p) {
   constexpr int BYTES = N * (int)sizeof(T);
   Raw<BYTES> r;
   if constexpr (BYTES % 16 == 0)
-    UNROLL for (int c = 0; c < BYTES / 16; ++c) { const uint4 v = ((const uint4*)p)[c]; r.w[4 * c] = v.x; r.w[4 * c + 1] = v.y; r.w[4 * c + 2] = v.z; r.w[4 * c + 3] = v.w; }
-  else if constexpr (BYTES == 8) { const uint2 v = *(const uint2*)p; r.w[0] = v.x; r.w[1] = v.y; }
-  else if constexpr (BYTES == 4) r.w[0] = *(const u32*)p;
-  else if constexpr (BYTES == 2) r.w[0] = *(const u16*)p;
-  else r.w[0] = *(const u8*)p;
+    UNROLL for (int c = 0; c < BYTES / 16; ++c) { const V4 v = ld_plain((const u8*)p + 16 * c); r.w[4 * c] = v.x; r.w[4 * c + 1] = v.y; r.w[4 * c + 2] = v.z; r.w[4 * c + 3] = v.w; }
+  else if constexpr (BYTES == 8) asm volatile("ld.global.v2.u32 {%0,%1}, [%2];" : "=r"(r.w[0]), "=r"(r.w[1]) : "l"(p) : "memory");
+  else if constexpr (BYTES == 4) asm volatile("ld.global.u32 %0, [%1];" : "=r"(r.w[0]) : "l"(p) : "memory");
+  else if constexpr (BYTES == 2) { u16 h; asm volatile("ld.global.u16 %0, [%1];" : "=h"(h) : "l"(p) : "memory"); r.w[0] = h; }
+  else asm volatile("ld.global.u8 %0, [%1];" : "=r"(r.w[0]) : "l"(p) : "memory");
   return r;
 }
+template <class T> DEV typename Value<T>::type ordered_one(const T* p) { return Element<T>::get(ordered<1>(p), 0); }
 
 // A ring of STAGES slots of BYTES each; TMA fills a slot (full barrier), CONSUMERS warps of every block of the cluster free it.
 template <int STAGES, u32 BYTES, int CONSUMERS, int CLUSTER> struct Ring {
@@ -128,13 +130,16 @@ template <class OP> DEV void row_total(float s, float (&out)[2]) {
   out[1] = __shfl_sync(~0u, whole, (lane_id() / 4 + 8) * 2);
 }
 
-// acc[64, N] -> 16-bit -> swizzled staging -> TMA store, up to 64 columns a pass over BUFFERS buffers of 8 KB. The store map's box
-// is 64 rows of PANEL columns: the largest of 64, 32, 16 that divides N, so that no store passes the tile's edge.
-template <class T, int N, int BUFFERS> DEV void store_tile(const TMap* map, Acc<N>& acc, u32 staging, int& pass, int m, int n, int batch) {
+// value(i, half, column, y) as of Acc::each_pair -> 16-bit -> swizzled staging -> TMA store, up to 64 columns a pass over BUFFERS
+// buffers of 8 KB. The store map's box is 64 rows of PANEL columns: the largest of 64, 32, 16 that divides N, so that no store
+// passes the tile's edge. The values are made between the barriers of their own pass: made before, the loads of all columns would
+// be issued at once and spill.
+template <class T, int N, int BUFFERS, class F> DEV void store_tile(const TMap* map, u32 staging, int& pass, int m, int n, int batch, F value) {
   constexpr int PANEL = N % 64 == 0 ? 64 : N % 32 == 0 ? 32 : 16;
   constexpr int SHIFT = PANEL == 64 ? 0 : PANEL == 32 ? 1 : 2, MASK = PANEL / 8 - 1;  // swizzle: chunk ^= (row >> SHIFT) & MASK
   const bool leader = threadIdx.x % 128 == 0;
-  UNROLL for (int c = 0; c < N; c += 64) {
+  repeat<(N + 63) / 64>([&](auto round) {
+    const int c = 64 * round;
     const u32 buffer = staging + (pass++ % BUFFERS) * 8192;
     if (leader) bulk_wait_read<BUFFERS - 1>();
     named_sync(1 + warpgroup(), 128);
@@ -142,7 +147,11 @@ template <class T, int N, int BUFFERS> DEV void store_tile(const TMap* map, Acc<
       if (c + 16 * j < N) {
         const int panel = 16 * j / PANEL, row = warp_in_group() * 16 + (lane_id() & 15), chunk = 16 * j % PANEL / 8 + lane_id() / 16;
         float d[8];
-        UNROLL for (int i = 0; i < 8; ++i) d[i] = acc.v[(c + 16 * j) / 2 + i];
+        UNROLL for (int p = 0; p < 4; ++p) {
+          float y[2];
+          value((c + 16 * j) / 2 + 2 * p, p & 1, c + 16 * j + 8 * (p / 2) + 2 * (lane_id() % 4), y);
+          d[2 * p] = y[0]; d[2 * p + 1] = y[1];
+        }
         const Raw<16> r = Pack<T>::template from<8>(d);
         stmatrix4(buffer + panel * 64 * PANEL * 2 + row * PANEL * 2 + ((chunk ^ ((row >> SHIFT) & MASK)) << 4), r.w[0], r.w[1], r.w[2], r.w[3]);
       }
@@ -153,5 +162,5 @@ template <class T, int N, int BUFFERS> DEV void store_tile(const TMap* map, Acc<
         if (c + p * PANEL < N) tma_store3(map, buffer + p * 64 * PANEL * 2, n + c + p * PANEL, m, batch);
       bulk_commit();
     }
-  }
+  });
 }

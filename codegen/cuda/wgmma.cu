@@ -57,12 +57,18 @@ KERNEL((GROUPS + 1) * 128, CM * CN) eqsat_kernel(PARAMETERS) {
       UNROLL for (int i = 0; i < TILES; ++i) { TOTAL }                      //@statistics
 
       repeat<TILES>([&](auto i) {
-        const int top = tile.m + (first + i) * 64;
-        Acc<BN>::each_pair([&](int v, int half, int column) {
-          const int y_row = top + warp_in_group() * 16 + lane_id() / 4 + 8 * half, y_col = tile.n + column;
+        const int top = tile.m + (first + i) * 64, top_row = top + warp_in_group() * 16 + lane_id() / 4;
+        auto value = [&](int v, int half, int column, float(&y)[2]) {
+          const int y_row = top_row + 8 * half, y_col = tile.n + column, batch = tile.batch;
           EPILOGUE
-        });
-        store_tile<Y, BN, BUFFERS>(&map_y, acc[0][i], smem + wg * BUFFERS * 8192, pass, top, tile.n, tile.batch);  //@staged
+        };
+        store_tile<Y, BN, BUFFERS>(&map_y, smem + wg * BUFFERS * 8192, pass, top, tile.n, tile.batch, value);  //@staged
+        Acc<BN>::each_pair([&](int v, int half, int column) {               //@direct
+          const int y_row = top_row + 8 * half, y_col = tile.n + column, batch = tile.batch;  //@direct
+          float y[2];                                                       //@direct
+          value(v, half, column, y);                                        //@direct
+          STORE
+        });                                                                 //@direct
       });
     }
     if (threadIdx.x % 128 == 0) bulk_wait<0>();                             //@staged

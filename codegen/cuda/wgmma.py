@@ -17,6 +17,7 @@ from eqsat.codegen.cuda.emit import (
 from eqsat.codegen.cuda.operand import (
     Operand,
     accumulates_in_f32,
+    direct_store,
     epilogue,
     epilogue_reads,
     operands,
@@ -237,7 +238,7 @@ def _kernel(problem: ContractProblem, s: WgmmaTile, layout: Layout) -> str:
     flags = {
         "cluster" if cluster else "alone",
         "pingpong" if s.pingpong else "cooperative",
-        *(["staged"] if layout.staged else []),
+        "staged" if layout.staged else "direct",
         *(["statistics"] if problem.statistics else []),
         *(["budget"] if REGISTERS[s.groups][0] else []),
     }
@@ -252,10 +253,8 @@ def _kernel(problem: ContractProblem, s: WgmmaTile, layout: Layout) -> str:
         "INIT": [" ".join(f"part[i][{j}] = {_combine(e)}::neutral();" for j, e in enumerate(problem.statistics))],
         "TOTAL": [" ".join(f"row_total<{_combine(e)}>(part[i][{j}], stat[i][{j}]);" for j, e in enumerate(problem.statistics))],
         "ACCUMULATE": _accumulate(problem),
-        "EPILOGUE": [
-            "const int batch = tile.batch;",
-            *epilogue(problem, accumulators, statistics, "acc[0][i].v[v + e] = {};" if layout.staged else ""),
-        ],
+        "EPILOGUE": epilogue(problem, accumulators, statistics),
+        "STORE": [] if layout.staged else direct_store(problem),
     }
     return fill(part("wgmma.cu"), flags, slots)
 
