@@ -26,7 +26,7 @@ class Probe:
     """The probe kernels, compiled for one device and loaded into the current context."""
 
     def __init__(self, target: Target, info: DeviceInfo, stream: Stream) -> None:
-        self._info, self._stream = info, stream
+        self._target, self._info, self._stream = target, info, stream
         text = resources.files("eqsat.search").joinpath("cuda_probe.cu").read_text(encoding="utf-8")
         first = KernelSource("cuda", text, "nothing", (BufferArg("out"),), block=32)
         self._image = nvrtc.compile_source(first, target)
@@ -85,7 +85,7 @@ class Probe:
         read = max(streamed(f"read_{u}", u, 1) for u in (2, 4, 8))
         copied = max(streamed(f"copy_{u}", u, 2) for u in (1, 2, 4))
         flops = [("f32", self._multiply_adds("fma_f32", 4096, pointers)), ("f64", self._multiply_adds("fma_f64", 2048, pointers))]
-        flops += [(path, rate) for path in _GEMMS if (rate := self._matrix_rate(path, source.pointer, sink.pointer))]
+        flops += [(path, self._matrix_rate(path, source.pointer, sink.pointer)) for path in _GEMMS]
         floor = self.best_ns([Launch(self._nothing, {"out": self._scratch.pointer})] * 256)
         issue = self._info.processors * 128 * self._info.clock_mhz / 1000
         return Rates(read, copied, tuple(flops), issue, floor, empirical=True)
@@ -96,12 +96,12 @@ class Probe:
         return 2 * 8 * rounds * 256 * grid / self.best_ns([Launch(kernel, pointers)])
 
     def _matrix_rate(self, path: str, source: int, sink: int) -> float:
-        """Return the rate of cuBLAS on random bits of this type, GFLOP/s; 0 if CuPy or cuBLAS cannot do it here."""
+        """Return the rate of cuBLAS on random bits of this type, GFLOP/s; the data sheet's where it cannot be measured."""
         try:
             import cupy  # optional dependency: extra "cuda"
             from cupy.cuda import cublas
         except ImportError:
-            return 0.0
+            return self._target.rates.rate(path)
         kind, size, compute = _GEMMS[path]
         n = GEMM_EXTENT
         one, zero = np.array(1, np.float32), np.array(0, np.float32)

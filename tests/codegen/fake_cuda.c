@@ -1,5 +1,7 @@
 // A stand-in for libcuda.so.1: device memory is host memory, and every launch is written to $FAKE_CUDA_LOG as the driver would
 // read it: through the void** of arguments. It lets the tests drive the real bindings on a machine without a GPU.
+// What a kernel does follows from its name: `negate…` negates grid × block floats, `…_beyond`, `…_short`, `…_greedy` do it wrong;
+// `…__N` takes N arguments. Time is virtual: a launch takes 2 µs (20 µs if its name starts with `slow`), an event 0.5 µs.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdarg.h>
@@ -19,9 +21,36 @@ static void say(const char *format, ...) {
   fclose(f);
 }
 
-static void *current = 0;   // the current context
-static int capturing = 0, next = 0, launches = 0;
-static struct Graph { int count; char text[64][256]; } *captured;
+static void *current = 0;  // the current context
+static int capturing = 0, next = 0;
+static double now_ms = 0;
+struct Launch {
+  char name[64], text[256];
+  int elements;
+  u64 args[10];
+};
+struct Graph {
+  int count;
+  struct Launch launches[1024];
+};
+static struct Graph *captured;
+
+static int execute(struct Launch *l, const char *indent) {
+  const char *kind = strncmp(l->name, "slow_", 5) ? l->name : l->name + 5;
+  float *x = (float *)l->args[0], *y = (float *)l->args[1];
+  now_ms += kind == l->name ? 0.002 : 0.02;
+  if (!strncmp(l->name, "clock_rate", 10)) {
+    ((u64 *)l->args[0])[0] = 99000;
+    ((u64 *)l->args[0])[1] = 50000;
+  } else if (!strncmp(kind, "negate", 6)) {
+    int n = l->elements - (strstr(kind, "_short") ? 1 : 0) + (strstr(kind, "_beyond") ? 1 : 0);
+    for (int i = 0; i < n; ++i) y[i] = -x[i];
+    if (strstr(kind, "_greedy")) x[0] += 1;
+  } else if (strncmp(l->name, "read_", 5) && strncmp(l->name, "scramble", 8)) {
+    say("%s%s\n", indent, l->text);
+  }
+  return 0;
+}
 
 API(cuInit, unsigned flags) { return 0; }
 API(cuDriverGetVersion, int *v) { *v = 13000; return 0; }
@@ -54,9 +83,9 @@ API(cuStreamSynchronize, void *s) { return 0; }
 API(cuStreamIsCapturing, void *s, int *v) { *v = (u64)s == 0x7777; return 0; }
 API(cuEventCreate, void **e, unsigned f) { *e = calloc(1, 8); return 0; }
 API(cuEventDestroy, void *e) { free(e); return 0; }
-API(cuEventRecord, void *e, void *s) { *(int *)e = ++launches; return 0; }
+API(cuEventRecord, void *e, void *s) { *(double *)e = now_ms += 0.0005; return 0; }
 API(cuEventSynchronize, void *e) { return 0; }
-API(cuEventElapsedTime, float *ms, void *a, void *b) { *ms = (float)(*(int *)b - *(int *)a); return 0; }
+API(cuEventElapsedTime, float *ms, void *a, void *b) { *ms = (float)(*(double *)b - *(double *)a); return 0; }
 API(cuModuleLoadData, void **m, const char *image) {
   if (!current) return 201;
   if (!strncmp(image, "bad", 3)) return 200;
@@ -73,16 +102,20 @@ API(cuModuleGetFunction, void **f, void *m, const char *name) {
 API(cuFuncSetAttribute, void *f, int which, int v) { say("attribute %s %d %d\n", (char *)f, which, v); return 0; }
 API(cuLaunchKernel, void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *s,
     void **params, void **extra) {
-  char line[256];
-  int n = 0;
+  struct Launch l = {.elements = gx * gy * gz * bx};
+  const char *suffix = strstr(f, "__");
+  int count = suffix ? atoi(suffix + 2) : strncmp(f, "negate", 6) && strncmp(f, "slow_negate", 11) ? 1 : 2, n;
   if (!strncmp(f, "faulty", 6)) return 700;
   if (!strncmp(f, "homeless", 8) && !current) return 201;
-  n += snprintf(line, sizeof line, "launch %s grid %u %u %u block %u %u %u shared %u stream %llx args", (char *)f, gx, gy, gz, bx, by, bz,
-                shared, capturing ? 0 : (u64)s);
-  // the name ends in the number of arguments
-  for (int i = 0; i < ((char *)f)[strlen(f) - 1] - '0'; ++i) n += snprintf(line + n, sizeof line - n, " %llx", *(u64 *)params[i]);
-  if (capturing) strcpy(captured->text[captured->count++], line);
-  else say("%s\n", line);
+  strncpy(l.name, f, sizeof l.name - 1);
+  n = snprintf(l.text, sizeof l.text, "launch %s grid %u %u %u block %u %u %u shared %u stream %llx args", (char *)f, gx, gy, gz, bx, by, bz,
+               shared, capturing ? 0 : (u64)s);
+  for (int i = 0; i < count; ++i) {
+    l.args[i] = *(u64 *)params[i];
+    n += snprintf(l.text + n, sizeof l.text - n, " %llx", l.args[i]);
+  }
+  if (!capturing) return execute(&l, "");
+  captured->launches[captured->count++] = l;
   return 0;
 }
 API(cuStreamBeginCapture, void *s, int mode) { capturing = 1; captured = calloc(1, sizeof *captured); return 0; }
@@ -99,7 +132,7 @@ API(cuGraphExecDestroy, void *e) { return 0; }
 API(cuGraphLaunch, void *e, void *s) {
   struct Graph *g = e;
   say("graph stream %llx\n", (u64)s);
-  for (int i = 0; i < g->count; ++i) say("  %s\n", g->text[i]);
+  for (int i = 0; i < g->count; ++i) execute(&g->launches[i], "  ");
   return 0;
 }
 API(cuTensorMapEncodeTiled, void *map, int type, unsigned rank, void *p, const u64 *dim, const u64 *strides, const unsigned *box,

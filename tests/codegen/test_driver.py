@@ -30,45 +30,45 @@ def fake_cuda(tmp_path_factory):
 def test_a_launch_passes_geometry_stream_and_pointers_as_the_driver_reads_them(fake_cuda):
     _, log = fake_cuda("""
 with driver.current_context(context):
-    k = kernel("scale_3", (X, Y, WorkspaceArg()), grid=(7, 2, 3), block=128, shared_bytes=1024, workspace_bytes=64)
+    k = kernel("scale__3", (X, Y, WorkspaceArg()), grid=(7, 2, 3), block=128, shared_bytes=1024, workspace_bytes=64)
     driver.Launch(k, {"x": 0x100, "y": 0x200}, 0x300)(0x9000)
 """)
-    assert log[-1] == "launch scale_3 grid 7 2 3 block 128 1 1 shared 1024 stream 9000 args 100 200 300"
+    assert log[-1] == "launch scale__3 grid 7 2 3 block 128 1 1 shared 1024 stream 9000 args 100 200 300"
 
 
 def test_a_kernel_without_arguments_can_be_launched(fake_cuda):
     _, log = fake_cuda("""
 with driver.current_context(context):
-    driver.Launch(kernel("nothing_0", ()), {})(0)
+    driver.Launch(kernel("nothing__0", ()), {})(0)
 """)
-    assert log[-1] == "launch nothing_0 grid 1 1 1 block 1 1 1 shared 0 stream 0 args"
+    assert log[-1] == "launch nothing__0 grid 1 1 1 block 1 1 1 shared 0 stream 0 args"
 
 
 def test_much_shared_memory_and_large_clusters_are_opted_into(fake_cuda):
     _, log = fake_cuda("""
 with driver.current_context(context):
-    kernel("small_0", (), shared_bytes=48 * 1024)
-    kernel("large_0", (), shared_bytes=200000, cluster=16)
+    kernel("small__0", (), shared_bytes=48 * 1024)
+    kernel("large__0", (), shared_bytes=200000, cluster=16)
 """)
-    assert [line for line in log if line.startswith("attribute")] == ["attribute large_0 8 200000", "attribute large_0 14 1"]
+    assert [line for line in log if line.startswith("attribute")] == ["attribute large__0 8 200000", "attribute large__0 14 1"]
 
 
 def test_a_tensor_map_is_encoded_with_promotion_and_zero_fill_and_passed_by_value(fake_cuda):
     _, log = fake_cuda("""
 m = TensorMapArg("x", DType.BF16, (4096, 1000), (8192,), (64, 128), 128)
 with driver.current_context(context):
-    driver.Launch(kernel("gemm_2", (m, Y)), {"x": 0x1000, "y": 0x200})(0)
+    driver.Launch(kernel("gemm__2", (m, Y)), {"x": 0x1000, "y": 0x200})(0)
 """)
     assert log[-2:] == [
         "map type 9 rank 2 at 1000 dims 4096 1000 strides 8192 box 64/1 128/1 interleave 0 swizzle 3 l2 3 fill 0",
-        "launch gemm_2 grid 1 1 1 block 1 1 1 shared 0 stream 0 args 7e50002 200",
+        "launch gemm__2 grid 1 1 1 block 1 1 1 shared 0 stream 0 args 7e50002 200",
     ]
 
 
 def test_a_graph_replays_its_launches_and_takes_new_arguments(fake_cuda):
     _, log = fake_cuda("""
 with driver.current_context(context):
-    s, k = driver.Stream(), kernel("step_1", (X,))
+    s, k = driver.Stream(), kernel("step__1", (X,))
     first = [driver.Launch(k, {"x": 1}), driver.Launch(k, {"x": 2})]
     g = driver.Graph(first, s)
     g(0x42)
@@ -76,7 +76,7 @@ with driver.current_context(context):
     g(0x43)
     assert len(g) == 2
 """)
-    shown = [line.replace("launch step_1 grid 1 1 1 block 1 1 1 shared 0 stream 0 ", "") for line in log[1:]]
+    shown = [line.replace("launch step__1 grid 1 1 1 block 1 1 1 shared 0 stream 0 ", "") for line in log[1:]]
     assert shown == [
         "instantiate",
         "graph stream 42",
@@ -93,9 +93,9 @@ def test_faults_name_cuda_s_error_and_say_whether_the_context_is_lost(fake_cuda)
     out, _ = fake_cuda("""
 found = []
 with driver.current_context(context):
-    for entry in ("faulty_0", "absent"):
+    for entry in ("faulty__0", "absent"):
         try:
-            k = kernel("faulty" if entry == "faulty_0" else entry, ())
+            k = kernel("faulty" if entry == "faulty__0" else entry, ())
             driver.Launch(k, {})(0)
         except driver.DriverFaultError as e:
             found.append((e.code, e.sticky, str(e)))
@@ -132,9 +132,9 @@ def test_events_tell_the_time_between_them_in_ns(fake_cuda):
 with driver.current_context(context):
     a, b = driver.Event(), driver.Event()
     a.record(0); b.record(0); b.synchronize()
-    print(a.elapsed_ns(b))
+    print(round(a.elapsed_ns(b)))
 """)
-    assert out == "1000000.0"
+    assert out == "500"
 
 
 def test_the_device_is_described_and_the_caller_s_context_is_put_back(fake_cuda):
@@ -142,9 +142,9 @@ def test_the_device_is_described_and_the_caller_s_context_is_put_back(fake_cuda)
 i = driver.device_info(0)
 print(i.name, i.target, i.processors, i.clock_mhz, i.l2_bytes, i.driver)
 with driver.current_context(context):
-    kernel("a_0", ())
+    kernel("a__0", ())
 try:
-    kernel("b_0", ())
+    kernel("b__0", ())
 except driver.DriverFaultError as e:
     print(e.code)
 """)

@@ -79,7 +79,9 @@ class ThroughDLPack:
         return self._x.__dlpack_device__()
 
 
-@pytest.mark.parametrize(("dtype", "ours"), [(np.float64, DType.F64), (np.int32, DType.I32), (np.float16, DType.F16), (np.bool_, DType.BOOL)])
+@pytest.mark.parametrize(
+    ("dtype", "ours"), [(np.float64, DType.F64), (np.int32, DType.I32), (np.float16, DType.F16), (np.bool_, DType.BOOL)]
+)
 def test_a_dlpack_array_is_described_without_its_library(dtype, ours):
     x = np.zeros((3, 4), dtype)[1:]
     info = arrays.describe(ThroughDLPack(x))
@@ -91,7 +93,7 @@ def test_a_strided_dlpack_array_is_not_contiguous():
 
 
 def test_what_is_no_array_is_refused_by_its_type():
-    with pytest.raises(UsageError, match="expected an array .*; got list"):
+    with pytest.raises(UsageError, match=r"expected an array .*; got list"):
         arrays.describe([1, 2])
 
 
@@ -137,12 +139,16 @@ def test_an_array_on_the_gpu_is_refused_by_a_cpu_kernel():
 
 @pytest.fixture
 def torch(monkeypatch):
-    """The part of PyTorch that is asked about a tensor."""
+    """Put a stand-in for PyTorch in place: the part that is asked about a tensor."""
     made = types.ModuleType("torch")
 
     class Tensor:
         def __init__(self, shape=(4, 8), dtype="torch.bfloat16", device="cuda", index=0, dense=True, layout="torch.strided"):
-            self.shape, self.dtype, self.layout = shape, getattr(made, dtype.removeprefix("torch."), dtype), getattr(made, layout[6:])
+            self.shape, self.dtype, self.layout = (
+                shape,
+                getattr(made, dtype.removeprefix("torch."), dtype),
+                getattr(made, layout[6:]),
+            )
             self.device = types.SimpleNamespace(type=device, index=index)
             self._dense = dense
 
@@ -182,7 +188,14 @@ def test_the_quick_look_at_a_torch_tensor_agrees_with_the_full_one(torch):
     specs = [((4, 8), DType.BF16)]
     quick = arrays.quick_pointer(torch.Tensor(), specs, 0)
     assert quick(torch.Tensor(), 0) == 0x2000
-    for wrong in ({"shape": (4, 9)}, {"dtype": "torch.float32"}, {"index": 1}, {"dense": False}, {"device": "cpu"}, {"layout": "torch.sparse_coo"}):
+    for wrong in (
+        {"shape": (4, 9)},
+        {"dtype": "torch.float32"},
+        {"index": 1},
+        {"dense": False},
+        {"device": "cpu"},
+        {"layout": "torch.sparse_coo"},
+    ):
         assert quick(torch.Tensor(**wrong), 0) is None
         with pytest.raises(UsageError):
             arrays.require(torch.Tensor(**wrong), "x", (4, 8), DType.BF16, "cuda:0")
@@ -190,7 +203,9 @@ def test_the_quick_look_at_a_torch_tensor_agrees_with_the_full_one(torch):
 
 def test_a_missing_cupy_is_named_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(EnvironmentMissingError, match=r"expected the package cupy to hold outputs; .*pip install 'eqsat\[cuda\]'"):
+    with pytest.raises(
+        EnvironmentMissingError, match=r"expected the package cupy to hold outputs; .*pip install 'eqsat\[cuda\]'"
+    ):
         arrays.require_cupy("to hold outputs")
 
 

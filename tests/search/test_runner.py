@@ -50,8 +50,8 @@ def executable(*steps):
         e = apply("neg", e)
     program = Program((Input("x", (8,), F32),), (Output("y", e, ("i",), F32),))
     return Executable(Plan(program, tuple(s.kernel for s in steps)), steps)
-one = executable(kernel("x", "y", "one_2"))
-two = executable(kernel("x", "h", "first_2"), kernel("h", "y", "second_3", workspace_bytes=64))
+one = executable(kernel("x", "y", "one__2"))
+two = executable(kernel("x", "h", "first__2"), kernel("h", "y", "second__3", workspace_bytes=64))
 """
 
 
@@ -68,7 +68,7 @@ y = CudaRunner(one)(Tensor(0x100))
 print(hex(y.pointer), type(y).__name__)
 """)
     assert out == "0xa000 Tensor"
-    assert log[-1] == "launch one_2 grid 1 1 1 block 8 1 1 shared 0 stream 11 args 100 a000"
+    assert log[-1] == "launch one__2 grid 1 1 1 block 8 1 1 shared 0 stream 11 args 100 a000"
 
 
 def test_an_explicit_stream_and_output_are_used(fake_cuda):
@@ -100,7 +100,11 @@ run = CudaRunner(two)
 run(Tensor(0x100), out=Tensor(0xc000))
 run(Tensor(0x100), out=Tensor(0xc000))
 """)
-    assert [line for line in log if "load" not in line and not line.startswith("  ")] == ["instantiate", "graph stream 11", "graph stream 11"]
+    assert [line for line in log if "load" not in line and not line.startswith("  ")] == [
+        "instantiate",
+        "graph stream 11",
+        "graph stream 11",
+    ]
     first, second = (line.split("args ")[1].split() for line in log[-2:])
     assert first[0] == "100"
     assert first[1] == second[0]  # the intermediate
@@ -113,7 +117,12 @@ run = CudaRunner(two, remembered=1)
 run(Tensor(0x100), out=Tensor(0xc000))
 run(Tensor(0x200), out=Tensor(0xd000))
 """)
-    assert [line.split()[0] for line in log if line.split()[0] in ("instantiate", "update", "graph")] == ["instantiate", "graph", "update", "graph"]
+    assert [line.split()[0] for line in log if line.split()[0] in ("instantiate", "update", "graph")] == [
+        "instantiate",
+        "graph",
+        "update",
+        "graph",
+    ]
     assert log[-1].split("args ")[1].split()[1] == "d000"
 
 
@@ -121,13 +130,13 @@ def test_a_plan_inside_the_caller_s_capture_is_launched_kernel_by_kernel(fake_cu
     _, log = fake_cuda("""
 CudaRunner(two)(Tensor(0x100), out=Tensor(0xc000), stream=0x7777)
 """)
-    assert [line.split()[1] for line in log if line.startswith("launch")] == ["first_2", "second_3"]
+    assert [line.split()[1] for line in log if line.startswith("launch")] == ["first__2", "second__3"]
     assert "instantiate" not in log
 
 
 def test_a_plan_may_be_run_without_a_graph(fake_cuda):
     _, log = fake_cuda("CudaRunner(two, graph=False)(Tensor(0x100), out=Tensor(0xc000))")
-    assert [line.split()[1] for line in log if line.startswith("launch")] == ["first_2", "second_3"]
+    assert [line.split()[1] for line in log if line.startswith("launch")] == ["first__2", "second__3"]
 
 
 def test_two_streams_do_not_share_an_intermediate(fake_cuda):
@@ -136,12 +145,12 @@ run = CudaRunner(two, graph=False)
 run(Tensor(0x100), out=Tensor(0xc000), stream=0x31)
 run(Tensor(0x100), out=Tensor(0xc000), stream=0x32)
 """)
-    firsts = [line.split("args ")[1].split()[1] for line in log if line.startswith("launch first_2")]
+    firsts = [line.split("args ")[1].split()[1] for line in log if line.startswith("launch first__2")]
     assert len(set(firsts)) == 2
 
 
 def test_a_thread_without_a_context_gets_ours_for_the_launch(fake_cuda):
-    _, log = fake_cuda("CudaRunner(executable(kernel('x', 'y', 'homeless_2')))(Tensor(0x100))")
+    _, log = fake_cuda("CudaRunner(executable(kernel('x', 'y', 'homeless__2')))(Tensor(0x100))")
     assert log[-1].startswith("launch homeless")
 
 
@@ -164,7 +173,15 @@ except EqsatError as e:
 print(json.dumps(said))
 """)
     said = json.loads(out)
-    expected = ["expected 1 arguments (x: f32[8]); got 0", "got shape [9]", "got dtype bfloat16", "aligned to 16 bytes", "on cpu (torch)", "on cpu (numpy)", "expected a stream"]
+    expected = [
+        "expected 1 arguments (x: f32[8]); got 0",
+        "got shape [9]",
+        "got dtype bfloat16",
+        "aligned to 16 bytes",
+        "on cpu (torch)",
+        "on cpu (numpy)",
+        "expected a stream",
+    ]
     assert len(said) == len(expected)
     for text, part in zip(said, expected, strict=True):
         assert part in text
