@@ -26,6 +26,8 @@ from eqsat.search.options import Options
 from eqsat.search.result import Optimized
 from eqsat.search.rulebase import declarations
 from eqsat.search.schedules import family_of
+from eqsat.session import Session
+from eqsat.text import show
 
 _COMPILED_BY_MODEL = 12  # schedules compiled, best predicted first, before a kernel is given up
 
@@ -114,13 +116,14 @@ def record(
     report: SaturationReport,
     ruleset: RuleSet,
     evidence: Mapping[str, Evidence],
+    session: Session,
     *,
     interrupted: bool,
     notes: Sequence[str],
 ) -> dict[str, Any]:
     """Return the receipt's record of a finished search."""
     executable = decided.executable
-    derived = derivation_record(program, executable, ruleset)
+    derived = derivation_record(program, executable, ruleset, session)
     used = {s["rule"].removesuffix("-reverse") for s in derived.get("steps", ())}
     rules = [
         {
@@ -170,15 +173,19 @@ def _brief(trial: Mapping[str, Any]) -> dict[str, object]:
     return keep
 
 
-def derivation_record(program: Program, executable: Executable, ruleset: RuleSet) -> dict[str, Any]:
+def derivation_record(
+    program: Program, executable: Executable, ruleset: RuleSet, session: Session | None = None
+) -> dict[str, Any]:
     """Return the chain of named rules from each output as written to the plan's form of it."""
     steps: list[dict[str, Any]] = []
+    ends: list[dict[str, str]] = []
     status = "derived"
     for output, target in zip(program.outputs, compose(executable.plan), strict=True):
-        found = derive(program, output.expr, target, ruleset.rules, declarations=declarations(ruleset))
+        found = derive(program, output.expr, target, ruleset.rules, declarations=declarations(ruleset), session=session)
         status = found.status if found.status != "derived" else status
         steps += [s.record() for s in found.steps]
-    return {"status": status, "steps": steps}
+        ends.append({"output": output.name, "from": show(output.expr), "to": show(target)})
+    return {"status": status, "ends": ends, "steps": steps}
 
 
 def result(decided: Decision, built: Mapping[str, Any]) -> Optimized:

@@ -163,6 +163,7 @@ class Search:
         self.progress.stage("derive")
         record = finish.record(
             self.program, self.options, self.place, decided, certificate, sweeps, counts, report, ruleset, evidence,
+            self.session,
             interrupted=self.interrupted, notes=self.notes,
         )  # fmt: skip
         found = finish.result(decided, record)
