@@ -88,7 +88,9 @@ def aligned(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return view
 
 
-def run_kernel(entry: Any, source: KernelSource, program: Program, inputs: Mapping[str, np.ndarray[Any, Any]], times: int = 2) -> np.ndarray[Any, Any]:
+def run_kernel(
+    entry: Any, source: KernelSource, program: Program, inputs: Mapping[str, np.ndarray[Any, Any]], times: int = 2
+) -> np.ndarray[Any, Any]:
     """Run a kernel `times` times (a workspace must be left as it was found) and return its output; a write outside it is an error."""
     out = program.outputs[0]
     blank = np.frombuffer(bytes([0xCB]) * (int(np.prod(out.shape, dtype=np.int64)) * out.dtype.bytes), np.uint8)

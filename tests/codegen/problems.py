@@ -138,7 +138,8 @@ def _reduce() -> dict[str, Program]:
     image = array("i", F32, b=2, c=3, h=5, w=8)
     wide = array("w", F32, n=64)
     total = reduce("sum", "m", reduce("sum", "n", odd))
-    spread = apply("sub", odd, mean(odd, "n"))
+    double = array("d", F64, m=5, n=37)
+    spread = apply("sub", double, mean(double, "n"))
     return {
         "reduce-softmax": program(softmax(x, "n"), "mn", BF16),
         "reduce-softmax-odd": program(softmax(odd, "n"), "mn"),
