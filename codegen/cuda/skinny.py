@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from eqsat.codegen.cuda.bounds import traffic_ns
 from eqsat.codegen.cuda.emit import assemble, parameter_names, parameters, part, refuse_illegal, stored_type
 from eqsat.codegen.cuda.operand import (
     MATRIX_DTYPES,
@@ -44,7 +45,7 @@ class SkinnyTile(Schedule):
     blocks: int
 
 
-class Skinny:
+class SkinnyFamily:
     """Contractions of few rows with bf16 or f16 operands, by mma.sync (sm_80 and later; clusters need sm_90)."""
 
     name = "skinny"
@@ -77,7 +78,7 @@ class Skinny:
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
         """Return the time that memory or the tensor cores need at the least."""
         assert isinstance(problem, ContractProblem)
-        return max(problem.program.bytes / rates.read, problem.flops / rates.rate("bf16")) + rates.launch_ns
+        return max(traffic_ns(problem.program, rates), problem.flops / rates.rate("bf16"))
 
 
 def _matrices(problem: ContractProblem) -> tuple[Operand, ...] | str:
@@ -219,7 +220,7 @@ def _stage(problem: ContractProblem) -> list[str]:
 def _reduce_row(problem: ContractProblem) -> list[str]:
     out: list[str] = []
     for j in range(len(problem.statistics)):
-        step = f"part{j} = {_combine(problem, j)}::of(part{j}, __shfl_xor_sync(~0u, part{j}, o));"
+        step = f"part{j} = {_combine(problem, j)}::of(part{j}, shuffle_xor(part{j}, o));"
         out.append(f"UNROLL for (int o = 16; o; o /= 2) {step}")
         out.append(f"if (lane == 0) stats[{j} * M * SEGMENTS + task] = part{j};")
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from eqsat.codegen.cuda.bounds import traffic_ns
 from eqsat.codegen.cuda.emit import (
     assemble,
     literal,
@@ -75,7 +76,7 @@ class Layout:
         return self.buffers * PANEL_BYTES
 
 
-class Wgmma:
+class WgmmaFamily:
     """bf16 and f16 contractions on sm_90a."""
 
     name = "wgmma"
@@ -120,7 +121,7 @@ class Wgmma:
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
         """Return the time that memory or the tensor cores need at the least."""
         assert isinstance(problem, ContractProblem)
-        return max(problem.program.bytes / rates.copy, problem.flops / rates.rate("bf16")) + rates.launch_ns
+        return max(traffic_ns(problem.program, rates), problem.flops / rates.rate("bf16"))
 
 
 def _layout(problem: ContractProblem, s: WgmmaTile) -> Layout | str:

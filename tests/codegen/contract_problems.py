@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from eqsat.codegen.cuda.skinny import Skinny, SkinnyTile
-from eqsat.codegen.cuda.wgmma import Wgmma, WgmmaTile
+from eqsat.codegen.cuda.skinny import SkinnyFamily, SkinnyTile
+from eqsat.codegen.cuda.wgmma import WgmmaFamily, WgmmaTile
 from eqsat.codegen.kernel import Family, Schedule
 from eqsat.codegen.problem import ContractProblem, contract_problem
 from eqsat.ir import Expr, Input, Output, Program, apply, const, read, reduce
@@ -142,7 +142,7 @@ def transposed_left(m: int, n: int, k: int) -> Program:
     return s.program(s.matmul(x, s("w", "kj")))
 
 
-_W, _S = Wgmma(), Skinny()
+_W, _S = WgmmaFamily(), SkinnyFamily()
 BIG = (
     WgmmaTile(128, 256, 2, 0, 1, 1, 8),
     WgmmaTile(128, 256, 2, 0, 2, 1, 8),
