@@ -49,11 +49,11 @@ extern "C" void run(void** args, int grid, int block) {
 
 def translate(source: KernelSource, name: str) -> str:
     """Turn a kernel's text into C++: functions written in PTX are replaced by those of the header."""
-    text = re.sub(r"// ---- 4 Hopper.*?(?=// math\.cuh)", "", source.text, flags=re.S)
+    text = re.sub(r"// ---- 4 Hopper.*?(?=// math\.cuh)", "", source.text, flags=re.DOTALL)
     for kind in ("load_raw", "store_raw"):
-        text = re.sub(rf"^template <int BYTES, int HINT> DEV [^\n]* {kind}\(.*?^}}\n", "", text, flags=re.S | re.M)
+        text = re.sub(rf"^template <int BYTES, int HINT> DEV [^\n]* {kind}\(.*?^}}\n", "", text, flags=re.DOTALL | re.MULTILINE)
     text = text.replace("template <int BYTES> DEV Raw<BYTES> zero_raw", RAW + "template <int BYTES> DEV Raw<BYTES> zero_raw")
-    text = re.sub(r"^template <int HINT> DEV void store16.*?^}\n", "", text, flags=re.S | re.M)
+    text = re.sub(r"^template <int HINT> DEV void store16.*?^}\n", "", text, flags=re.DOTALL | re.MULTILINE)
     kept = []
     for line in text.split("\n"):
         asm = "asm" in line and not line.startswith("//")
