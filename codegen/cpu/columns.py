@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from eqsat.codegen.cpu.accumulate import Accumulator, stages
 from eqsat.codegen.cpu.bounds import streaming_bound_ns
 from eqsat.codegen.cpu.contraction import spill, spilled, unspill
-from eqsat.codegen.cpu.loads import Loop, elements
+from eqsat.codegen.cpu.loads import elements
 from eqsat.codegen.cpu.loops import loop, parallel, vector_loop
+from eqsat.codegen.cpu.model import streaming_ns
 from eqsat.codegen.cpu.point import common_refusal, lanes_of
-from eqsat.codegen.cpu.reduce import reduced_loops, row_loops
+from eqsat.codegen.cpu.reduce import contiguous, reduced_loops, row_loops
 from eqsat.codegen.cpu.source import assemble
 from eqsat.codegen.cpu.vector import ELEMENT, REGISTER, Lanes, Printer, Scope, widest
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
 from eqsat.codegen.printer import is_load
 from eqsat.codegen.problem import Problem, ReduceProblem
+from eqsat.codegen.targets import Target
 from eqsat.errors import IllegalScheduleError
 from eqsat.ir import Expr
 from eqsat.ops import Kind
@@ -66,6 +68,8 @@ class ColumnFamily:
         rows = row_loops(problem)
         if not rows:
             return "a whole reduction has no columns"
+        if not contiguous(problem, rows[-1]):
+            return "no read is contiguous along the innermost row axis"
         if schedule.columns < 1 or schedule.columns % lanes_of(problem, schedule.vector_bytes):
             return f"{schedule.columns} columns are not a whole number of vectors"
         if schedule.columns >= 2 * max(rows[-1].extent, 16):
@@ -96,6 +100,24 @@ class ColumnFamily:
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
         """Return the time of the bytes or of the arithmetic, whichever is longer, over the launch floor."""
         return streaming_bound_ns(problem.program, rates)
+
+    def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
+        """Return the time that a model expects."""
+        assert isinstance(problem, ReduceProblem)
+        assert isinstance(schedule, CpuColumnTile)
+        again = len(stages(problem.reductions)) - 1 + problem.keeps
+        return streaming_ns(
+            problem.program,
+            rates,
+            vector_bytes=schedule.vector_bytes,
+            unroll=schedule.unroll,
+            threads=schedule.threads,
+            passes=1.0 + again + 0.2 / schedule.unroll + 16.0 / schedule.columns,
+        )
+
+    def serves(self, target: Target) -> bool:
+        """Return whether the target is a CPU."""
+        return target.kind == "cpu"
 
 
 def _row_values(problem: ReduceProblem) -> list[Expr]:
@@ -180,7 +202,9 @@ class _ColumnNest:
 
         return list(vector_loop("c", "first", "last", self.printer.width, 1, body))
 
-    def _over_reduced(self, visit: Callable[[list[Scope], Scope, Lanes, int], None], block: tuple[list[str], list[str]] | None) -> list[str]:
+    def _over_reduced(
+        self, visit: Callable[[list[Scope], Scope, Lanes, int], None], block: tuple[list[str], list[str]] | None
+    ) -> list[str]:
         """Print the reduced loops around vectors over the columns; `visit(scopes, last, lanes, u)` prints position u of an iteration."""
         outer = [Scope(x.covers) for x in self.reduced[:-1]]
         inner, unroll = self.reduced[-1], self.schedule.unroll

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from eqsat.codegen.cpu.bounds import contract_bound_ns
 from eqsat.codegen.cpu.contraction import ContractNest, sum_dtype
 from eqsat.codegen.cpu.loops import loop, parallel
+from eqsat.codegen.cpu.model import shared, up
 from eqsat.codegen.cpu.pack import pack
 from eqsat.codegen.cpu.point import VECTOR_BYTES
 from eqsat.codegen.cpu.source import assemble
 from eqsat.codegen.cpu.vector import widest
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
 from eqsat.codegen.problem import ContractProblem, Problem
+from eqsat.codegen.targets import Target
 from eqsat.errors import IllegalScheduleError
 
 _REGISTERS = 32  # vector registers of the largest register file (AVX-512, NEON)
@@ -95,6 +97,25 @@ class ContractFamily:
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
         """Return the time of the multiply-adds or of the bytes, whichever is longer, over the launch floor."""
         return contract_bound_ns(problem, rates)
+
+    def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
+        """Return the time that a model expects."""
+        assert isinstance(problem, ContractProblem)
+        assert isinstance(schedule, CpuContractTile)
+        s = schedule
+        batch, m, n, k = problem.shape
+        columns = s.vectors * _lanes(problem, s)
+        loads_a_sum = (s.rows + s.vectors) / (s.rows * s.vectors)
+        slow = {16: 4.0, 32: 2.0, 64: 1.0}[s.vector_bytes] * (1.0 + max(0.0, loads_a_sum - 0.3))
+        blocks = 1.0 + 20.0 / min(s.kc, max(k, 1)) + 4.0 / min(s.mc, max(m, 1))
+        padded = up(m, (s.rows,)) * up(n, (columns,))
+        arithmetic = problem.flops / rates.rate("f64" if _lanes(problem, s) * 8 == s.vector_bytes else "f32")
+        packed = batch * (m * k * -(-n // s.nc) + k * n * len(problem.contractions)) * 1.0
+        return shared(arithmetic * slow * blocks * padded + packed, s.threads) + rates.launch_ns
+
+    def serves(self, target: Target) -> bool:
+        """Return whether the target is a CPU."""
+        return target.kind == "cpu"
 
 
 def _lanes(problem: ContractProblem, schedule: CpuContractTile) -> int:

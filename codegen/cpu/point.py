@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from eqsat.codegen.cpu.bounds import streaming_bound_ns
-from eqsat.codegen.cpu.loads import Loop, merged
+from eqsat.codegen.cpu.loads import Load, Loop, loads, merged
 from eqsat.codegen.cpu.loops import Body, loop, parallel, vector_loop
+from eqsat.codegen.cpu.model import streaming_ns
 from eqsat.codegen.cpu.source import assemble
 from eqsat.codegen.cpu.vector import Lanes, Printer, Scope, widest
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
 from eqsat.codegen.problem import PointProblem, Problem
+from eqsat.codegen.targets import Target
 from eqsat.errors import IllegalScheduleError
 
 VECTOR_BYTES = (16, 32, 64)
@@ -75,18 +77,32 @@ class PointFamily:
         loops = _loops(problem)
         for i, x in enumerate(loops):
             printer.names[x.axis] = f"i{i}"
-        if schedule.tile:
-            body = _tiled(problem, schedule, printer, loops)
-        else:
-            body = _nest(problem, schedule, printer, loops)
+        body = (_tiled if schedule.tile else _nest)(problem, schedule, printer, loops)
         mask_bits = 8 * widest([problem.output.expr])
-        return assemble(
-            printer, schedule, body, mask_bits=mask_bits, threads=schedule.threads, compiler=schedule.compiler
-        )
+        return assemble(printer, schedule, body, mask_bits=mask_bits, threads=schedule.threads, compiler=schedule.compiler)
 
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
         """Return the time of the bytes or of the arithmetic, whichever is longer, over the launch floor."""
         return streaming_bound_ns(problem.program, rates)
+
+    def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
+        """Return the time that a model expects."""
+        assert isinstance(problem, PointProblem)
+        assert isinstance(schedule, CpuPointTile)
+        inner = _loops(problem)[-1]
+        pieces = sum(x.expr.type.elements for x in loads(problem.program) if _in_pieces(x, inner))
+        return streaming_ns(
+            problem.program,
+            rates,
+            vector_bytes=schedule.vector_bytes,
+            unroll=schedule.unroll,
+            threads=schedule.threads,
+            gathered=pieces // 2 if schedule.tile else pieces,
+        )
+
+    def serves(self, target: Target) -> bool:
+        """Return whether the target is a CPU."""
+        return target.kind == "cpu"
 
 
 def common_refusal(vector_bytes: int, unroll: int, threads: int, compiler: int) -> str | None:
@@ -113,13 +129,16 @@ def _loops(problem: PointProblem) -> tuple[Loop, ...]:
     return merged(problem.program, problem.axes, extents) or (Loop("", 1, frozenset()),)
 
 
+def _in_pieces(load: Load, inner: Loop) -> bool:
+    """Whether a load varies along the innermost loop without being contiguous there."""
+    return bool(inner.covers & load.expr.axes) and load.offset.factor(inner.axis) != 1
+
+
 def _partner(problem: PointProblem, loops: tuple[Loop, ...]) -> Loop | None:
     """Return the loop along which some read is contiguous that strides along the innermost loop."""
-    printer = Printer(problem.program, 2)
-    inner = loops[-1]
     for x in loops[:-1]:
-        for load in printer.loads.values():
-            if load.offset.factor(x.axis) == 1 and inner.covers & load.expr.axes and load.offset.factor(inner.axis) != 1:
+        for load in loads(problem.program):
+            if load.offset.factor(x.axis) == 1 and _in_pieces(load, loops[-1]):
                 return x
     return None
 
@@ -162,9 +181,7 @@ def _tiled(problem: PointProblem, schedule: CpuPointTile, printer: Printer, loop
     others = [x for x in loops[:-1] if x is not partner]
     scopes = [Scope()] + [Scope(x.covers) for x in others] + [Scope(partner.covers)]
     p, q = printer.names[partner.axis], printer.names[inner.axis]
-    lines = list(
-        vector_loop(q, f"{q}_tile", f"{q}_end", printer.width, schedule.unroll, _vector(printer, scopes, inner))
-    )
+    lines = list(vector_loop(q, f"{q}_tile", f"{q}_end", printer.width, schedule.unroll, _vector(printer, scopes, inner)))
     lines = loop(f"for (pos {p} = {p}_tile; {p} < {p}_end; {p}++)", scopes[-1].lines + lines)
     for name, extent in ((q, inner.extent), (p, partner.extent)):
         end = f"const pos {name}_end = {name}_tile + {tile} < {extent} ? {name}_tile + {tile} : {extent};"

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 from eqsat.codegen.cpu.accumulate import Accumulator, stages
 from eqsat.codegen.cpu.bounds import streaming_bound_ns
-from eqsat.codegen.cpu.loads import Loop, elements, merged
+from eqsat.codegen.cpu.loads import Loop, elements, loads, merged
 from eqsat.codegen.cpu.loops import loop, parallel, vector_loop
+from eqsat.codegen.cpu.model import streaming_ns
 from eqsat.codegen.cpu.point import common_refusal, lanes_of
 from eqsat.codegen.cpu.source import assemble
 from eqsat.codegen.cpu.vector import ELEMENT, REGISTER, Lanes, Printer, Scope, widest
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
-from eqsat.codegen.problem import Problem, ReduceProblem
 from eqsat.codegen.printer import is_load
+from eqsat.codegen.problem import Problem, ReduceProblem
+from eqsat.codegen.targets import Target
 from eqsat.errors import IllegalScheduleError
 from eqsat.ir import Expr
 from eqsat.ops import Kind
@@ -63,6 +65,9 @@ class ReduceFamily:
             return f"expected a reduce problem and a CpuReduceTile; got {problem.family} and {type(schedule).__name__}"
         if refusal := common_refusal(schedule.vector_bytes, schedule.unroll, schedule.threads, schedule.compiler):
             return refusal
+        least = schedule.vector_bytes == 16 and schedule.unroll == 1 and not schedule.keep
+        if not least and not contiguous(problem, reduced_loops(problem)[-1]):
+            return "no read is contiguous along the reduced axes: only the fallback serves, element by element"
         step = lanes_of(problem, schedule.vector_bytes) * schedule.unroll
         inner = reduced_loops(problem)[-1].extent
         if schedule.unroll > 1 and inner < step:
@@ -99,6 +104,27 @@ class ReduceFamily:
         """Return the time of the bytes or of the arithmetic, whichever is longer, over the launch floor."""
         return streaming_bound_ns(problem.program, rates)
 
+    def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
+        """Return the time that a model expects."""
+        assert isinstance(problem, ReduceProblem)
+        assert isinstance(schedule, CpuReduceTile)
+        again = len(stages(problem.reductions)) - 1 + problem.keeps
+        gathered = 0 if contiguous(problem, reduced_loops(problem)[-1]) else problem.row_count * problem.length
+        return streaming_ns(
+            problem.program,
+            rates,
+            vector_bytes=schedule.vector_bytes,
+            unroll=schedule.unroll,
+            threads=schedule.threads,
+            # passes after the first find the row in a cache; without row buffers they compute again
+            passes=1.0 + again * (0.3 if schedule.keep else 0.6),
+            gathered=gathered,
+        )
+
+    def serves(self, target: Target) -> bool:
+        """Return whether the target is a CPU."""
+        return target.kind == "cpu"
+
 
 def row_loops(problem: ReduceProblem) -> tuple[Loop, ...]:
     """Return the loops over the rows, outer first; none for a single row."""
@@ -108,6 +134,12 @@ def row_loops(problem: ReduceProblem) -> tuple[Loop, ...]:
 def reduced_loops(problem: ReduceProblem) -> tuple[Loop, ...]:
     """Return the loops over the reduced axes, at least one."""
     return merged(problem.program, problem.reduced, problem.program.extents) or (Loop("", 1, frozenset()),)
+
+
+def contiguous(problem: ReduceProblem, loop: Loop) -> bool:
+    """Whether some load that varies along `loop` is contiguous there (or none varies, and nothing is lost)."""
+    found = [x for x in loads(problem.program) if loop.covers & x.expr.axes]
+    return not found or any(loop.axis not in x.offset.opaque and x.offset.factor(loop.axis) == 1 for x in found)
 
 
 def varying(roots: Sequence[Expr], reduced: frozenset[str]) -> dict[str, Expr]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from eqsat.codegen.cpu.bounds import contract_bound_ns
+from eqsat.codegen.cpu.bounds import contract_bound_ns, memory_bound_ns
 from eqsat.codegen.cpu.contraction import ContractNest, sum_dtype
 from eqsat.codegen.cpu.loops import loop, parallel, vector_loop
+from eqsat.codegen.cpu.model import shared
 from eqsat.codegen.cpu.point import common_refusal
 from eqsat.codegen.cpu.source import assemble
 from eqsat.codegen.cpu.vector import Lanes, Scope, converted, widest
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
 from eqsat.codegen.problem import ContractProblem, Problem
+from eqsat.codegen.targets import Target
 from eqsat.errors import IllegalScheduleError
 
 MOST_ROWS = 16
@@ -95,6 +97,19 @@ class SkinnyFamily:
         """Return the time of the multiply-adds or of the bytes, whichever is longer, over the launch floor."""
         return contract_bound_ns(problem, rates)
 
+    def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
+        """Return the time that a model expects."""
+        assert isinstance(problem, ContractProblem)
+        assert isinstance(schedule, CpuSkinnyTile)
+        arithmetic = problem.flops / rates.rate("f32") * {16: 4.0, 32: 2.0, 64: 1.0}[schedule.vector_bytes]
+        memory = memory_bound_ns(problem.program, rates)
+        visits = 1.0 + 1.0 / schedule.unroll + 64.0 / schedule.columns
+        return shared(max(arithmetic, memory) * visits, schedule.threads) + rates.launch_ns
+
+    def serves(self, target: Target) -> bool:
+        """Return whether the target is a CPU."""
+        return target.kind == "cpu"
+
 
 class _Skinny:
     """The kernel while it is being printed."""
@@ -111,16 +126,16 @@ class _Skinny:
         statistics = nest.statistics(1)
         nest.scratch("left", self.m * self.stride, nest.element, nest.bytes)
         body = [f"const pos last = first + {step} < {self.n} ? first + {step} : {self.n};"]
-        for c in range(len(nest.problem.contractions)):
-            body.append(f"{nest.element} sums{c}[{self.m * step}] __attribute__((aligned(64)));")
+        sums = range(len(nest.problem.contractions))
+        body += [f"{nest.element} sums{c}[{self.m * step}] __attribute__((aligned(64)));" for c in sums]
         for c, x in enumerate(nest.problem.contractions):
             dots = not nest.along(x.b, nest.n) and nest.along(x.b, nest.k)
             body += self._dots(c) if dots else self._axpys(c)
 
-        def sums(c: int, position: str) -> str:
+        def address(c: int, position: str) -> str:
             return f"sums{c} + row * {step} + ({position} - first)"
 
-        epilogue = nest.epilogue(sums, "first", "last", "row")
+        epilogue = nest.epilogue(address, "first", "last", "row")
         body += loop(f"for (pos row = 0; row < {self.m}; row++)", epilogue)
         blocks = loop(f"for (pos first = 0; first < {self.n}; first += {step})", body)
         return [*statistics, *self._left(), *parallel(self.schedule.threads), *blocks]
@@ -205,7 +220,9 @@ class _Skinny:
                     mine = Scope(last.covers, last.lines)
                     value = self._value(c, scopes[u], mine, lanes)
                     if part is not None:  # 0 times an infinity that an expression makes of nothing would be NaN
-                        value = f"({v})eq_where_{nest.register}(eq_first({part}), (v{nest.register}){value}, (v{nest.register}){{0}})"
+                        value = (
+                            f"({v})eq_where_{nest.register}(eq_first({part}), (v{nest.register}){value}, (v{nest.register}){{0}})"
+                        )
                     names.append(value)
                 for i in range(self.m):
                     last.lines.append(f"const {v} a{i} = ({v})eq_load_{nest.register}(left + {i * self.stride} + {position});")

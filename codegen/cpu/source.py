@@ -67,15 +67,15 @@ def _head(program: Program, schedule: Schedule) -> Iterator[str]:
     output = program.outputs[0]
     named: dict[str, str] = {}
     uses: dict[str, int] = {}
+    count = 0
     for e in output.expr.walk():
         for a in e.args:
             uses[a.digest] = uses.get(a.digest, 0) + 1
     for e in output.expr.walk():
         text = _node(e, named)
-        if uses.get(e.digest, 0) > 1 and e.args or len(text) > 90:
-            name = f"v{sum(1 for v in named.values() if v.startswith('v'))}"
-            yield f"{name} = {text}"
-            text = name
+        if (uses.get(e.digest, 0) > 1 and e.args) or len(text) > 90:
+            yield f"v{count} = {text}"
+            text, count = f"v{count}", count + 1
         named[e.digest] = text
     yield f"{output.name}: {output.dtype}{list(output.axes)} = {named[output.expr.digest]}"
     yield f"schedule: {schedule}"
