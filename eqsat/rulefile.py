@@ -218,12 +218,11 @@ def _load(files: Sequence[tuple[Source, tuple[Node, ...]]], known: Sequence[tupl
     declarations: list[Node] = []
     facts: list[Node] = []
     rules: dict[str, Rule] = {}
-    for source, forms in (*known, *files):
-        for form in forms:
-            if form.head in _DECLARATIONS:
-                _refuse_if_not_shipped(form, source)
-                vocabulary.declare(form, source)
-                declarations.append(form)
+    declared = [(f, source) for source, forms in (*known, *files) for f in forms if f.head in _DECLARATIONS]
+    for form, source in sorted(declared, key=lambda d: d[0].head != "sort"):  # a file may use a sort of another one
+        _refuse_if_not_shipped(form, source)
+        vocabulary.declare(form, source)
+        declarations.append(form)
     for source, forms in files:
         for form in forms:
             if form.head in ("rewrite", "birewrite", "rule"):
