@@ -7,7 +7,7 @@ a rule's counterexample is. Each can be executed by the oracle.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,9 +132,11 @@ def access(arg: Expr, mapping: AccessMap) -> Expr:
         raise ShapeError(f"the access replaces axes {sorted(missing)} that the operand (axes {sorted(arg.axes)}) lacks")
     kept = tuple((a, n) for a, n in arg.type.axes if a not in replaced)
     used = frozenset().union(*(e.axes for _, e in mapping.entries)) if mapping.entries else frozenset()
+    if unknown := used - {a for a, _ in mapping.extents}:
+        raise ShapeError(f"the access uses the axes {sorted(unknown)}, whose extents it does not give")
     new = tuple((a, n) for a, n in mapping.extents if a in used)
     if clash := {a for a, _ in kept} & {a for a, _ in new}:
-        same = {a: n for a, n in kept}
+        same = dict(kept)
         if any(same[a] != n for a, n in new if a in clash):
             raise ShapeError(f"the access brings in axes {sorted(clash)} with other extents than the operand's own")
     out = tuple(sorted({**dict(kept), **dict(new)}.items()))
@@ -143,51 +145,80 @@ def access(arg: Expr, mapping: AccessMap) -> Expr:
 
 def rename(expr: Expr, names: Mapping[str, str]) -> Expr:
     """Rename free axes everywhere; bound axes that would capture a new name are renamed apart."""
-    memo: dict[tuple[str, tuple[tuple[str, str], ...]], Expr] = {}
-
-    def go(e: Expr, by: dict[str, str]) -> Expr:
-        by = {a: b for a, b in by.items() if a in e.axes and a != b}
-        if not by:
-            return e
+    memo: dict[_RenameKey, Expr] = {}
+    root = (expr, _relevant(expr, names))
+    stack = [root]
+    while stack:  # no recursion: programs may be deep
+        e, by = stack[-1]
         key = (e.digest, tuple(sorted(by.items())))
-        if key in memo:
-            return memo[key]
-        ext = {by.get(a, a): n for a, n in e.type.axes}
-        if len(ext) != len(e.type.axes):
-            raise ShapeError(f"renaming {by} would merge two axes of an expression over {sorted(e.axes)}")
-        kind = e.row.kind
-        if e.op == "read":
-            name, axes = e.attrs
-            out = Expr("read", (), (name, tuple(by.get(a, a) for a in axes)), TensorType(tuple(sorted(ext.items())), e.dtype))
-        elif e.op == "iota":
-            out = iota(by[e.attrs[0]], next(iter(ext.values())), e.dtype)
-        elif kind is Kind.REDUCE:
-            axis, inner = e.attrs[0], e.args[0]
-            if axis in by.values():
-                fresh = _fresh(axis, inner.axes | set(by.values()) | set(by))
-                inner, axis = go(inner, {axis: fresh}), fresh
-            out = reduce(e.op, axis, go(inner, by))
-        elif kind is Kind.ACCESS:
-            mapping: AccessMap = e.attrs[0]
-            index = {a: Index.axis(b) for a, b in by.items()}
-            replaced = {a for a, _ in mapping.entries}
-            entries = tuple((a, x.substitute(index)) for a, x in mapping.entries)
-            inner_by = {a: b for a, b in by.items() if a in e.args[0].axes and a not in replaced}
-            inner = e.args[0]
-            if hidden := replaced & set(inner_by.values()):  # a new free name must not meet a replaced one below
-                apart = {a: _fresh(a, inner.axes | set(by.values())) for a in hidden}
-                inner = go(inner, apart)
-                entries = tuple((apart.get(a, a), x) for a, x in entries)
-            out = access(go(inner, inner_by), AccessMap(entries, tuple((by.get(a, a), n) for a, n in mapping.extents)))
-        else:
-            out = Expr(e.op, tuple(go(a, by) for a in e.args), e.attrs, TensorType(tuple(sorted(ext.items())), e.dtype))
-        memo[key] = out
-        return out
-
-    return go(expr, dict(names))
+        if key not in memo:
+            within = _rename_below(e, by)
+            keys = [(a.digest, tuple(sorted(m.items()))) for a, m in within]
+            if waiting := [w for w, k in zip(within, keys, strict=True) if k not in memo]:
+                stack.extend(waiting)
+                continue
+            memo[key] = _renamed(e, by, tuple(memo[k] for k in keys)) if by else e
+        stack.pop()
+    return memo[root[0].digest, tuple(sorted(root[1].items()))]
 
 
-def _fresh(axis: str, taken: frozenset[str] | set[str]) -> str:
+_RenameKey = tuple[str, tuple[tuple[str, str], ...]]
+
+
+def _relevant(e: Expr, names: Mapping[str, str]) -> dict[str, str]:
+    """Return the part of a renaming that changes `e`; one that merges two axes is an error."""
+    by = {a: b for a, b in names.items() if a in e.axes and a != b}
+    if len({by.get(a, a) for a in e.axes}) != len(e.axes):
+        raise ShapeError(f"renaming {by} would merge two axes of an expression over {sorted(e.axes)}")
+    return by
+
+
+def _rename_below(e: Expr, by: dict[str, str]) -> list[tuple[Expr, dict[str, str]]]:
+    """Return each operand with the renaming that it takes when `e` is renamed by `by`."""
+    if not by:
+        return []
+    if e.row.kind is Kind.REDUCE:
+        return [(e.args[0], _relevant(e.args[0], {**by, **_apart((e.attrs[0],), by, e.args[0])}))]
+    if e.row.kind is Kind.ACCESS:
+        replaced = {a for a, _ in e.attrs[0].entries}
+        kept = {a: b for a, b in by.items() if a not in replaced}
+        return [(e.args[0], _relevant(e.args[0], {**kept, **_apart(replaced, kept, e.args[0])}))]
+    return [(a, _relevant(a, by)) for a in e.args]
+
+
+def _apart(hidden: Iterable[str], by: Mapping[str, str], inner: Expr) -> dict[str, str]:
+    """Return new names for those axes of `inner`, invisible from outside, that a new free name would meet."""
+    arriving = {by.get(a, a) for a in inner.axes if a not in hidden}
+    taken = set(inner.axes) | set(by) | set(by.values())
+    out: dict[str, str] = {}
+    for a in sorted(hidden):
+        if a in arriving:
+            out[a] = _fresh(a, taken)
+            taken.add(out[a])
+    return out
+
+
+def _renamed(e: Expr, by: dict[str, str], args: tuple[Expr, ...]) -> Expr:
+    """Rebuild `e` with its free axes renamed by `by`, over operands that are already renamed."""
+    if e.op == "read":
+        name, axes = e.attrs
+        ext = e.type.extents
+        return read(name, tuple(by.get(a, a) for a in axes), tuple(ext[a] if a else 1 for a in axes), e.dtype)
+    if e.op == "iota":
+        return iota(by[e.attrs[0]], e.type.axes[0][1], e.dtype)
+    if e.row.kind is Kind.REDUCE:
+        return reduce(e.op, _apart((e.attrs[0],), by, e.args[0]).get(e.attrs[0], e.attrs[0]), args[0])
+    if e.row.kind is Kind.ACCESS:
+        mapping: AccessMap = e.attrs[0]
+        replaced = {a for a, _ in mapping.entries}
+        apart = _apart(replaced, {a: b for a, b in by.items() if a not in replaced}, e.args[0])
+        index = {a: Index.axis(b) for a, b in by.items()}
+        entries = tuple((apart.get(a, a), x.substitute(index)) for a, x in mapping.entries)
+        return access(args[0], AccessMap(entries, tuple((by.get(a, a), n) for a, n in mapping.extents)))
+    return rebuild(e, args)
+
+
+def _fresh(axis: str, taken: set[str]) -> str:
     stem = axis.rstrip("0123456789_") or "ax"
     return next(name for i in range(len(taken) + 2) if (name := f"{stem}_{i}") not in taken)
 

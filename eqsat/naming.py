@@ -204,19 +204,28 @@ class _Graph:
             if is_reduction(node):
                 bound += [c for d in node.params[0] if (c := self.dims[node.args[0].digest][d]) is not None]
         roots = list(dict.fromkeys(find(c) for c in bound if find(c) not in self.classes.roots(shown)))
+        seen, free = self._occurrences()
         for i, a in enumerate(roots):
             for b in roots[i + 1 :]:
-                if find(a) == a and find(b) == b and self.classes.extent[a] == self.classes.extent[b] and not self._nested(a, b):
+                if find(a) != a or find(b) != b or self.classes.extent[a] != self.classes.extent[b]:
+                    continue
+                if not (free[a] & seen[b] or free[b] & seen[a]):
                     self.classes.merge(a, b)
+                    kept, gone = (a, b) if find(b) == a else (b, a)
+                    seen[kept] |= seen[gone]
+                    free[kept] |= free[gone]
 
-    def _nested(self, a: int, b: int) -> bool:
-        renamed = [(r.values(), self.mentions[u]) for (u, _), r in self.renames.items()]
-        plain = [(self.dims[n.digest], self.mentions[n.digest]) for n in self.nodes]
-        for free, mentioned in [*plain, *renamed]:
-            seen, open_ = self.classes.roots(mentioned), self.classes.roots(free)
-            if {a, b} <= seen and (a in open_ or b in open_):
-                return True
-        return False
+    def _occurrences(self) -> tuple[dict[int, int], dict[int, int]]:
+        """Return for each class the values that mention it and those in which it is free, as bits."""
+        rows = [(self.mentions[n.digest], self.dims[n.digest]) for n in self.nodes]
+        rows += [(self.mentions[user], tuple(r.values())) for (user, _), r in self.renames.items()]
+        seen: dict[int, int] = {}
+        free: dict[int, int] = {}
+        for bit, (mentioned, dims) in enumerate(rows):
+            for table, classes in ((seen, mentioned), (free, dims)):
+                for c in self.classes.roots(classes):
+                    table[c] = table.get(c, 0) | 1 << bit
+        return seen, free
 
     # Expressions
 

@@ -61,21 +61,46 @@ def _settle_node(node: Array) -> Array:
 
 def _push(v: Array) -> Array:
     """Move a view below the pointwise operations, constants and positions that it reads."""
+    done: dict[str, Array] = {}
+    stack = [v]
+    while stack:  # no recursion: programs may be deep, and shared parts are moved once
+        top = stack[-1]
+        parts = _below(top)
+        waiting = [p for p in parts if p.digest not in done]
+        if waiting:
+            stack.extend(waiting)
+        else:
+            done[stack.pop().digest] = _pushed(top, [done[p.digest] for p in parts])
+    return done[v.digest]
+
+
+def _below(v: Array) -> list[Array]:
+    """Return the views that stand for `v` one level down; nothing if it stays where it is."""
+    if v.op != "view" or is_rearrangement(v):
+        return []
+    (x,), (entries, fill) = v.args, v.params
+    if is_pointwise(x):
+        return [_viewed_operand(a, x, entries, v.shape) for a in x.args]
+    on_unit = fill == "zero" and any(n == 1 and e != Index.const(0) for e, n in zip(entries, x.shape, strict=True))
+    if x.op == "view" or on_unit:  # views that do not compose, or a pad of a dimension without an axis: say where 0 is read
+        return [view(x, entries, v.shape, "any")]
+    return []
+
+
+def _pushed(v: Array, parts: list[Array]) -> Array:
+    """Return what `v` becomes, given what the views one level down became."""
     if v.op != "view" or is_rearrangement(v):
         return v
-    (x,), (entries, fill) = v.args, v.params
-    if x.op == "view":  # two views that do not compose: say where the outer one reads 0, and they do
-        return _masked(v, _push(view(x, entries, v.shape, "any")))
+    (x,), (entries, _) = v.args, v.params
+    if is_pointwise(x):
+        shape = views.broadcast_shapes([p.shape for p in parts], x.op)
+        return _masked(v, broadcast_to(Array(x.op, tuple(parts), x.params, shape, x.dtype), v.shape))
+    if parts:
+        return _masked(v, parts[0])
     if x.op == "const":
         return _masked(v, broadcast_to(x, v.shape))
     if x.op == "iota":
         return _masked(v, broadcast_to(index_value(entries[0], v.shape), v.shape))
-    if is_pointwise(x):
-        args = tuple(_viewed_operand(a, x, entries, v.shape) for a in x.args)
-        shape = views.broadcast_shapes([a.shape for a in args], x.op)
-        return _masked(v, broadcast_to(Array(x.op, args, x.params, shape, x.dtype), v.shape))
-    if fill == "zero" and any(n == 1 and e != Index.const(0) for e, n in zip(entries, x.shape, strict=True)):
-        return _masked(v, _push(view(x, entries, v.shape, "any")))  # a unit dimension has no axis that an access could replace
     return v
 
 
@@ -89,7 +114,7 @@ def _viewed_operand(operand: Array, node: Array, entries: Entries, shape: Shape)
     """Return an operand under the view of the whole, without the dimensions along which it does not vary."""
     part = _operand_entries(operand, node, entries)
     used = {int(name[1:]) for e in part for name in e.axes}
-    return _push(view(operand, part, tuple(n if d in used else 1 for d, n in enumerate(shape)), "any"))
+    return view(operand, part, tuple(n if d in used else 1 for d, n in enumerate(shape)), "any")
 
 
 def _masked(v: Array, value: Array) -> Array:
@@ -203,14 +228,22 @@ def _entries_below(node: Array, v: Array) -> tuple[Entries, Shape]:
 
 def _recomputes(x: Array, entries: Entries, shape: Shape) -> bool:
     """Whether a reduction below would be evaluated at more positions than it has elements."""
-    if x.op == "view":
-        by = {views.axis_name(d): e for d, e in enumerate(entries)}
-        return _recomputes(x.args[0], views.simplify(tuple(e.substitute(by) for e in x.params[0]), shape), shape)
-    if is_pointwise(x):
-        return any(_recomputes(a, _operand_entries(a, x, entries), shape) for a in x.args)
-    if is_reduction(x):
-        used = {int(name[1:]) for e in entries for name in e.axes}
-        return math.prod(shape[d] for d in used) > x.size
+    seen: set[tuple[str, Entries]] = set()
+    stack = [(x, entries)]
+    while stack:
+        node, part = stack.pop()
+        if (node.digest, part) in seen:
+            continue
+        seen.add((node.digest, part))
+        if node.op == "view":
+            by = {views.axis_name(d): e for d, e in enumerate(part)}
+            stack.append((node.args[0], views.simplify(tuple(e.substitute(by) for e in node.params[0]), shape)))
+        elif is_pointwise(node):
+            stack.extend((a, _operand_entries(a, node, part)) for a in node.args)
+        elif is_reduction(node):
+            used = {int(name[1:]) for e in part for name in e.axes}
+            if math.prod(shape[d] for d in used) > node.size:
+                return True
     return False
 
 

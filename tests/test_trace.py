@@ -503,7 +503,7 @@ def test_as_program_takes_programs_expressions_and_functions() -> None:
     ("use", "error", "message"),
     [
         (lambda x: 1 if x.sum() > 0 else 2, TraceError, "where"),
-        (lambda x: x if (x > 0) and (x < 1) else x, TraceError, "&"),
+        (lambda x: (x > 0) and (x < 1), TraceError, "&"),
         (lambda x: float(x.sum()), TraceError, "float"),
         (lambda x: int(x.sum()), TraceError, "int"),
         (lambda x: range(x), TraceError, "index"),
