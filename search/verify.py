@@ -392,7 +392,9 @@ def _without_last(node: Expr, stop: int) -> Expr:
 # -- buffers -----------------------------------------------------------------------------------------------------------
 
 _GUARD_BYTES = 256  # also keeps the alignment that vector loads and tensor maps need
-_GUARD, _POISON = 0xA5, 0xFF  # all ones is a NaN in every float type, -1 in integers
+_POISON = 0xFF  # all ones is a NaN in every float type, -1 in integers
+_WRITE_GUARD = (0xA5, 0xA5)  # a number, which arithmetic on what lies outside an input does not give
+_READ_GUARD = (0xFF, 0x7F)  # 0x7FFF, repeated: NaN in every float type, so that a read outside shows in the output
 
 
 def held_dtype(xp: Any, dtype: DType) -> np.dtype:
@@ -403,21 +405,30 @@ def held_dtype(xp: Any, dtype: DType) -> np.dtype:
 class GuardedBuffer:
     """Memory for one array with a guard band on either side.
 
+    Parameters
+    ----------
+    shape, dtype
+        Of the array.
+    xp : module
+    is_input : bool
+        The bands hold NaN, so that reading them shows in the output; around an output they hold a number.
+
     Attributes
     ----------
     array : array
         The usable part, aligned to 64 bytes (256 on CUDA), in the dtype that holds the element type.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: DType, xp: Any = np) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: DType, xp: Any = np, *, is_input: bool = False) -> None:
+        self._guard = _READ_GUARD if is_input else _WRITE_GUARD
         held = held_dtype(xp, dtype)
         size = math.prod(shape) * held.itemsize
         raw = xp.empty(size + 2 * _GUARD_BYTES + 64, dtype=np.uint8)
         start = _GUARD_BYTES + (-raw.ctypes.data % 64 if xp is np else 0)
         self._before, self._inside = raw[start - _GUARD_BYTES : start], raw[start : start + size]
         self._after = raw[start + size : start + size + _GUARD_BYTES]
-        self._before[...] = _GUARD
-        self._after[...] = _GUARD
+        for band in (self._before, self._after):
+            band[0::2], band[1::2] = self._guard
         self.array = self._inside.view(held).reshape(shape)
         self.poison()
 
@@ -432,7 +443,8 @@ class GuardedBuffer:
     @property
     def intact(self) -> bool:
         """Whether nothing was written outside the array."""
-        return bool((self._before == _GUARD).all()) and bool((self._after == _GUARD).all())
+        bands = (self._before, self._after)
+        return all(bool((band[i::2] == byte).all()) for band in bands for i, byte in enumerate(self._guard))
 
     def equals(self, source: Array) -> bool:
         """Whether it holds the bits of `source`."""

@@ -89,7 +89,7 @@ def _probe(command: tuple[str, ...]) -> Compiler | None:
     version = re.search(r"\d+(\.\d+)+", first)
     if version is None:
         return None
-    name = "zig" if "zig" in command else "clang" if "clang" in first else "gcc"
+    name = "zig" if any("zig" in word for word in command) else "clang" if "clang" in first else "gcc"
     return Compiler(name, version.group(), command)
 
 

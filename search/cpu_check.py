@@ -1,0 +1,73 @@
+"""Check C kernels against the references of a program: poisoned outputs, guard bands, inputs left alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from eqsat.errorbound import Rounding
+from eqsat.ir import Program
+from eqsat.ops import Array
+from eqsat.search.device import Check, Verdict
+from eqsat.search.verify import GuardedBuffer, Prepared, check_outputs, power, prepare
+
+# Above this many operations of the program the suites "wide" and "special" are left out: a float64 product of 2048³ takes
+# a third of a second, and a suite several of them.
+_QUICK_FLOPS = 2e9
+_REPEATS = 2  # runs of the last suite: a kernel that keeps state, or a race, shows up
+
+Run = Callable[[Mapping[str, int]], None]
+
+
+class Verifier:
+    """Inputs, references and guarded buffers of one program, and the power of the check, found once."""
+
+    def __init__(self, program: Program, seed: int, rounding: Rounding) -> None:
+        self.program = program
+        self.prepared = prepare(program, seed, rounding=rounding, quick=program.flops > _QUICK_FLOPS)
+        self.power = power(program, self.prepared)
+        self._inputs = {i.name: GuardedBuffer(i.shape, i.dtype, is_input=True) for i in program.inputs}
+        self._outputs = {o.name: GuardedBuffer(o.shape, o.dtype) for o in program.outputs}
+
+    @property
+    def ordinary(self) -> Prepared | None:
+        """The suite whose inputs are used for timing: normally distributed, as real data are."""
+        return next((p for p in self.prepared if p.suite.name == "normal"), self.prepared[0] if self.prepared else None)
+
+    def check(self, run: Run) -> Verdict:
+        """Run every suite and compare; `run` gets the addresses of inputs and outputs by name."""
+        checks: list[Check] = []
+        for i, p in enumerate(self.prepared):
+            for _ in range(_REPEATS if i == len(self.prepared) - 1 else 1):
+                check = self._one(p, run)
+                if not check.passed:
+                    return Verdict((*checks, check), self.power)
+            checks.append(check)
+        return Verdict(tuple(checks), self.power)
+
+    def _one(self, p: Prepared, run: Run) -> Check:
+        for name, buffer in self._inputs.items():
+            buffer.fill(p.inputs[name])
+        for buffer in self._outputs.values():
+            buffer.poison()
+        run({name: int(b.array.ctypes.data) for name, b in {**self._inputs, **self._outputs}.items()})
+        if damage := self._damage(p):
+            self._inputs = {i.name: GuardedBuffer(i.shape, i.dtype, is_input=True) for i in self.program.inputs}
+            self._outputs = {o.name: GuardedBuffer(o.shape, o.dtype) for o in self.program.outputs}
+            return Check(p.suite.name, passed=False, worst=math.inf, seed=p.suite.seed, note=damage)
+        return check_outputs([self._outputs[o.name].array for o in self.program.outputs], p.expected, p.suite)
+
+    def _damage(self, p: Prepared) -> str | None:
+        for name, buffer in {**self._inputs, **self._outputs}.items():
+            if not buffer.intact:
+                return f"it wrote outside the buffer {name!r}"
+        return next((f"it changed its input {n!r}" for n, b in self._inputs.items() if not b.equals(p.inputs[n])), None)
+
+    def recheck(self, outputs: Mapping[str, Array]) -> Check:
+        """Compare outputs that a timed run left, its inputs being those of `ordinary`."""
+        p = self.ordinary
+        assert p is not None, "nothing is timed before it was checked"
+        check = check_outputs([np.asarray(outputs[o.name]) for o in self.program.outputs], p.expected, p.suite)
+        return Check("timed run", check.passed, check.worst, check.seed, check.note)

@@ -1,0 +1,192 @@
+"""What the worker process of the CPU device does: verify kernels and plans, time them, measure the ceilings.
+
+A kernel is native code: it may write anywhere, crash or never end. So it runs here, in a process that may be lost; each
+kernel is announced before it runs, and verified before it is timed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Generator, Sequence
+from typing import Any
+
+from eqsat.codegen.kernel import KernelBinary
+from eqsat.codegen.plan import Executable
+from eqsat.errorbound import Rounding
+from eqsat.errors import EqsatError
+from eqsat.ir import Program
+from eqsat.search.cpu_check import Verifier
+from eqsat.search.cpu_probe import measure_rates
+from eqsat.search.cpu_steps import LoadedSteps, intermediate_bytes
+from eqsat.search.cpu_timing import BufferSets, Contestant, Harness, cache_bytes, race
+from eqsat.search.device import Trial, Verdict
+from eqsat.search.statistics import summarize
+from eqsat.search.supervised import Begin
+from eqsat.search.verify import KERNEL, PLAN, suites
+from eqsat.search.watched import Finished, SweepJob, Verified
+
+Messages = Generator[Any, None, Any]
+
+REFERENCE_LIMIT_S = 240.0  # float64 products of large programs
+RATES_LIMIT_S = 60.0
+PLAN_LIMIT_S = 240.0
+KEPT_VERIFIERS = 2
+
+FIRST_SAMPLES = 3
+FINAL_ROUNDS = 25
+FINALISTS = 5
+FINALIST_SHARE = 1.10
+MOST_RACE_NS = 3e9  # for all finalists together: long kernels get fewer rounds
+LEAST_ROUNDS = 5
+
+
+class CpuBackend:
+    """Runs kernels in this process; every method is a generator of messages whose return value is the job's result."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._harness = Harness()
+        self._caches = cache_bytes()
+        self._verifiers: OrderedDict[tuple[str, Rounding], Verifier] = OrderedDict()
+
+    def describe(self) -> str:
+        """Return what the parent may show."""
+        return f"private cache {self._caches[0]} bytes, last-level cache {self._caches[1]} bytes"
+
+    def rates(self) -> Messages:
+        """Measure the ceilings."""
+        yield Begin(None, RATES_LIMIT_S, "measuring the machine's ceilings")
+        return measure_rates(self._harness)
+
+    def sweep(self, job: SweepJob) -> Messages:
+        """Verify, then time, the kernels of one program."""
+        until = time.monotonic() + job.budget_s
+        yield Begin(None, REFERENCE_LIMIT_S, "computing the references of the program")
+        verifier = self._verifier(job.program, KERNEL)
+        ordinary = verifier.ordinary
+        sets = BufferSets(job.program, ordinary.inputs if ordinary else {}, *self._caches)
+        running: list[Contestant] = []
+        for index, binary in job.binaries:
+            if time.monotonic() > until:
+                break
+            yield Begin(index, job.limit_s, f"kernel {binary.source.entry!r} number {index}")
+            contestant = yield from self._admit(job, index, binary, verifier, sets)
+            if contestant is None:
+                continue
+            best = min((c.median_ns for c in running), default=math.inf)
+            if contestant.median_ns > min(job.stop_above_ns, FINALIST_SHARE * best):
+                yield Finished(index, _timed(contestant, job.verdicts[index]))
+                contestant.steps.close()
+            else:
+                running.append(contestant)
+        yield from self._contest(job, running, verifier, sets, until)
+        return None
+
+    def time_plans(self, plans: Sequence[Executable], rounds: int) -> Messages:
+        """Time whole plans interleaved."""
+        contestants = []
+        sets: dict[str, BufferSets] = {}
+        for i, plan in enumerate(plans):
+            yield Begin(i, PLAN_LIMIT_S, f"timing plan {i} of {len(plans)}")
+            program = plan.plan.program
+            if program.digest not in sets:
+                found = suites(program, self._seed)
+                normal = next((s for s in found if s.name == "normal"), found[0])
+                sets[program.digest] = BufferSets(program, normal.inputs(), *self._caches)
+            contestants.append(Contestant(i, _load(plan), sets[program.digest], self._harness))
+        total = sum(c.estimate_ns for c in contestants) * rounds
+        yield Begin(None, PLAN_LIMIT_S + 1e-9 * total * 4, "timing the plans interleaved")
+        race(contestants, rounds, self._seed)
+        for c in contestants:
+            c.steps.close()
+        return [summarize(c.samples, rejected=c.rejected) for c in contestants]
+
+    def verify_plan(self, plan: Executable) -> Messages:
+        """Check a whole plan."""
+        yield Begin(None, REFERENCE_LIMIT_S, "computing the references of the program")
+        verifier = self._verifier(plan.plan.program, PLAN if len(plan.steps) > 1 else KERNEL)
+        yield Begin(0, PLAN_LIMIT_S, "running the plan")
+        return _check(verifier, _load(plan))
+
+    # -- stages of a sweep -------------------------------------------------------------------------------------------
+
+    def _admit(
+        self, job: SweepJob, index: int, binary: KernelBinary, verifier: Verifier, sets: BufferSets
+    ) -> Generator[Any, None, Contestant | None]:
+        """Verify a kernel and take its first samples; None if it is out, which has then been said."""
+        try:
+            steps = LoadedSteps([binary])
+        except EqsatError as reason:
+            yield Finished(index, Trial("fault", None, note=str(reason)))
+            return None
+        verdict = job.verdicts.get(index) or _check(verifier, steps)
+        job.verdicts[index] = verdict
+        yield Verified(index, verdict)
+        if not verdict.ok:
+            yield Finished(index, Trial("wrong", verdict, note=verdict.reason or "no check could be made"))
+            steps.close()
+            return None
+        contestant = Contestant(index, steps, sets, self._harness)
+        if contestant.estimate_ns <= 2 * job.stop_above_ns:
+            for _ in range(FIRST_SAMPLES):
+                contestant.sample()
+        else:
+            contestant.samples.append(contestant.estimate_ns)
+        return contestant
+
+    def _contest(self, job: SweepJob, running: list[Contestant], verifier: Verifier, sets: BufferSets, until: float) -> Messages:
+        """Time the fastest few again, interleaved, and look at what their timed runs computed."""
+        best = min((c.median_ns for c in running), default=math.inf)
+        finalists = [c for c in sorted(running, key=lambda c: c.median_ns)[:FINALISTS] if c.median_ns <= FINALIST_SHARE * best]
+        for c in running:
+            if c not in finalists:
+                yield Finished(c.index, _timed(c, job.verdicts[c.index]))
+        one_round = sum(c.sample_ns for c in finalists)
+        rounds = max(LEAST_ROUNDS, min(FINAL_ROUNDS, int(MOST_RACE_NS / max(one_round, 1.0))))
+        if finalists and time.monotonic() < until:
+            for c in finalists:
+                yield Begin(c.index if job.isolate else None, job.limit_s + 10e-9 * one_round * rounds, "timing the finalists")
+            race(finalists, rounds, job.seed)
+        for c in finalists:
+            yield Finished(c.index, self._rechecked(job, c, verifier, sets))
+        for c in running:
+            c.steps.close()
+
+    def _rechecked(self, job: SweepJob, c: Contestant, verifier: Verifier, sets: BufferSets) -> Trial:
+        """Run once more as timed, on the buffers that were timed, and compare."""
+        for o in job.program.outputs:
+            sets.poison(0, o.name)
+        c.steps.run(sets.pointers(0))
+        check = verifier.recheck({o.name: sets.array(0, o.name) for o in job.program.outputs})
+        verdict = job.verdicts[c.index]
+        if check.passed:
+            return _timed(c, verdict)
+        verdict = Verdict((*verdict.checks, check), verdict.power)
+        return Trial("wrong", verdict, note=verdict.reason)
+
+    def _verifier(self, program: Program, rounding: Rounding) -> Verifier:
+        key = (program.digest, rounding)
+        if key not in self._verifiers:
+            while len(self._verifiers) >= KEPT_VERIFIERS:
+                self._verifiers.popitem(last=False)
+            self._verifiers[key] = Verifier(program, self._seed, rounding)
+        self._verifiers.move_to_end(key)
+        return self._verifiers[key]
+
+
+def _load(plan: Executable) -> LoadedSteps:
+    return LoadedSteps([s.binary for s in plan.steps], intermediate_bytes(plan))
+
+
+def _check(verifier: Verifier, steps: LoadedSteps) -> Verdict:
+    def run(pointers: Any) -> None:
+        steps.poison()
+        steps.run(pointers)
+
+    return verifier.check(run)
+
+
+def _timed(c: Contestant, verdict: Verdict) -> Trial:
+    return Trial("ok", verdict, summarize(c.samples or [c.estimate_ns], rejected=c.rejected))
