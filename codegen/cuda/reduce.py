@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from eqsat.codegen.cuda.bounds import issue_ns, traffic_ns
 from eqsat.codegen.cuda.emit import refuse_illegal
+from eqsat.codegen.cuda.loads import LoopAxis
 from eqsat.codegen.cuda.reduce_columns import emit_columns
 from eqsat.codegen.cuda.reduce_rows import emit_grid, emit_rows
 from eqsat.codegen.cuda.reduce_schedule import HINTS, ColumnTile, FallbackReduceTile, GridReduceTile, RowTile
@@ -63,11 +64,20 @@ class ReduceFamily:
         return max(traffic_ns(problem.program, rates), issue_ns(problem.program, rates))
 
 
-def _width_refusal(lanes: int, extent: int, width: int) -> str | None:
-    if lanes > 1 and extent % lanes:
-        return f"the innermost extent {extent} is not a multiple of the {lanes} elements of a vector"
+def _width_refusal(shape: ReduceShape, inner: LoopAxis, width: int) -> str | None:
+    lanes = shape.lanes(width, inner)
+    if lanes > 1 and inner.extent % lanes:
+        return f"the innermost extent {inner.extent} is not a multiple of the {lanes} elements of a vector"
     if width > 1 and lanes == 1:
         return "a vector of this width holds a single element: it is the schedule of width 1"
+    largest = max((x.buffer.elements for x in shape.loads), default=0)
+    loads = [x for x in shape.loads if x.buffer.elements == largest]
+    if width > 1 and not any(shape.mode(x, inner, lanes) == "vector" for x in (*loads, shape.store)):
+        return "nothing large is contiguous along its vectors"
+    if width == 1 and shape.lanes(16, inner) > 1 and inner.extent % shape.lanes(16, inner) == 0:
+        wide = shape.lanes(16, inner)
+        if any(x.axes & set(inner.axes) for x in loads) and all(shape.mode(x, inner, wide) == "vector" for x in loads):
+            return "single elements where vectors of 16 bytes serve"
     return None
 
 
@@ -80,7 +90,7 @@ def _row_refusal(shape: ReduceShape, s: RowTile) -> str | None:
         return f"the width is one of {WIDTHS}, the stream one of 0, 1, 2, 4, 8, the hint one of 0 to {len(HINTS) - 1}"
     inner, length = shape.reduced[-1], shape.problem.length
     lanes = shape.lanes(s.width, inner)
-    if why := _width_refusal(lanes, inner.extent, s.width):
+    if why := _width_refusal(shape, inner, s.width):
         return why
     vectors = length // lanes
     threads = s.warps * 32
@@ -105,7 +115,7 @@ def _column_refusal(shape: ReduceShape, s: ColumnTile) -> str | None:
         return "more thread groups than elements along the reduced axes"
     inner = shape.rows[-1]
     lanes = shape.lanes(s.width, inner)
-    if why := _width_refusal(lanes, inner.extent, s.width):
+    if why := _width_refusal(shape, inner, s.width):
         return why
     wide = 16 if any(r.is_arg for g in shape.passes for r in g) else wide_dtype(shape).bytes
     shared = sum(s.columns * s.groups * lanes * wide for g in shape.passes for _ in g) if s.groups > 1 else 0
@@ -126,7 +136,7 @@ def _grid_refusal(shape: ReduceShape, s: GridReduceTile) -> str | None:
         return "only one pass without elements in the output can be split over blocks"
     inner = shape.reduced[-1]
     lanes = shape.lanes(s.width, inner)
-    if why := _width_refusal(lanes, inner.extent, s.width):
+    if why := _width_refusal(shape, inner, s.width):
         return why
     if s.split * s.threads > 2 * shape.problem.length // lanes:
         return "more threads than vectors in a row"

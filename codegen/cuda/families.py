@@ -1,0 +1,29 @@
+"""The kernel families for CUDA, and which of them a schedule belongs to."""
+
+from __future__ import annotations
+
+import functools
+
+from eqsat.codegen.cuda.point import PointFamily
+from eqsat.codegen.cuda.reduce import ReduceFamily
+from eqsat.codegen.cuda.simt import SimtFamily
+from eqsat.codegen.cuda.skinny import SkinnyFamily
+from eqsat.codegen.cuda.wgmma import WgmmaFamily
+from eqsat.codegen.kernel import Family, Schedule
+from eqsat.errors import UsageError
+
+FAMILIES: tuple[Family, ...] = (PointFamily(), ReduceFamily(), WgmmaFamily(), SkinnyFamily(), SimtFamily())
+
+
+@functools.cache
+def _by_schedule() -> dict[type[Schedule], Family]:
+    return {s: f for f in FAMILIES for s in f.schedules}
+
+
+def family_of(schedule: Schedule) -> Family:
+    """Return the family that emits kernels for a schedule."""
+    found = _by_schedule().get(type(schedule))
+    if found is None:
+        known = ", ".join(s.__name__ for s in _by_schedule())
+        raise UsageError(f"expected a CUDA schedule out of {known}; got {schedule}. Use the families of its own target.")
+    return found
