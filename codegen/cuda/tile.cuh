@@ -116,16 +116,20 @@ template <int N> struct Acc {
 
 // Row statistics ride the k-major tile that the matrix units read: two threads for each of 64 rows, in the warp that holds these
 // rows of the accumulator. `row_values` hands over this thread's half row; `row_total` gives the lane the totals of its two rows.
+DEV Raw<16> shared16(u32 at) {
+  Raw<16> x;
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(x.w[0]), "=r"(x.w[1]), "=r"(x.w[2]), "=r"(x.w[3]) : "r"(at));
+  return x;
+}
 template <class T, class F> DEV void row_values(u32 tile, F f) {
   const int t = threadIdx.x % 128, r = t / 2;
   UNROLL for (int c = 0; c < 4; ++c) {
-    Raw<16> x;
-    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(x.w[0]), "=r"(x.w[1]), "=r"(x.w[2]), "=r"(x.w[3]) : "r"(tile + r * 128 + ((((t & 1) * 4 + c) ^ (r & 7)) << 4)));
+    const Raw<16> x = shared16(tile + r * 128 + ((((t & 1) * 4 + c) ^ (r & 7)) << 4));
     UNROLL for (int i = 0; i < 8; ++i) f(Element<T>::get(x, i));
   }
 }
 template <class OP> DEV void row_total(float s, float (&out)[2]) {
-  const float whole = OP::of(s, __shfl_xor_sync(~0u, s, 1));
+  const float whole = OP::of(s, shuffle_xor(s, 1));
   out[0] = __shfl_sync(~0u, whole, (lane_id() / 4) * 2);
   out[1] = __shfl_sync(~0u, whole, (lane_id() / 4 + 8) * 2);
 }
