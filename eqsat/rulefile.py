@@ -27,6 +27,7 @@ DEFAULT_NUMERICS = ("exact", "reassociates")
 
 _DECLARATIONS = ("relation", "sort", "constructor", "function")
 _SHIPPED_ONLY = ("sort", "constructor", "function", "set")
+_NESTING = 100  # of any form: rules are walked by recursion
 _KEYS = (":name", ":phase", ":numerics", ":law", ":bound", ":when")
 _REQUIRED = (":name", ":phase", ":numerics")
 
@@ -173,8 +174,7 @@ def load_rules(paths: Sequence[Path | str], check_syntax: Callable[[str, str], N
     RuleError
         With file, line, column and a caret, on anything malformed, forbidden, incomplete or named twice.
     """
-    shipped = _sources(_shipped_paths(), builtin=True)
-    loaded = _load(_sources([Path(p) for p in paths], builtin=False), shipped)
+    loaded = _load(_sources([Path(p) for p in paths], builtin=False), _shipped())
     if check_syntax is not None:
         for r in loaded.rules:
             check_syntax(r.egglog(f"rs-{r.phase}"), r.file)
@@ -190,13 +190,14 @@ def builtin_rules(*, unstable: bool = False) -> RuleSet:
     unstable : bool
         Whether to include rules that hold over the reals but lose range or accuracy; no search admits them by default.
     """
-    loaded = _load(_sources(_shipped_paths(), builtin=True), ())
+    loaded = _load(_shipped(), ())
     return loaded if unstable else loaded.admit([n for n in NUMERICS if n != "unstable"])
 
 
-def _shipped_paths() -> list[Path]:
+@functools.cache
+def _shipped() -> tuple[tuple[Source, tuple[Node, ...]], ...]:
     with resources.as_file(resources.files("eqsat") / "rules") as folder:
-        return sorted(folder.glob("*.egg"))
+        return _sources(sorted(folder.glob("*.egg")), builtin=True)
 
 
 def _sources(paths: Iterable[Path], *, builtin: bool) -> tuple[tuple[Source, tuple[Node, ...]], ...]:
@@ -208,7 +209,7 @@ def _sources(paths: Iterable[Path], *, builtin: bool) -> tuple[tuple[Source, tup
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as e:
             raise RuleError(f"the rule file cannot be read ({e}); give the path of a UTF-8 text file", file=file) from e
-        out.append((Source(file, text, builtin), read_forms(text, file, RuleError)))
+        out.append((Source(file, text, builtin), read_forms(text, file, RuleError, _NESTING)))
     return tuple(out)
 
 

@@ -83,7 +83,9 @@ def listed(*items: Node | str, at: Node | None = None) -> Node:
     return Node("list", "", nodes, at.line if at else 1, at.column if at else 1)
 
 
-def read_forms(text: str, file: str = "<text>", error: type[TextError] = TextError) -> tuple[Node, ...]:
+def read_forms(
+    text: str, file: str = "<text>", error: type[TextError] = TextError, nesting: int | None = None
+) -> tuple[Node, ...]:
     """Read every top-level form of `text`.
 
     Parameters
@@ -93,6 +95,8 @@ def read_forms(text: str, file: str = "<text>", error: type[TextError] = TextErr
         Name shown in errors.
     error : type of TextError
         What to raise.
+    nesting : int, optional
+        Deepest nesting allowed; whoever walks the forms by recursion sets one.
 
     Returns
     -------
@@ -120,6 +124,8 @@ def read_forms(text: str, file: str = "<text>", error: type[TextError] = TextErr
         if token == "line":
             line, start = line + 1, position
         elif token == "open":
+            if nesting is not None and len(stack) >= nesting:
+                raise fail(f"parentheses are nested deeper than {nesting}; write the term in parts", line, column)
             stack.append(([], line, column))
         elif token == "close":
             if not stack:

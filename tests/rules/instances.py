@@ -14,14 +14,14 @@ from eqsat.types import DType
 
 
 def situation(equation: Equation, seed: int = 0) -> Draw:
-    """A situation in which the rule applies and every tensor variable holds floats or truth values."""
+    """Return a situation in which the rule applies and every tensor variable holds floats or truth values."""
     typed = [t for t in typings(equation) if not {"weak", "i32"} & set(t.values())]
     found = (d for row in EXTENTS for d, _ in zip(draws(equation, typed, row, random.Random(seed)), range(20), strict=False))
     return next(d for d in found if not d.same and len(set(d.axis.values())) == len(d.axis))
 
 
 def program(equation: Equation, side: Node, draw: Draw) -> Program:
-    """The side as a program that reads one input for each tensor variable."""
+    """Return the side as a program that reads one input for each tensor variable."""
     reads = {v: _read(v, draw) for v in equation.tensors}
     inputs = tuple(Input(v, tuple(r.type.extents[a] for a in r.attrs[1]), r.dtype) for v, r in reads.items())
     some = (

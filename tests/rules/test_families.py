@@ -57,7 +57,7 @@ def program(expr: Expr) -> Program:
 
 
 def saturated(session: Session, expr: Expr, rounds: int = 1) -> Frozen:
-    """The frozen e-graph after all phases, distribution and what follows it `rounds` times."""
+    """Return the frozen e-graph after all phases, distribution and what follows it `rounds` times."""
     distribute, after = PHASES[2:4]
     phases = (*PHASES[:2], *(distribute, after) * rounds, *PHASES[4:])
     report, frozen = session.saturate(program(expr), builtin_rules().rules, phases=phases)
@@ -66,9 +66,7 @@ def saturated(session: Session, expr: Expr, rounds: int = 1) -> Frozen:
 
 
 def class_of(frozen: Frozen, term: str) -> int | None:
-    """The class in which a term of the e-graph lies, or None if the term was never found. `?` stands for a part found
-    elsewhere in the class of the same name.
-    """
+    """Return the class in which a term lies, or None if the term was never found."""
     index = {(n.op, n.children, n.literals): c for c, nodes in frozen.nodes.items() for n in nodes}
 
     def find(node: Node) -> int | None:
