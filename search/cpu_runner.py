@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
-from collections.abc import Callable
 from threading import Lock
 from typing import Any
 
@@ -34,7 +34,7 @@ class CpuRunner:
         program = executable.plan.program
         self._inputs, self._outputs = program.inputs, program.outputs
         self._specs = [(i.shape, i.dtype.numpy) for i in program.inputs]
-        self._makers = [_maker(o.shape, o.dtype.numpy) for o in program.outputs]
+        self._made = [(o.shape, o.dtype.numpy, o.bytes) for o in program.outputs]
         steps = [s for s in executable.steps if s.kernel.program.outputs[0].bytes]
         self._steps = LoadedSteps([s.binary for s in steps], intermediate_bytes(executable))
         names = [i.name for i in program.inputs] + [o.name for o in program.outputs]
@@ -53,55 +53,69 @@ class CpuRunner:
         if len(arrays) != len(self._specs):
             names = ", ".join(f"{i.name}: {i.dtype}{list(i.shape)}" for i in self._inputs)
             raise UsageError(f"expected {len(self._specs)} arguments ({names}); got {len(arrays)}.")
-        pointers = []
-        for i, array in enumerate(arrays):
-            shape, dtype = self._specs[i]
-            if type(array) is np.ndarray and array.dtype == dtype and array.shape == shape and array.flags.c_contiguous:
-                pointers.append(array.ctypes.data)
-            else:
-                spec = self._inputs[i]
-                pointers.append(interop.require(array, spec.name, shape, spec.dtype, interop.CPU).pointer)
+        pointers = [self._read(a, i) for i, a in enumerate(arrays)]
         if out is not None:
-            made = self._given(out, pointers)
+            self._given(out, pointers)
+            made = out
         elif arrays and type(arrays[0]) is not np.ndarray and interop.library_of(arrays[0]) == "torch":
             made = self._tensors(pointers)
         else:
-            made = [make() for make in self._makers]
-            pointers.extend(array.ctypes.data for array in made)
+            made = self._arrays(pointers)
         with self._lock:
             for args, at, which in self._slots:
                 args[at] = pointers[which]
             for function, args in self._calls:
                 function(args)
-        if out is not None:
-            return out
+        return made
+
+    def _read(self, array: Any, i: int) -> int:
+        """Return the address of argument i if it is plainly right; else the full check explains or accepts it."""
+        shape, dtype = self._specs[i]
+        if type(array) is np.ndarray and array.dtype == dtype and array.shape == shape:
+            flags = array.flags
+            if flags.c_contiguous and flags.aligned:
+                return _address(array)
+        spec = self._inputs[i]
+        return interop.require(array, spec.name, shape, spec.dtype, interop.CPU).pointer
+
+    def _arrays(self, pointers: list[int]) -> Any:
+        made = []
+        for shape, dtype, size in self._made:
+            raw = np.empty(size + ALIGNMENT, dtype=np.uint8)
+            address = _address(raw)
+            start = -address % ALIGNMENT
+            pointers.append(address + start)
+            made.append(np.ndarray(shape, dtype, buffer=raw, offset=start))
         return made[0] if len(made) == 1 else tuple(made)
 
-    def _given(self, out: Any, pointers: list[int]) -> list[Any]:
-        given = list(out) if isinstance(out, tuple | list) else [out]
+    def _given(self, out: Any, pointers: list[int]) -> None:
+        given = out if isinstance(out, tuple | list) else (out,)
         if len(given) != len(self._outputs):
             raise UsageError(f"expected {len(self._outputs)} output arrays in out=; got {len(given)}.")
-        for o, array in zip(self._outputs, given, strict=True):
+        for o, (shape, dtype, _), array in zip(self._outputs, self._made, given, strict=True):
+            if type(array) is np.ndarray and array.dtype == dtype and array.shape == shape and array.flags.carray:
+                pointers.append(_address(array))
+                continue
             info = interop.require(array, o.name, o.shape, o.dtype, interop.CPU)
             if not info.writeable:
                 raise UsageError(f"output {o.name!r}: expected a writeable array; got {info}. Pass a fresh one.")
             pointers.append(info.pointer)
-        return given
 
-    def _tensors(self, pointers: list[int]) -> list[Any]:
+    def _tensors(self, pointers: list[int]) -> Any:
         torch = sys.modules["torch"]  # optional dependency: there, since an argument is its tensor
         made = [torch.empty(o.shape, dtype=getattr(torch, o.dtype.numpy.name)) for o in self._outputs]
         pointers.extend(t.data_ptr() for t in made)
-        return made
+        return made[0] if len(made) == 1 else tuple(made)
 
 
-def _maker(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Callable[[], np.ndarray[Any, Any]]:
-    """Return a function that makes a new array, aligned to a cache line."""
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+def _fast_address(array: np.ndarray[Any, Any]) -> int:
+    """Read the field `data` of the array object, which NumPy's C interface puts first (0.1 µs; `.ctypes.data` takes 0.8)."""
+    return ctypes.c_void_p.from_address(id(array) + object.__basicsize__).value or 0
 
-    def make() -> np.ndarray[Any, Any]:
-        raw = np.empty(size + ALIGNMENT, dtype=np.uint8)
-        start = -raw.ctypes.data % ALIGNMENT
-        return np.ndarray(shape, dtype, buffer=raw.data, offset=start)
 
-    return make
+def _slow_address(array: np.ndarray[Any, Any]) -> int:
+    return int(array.ctypes.data)
+
+
+_PROBE = np.zeros(3, dtype=np.uint8)
+_address = _fast_address if _fast_address(_PROBE[1:]) == _PROBE[1:].ctypes.data else _slow_address

@@ -29,6 +29,8 @@ COLD_FACTOR = 4  # the copies exceed the private cache so many times
 MOST_SETS = 512
 MOST_REPEATS = 1 << 16
 ATTEMPTS = 3  # to take a sample without a context switch, before the fastest one is taken as it is
+UNDISTURBED_NS = 10e6  # a longer sample meets a context switch on any machine that does something else as well
+LONGEST_PASS_NS = 4e6  # of runs over the copies, one after the other
 STAGGER = 192  # bytes between the starts of buffers modulo a page: equal offsets would alias in the L1
 
 _HARNESS = """
@@ -122,9 +124,12 @@ class Contestant:
         addresses = [k.address for _ in range(sets.count) for k in steps.kernels]
         self._functions = (ctypes.c_void_p * len(addresses))(*addresses)
         self._arguments = (ctypes.c_void_p * len(addresses))(*(ctypes.addressof(a) for a in self._bound))
-        self._runs = sets.count  # of the plan, in one pass over all sets
-        self._times = 1
-        elapsed = self._elapsed()  # the first pass loads code and pages
+        self._steps_count = len(steps.kernels)
+        self._runs, self._times = 1, 1
+        first = min(self._elapsed(), self._elapsed())  # the first run loads code and pages
+        # a run that takes long for its bytes does not wait for them: it needs no other copies to be timed fairly
+        self._runs = max(1, min(sets.count, int(LONGEST_PASS_NS / max(first, 1.0))))
+        elapsed = self._elapsed()
         while elapsed < SAMPLE_NS / 4 and self._times < MOST_REPEATS:
             grown = math.ceil(self._times * min(16.0, SAMPLE_NS / max(elapsed, 1.0)))
             self._times = min(MOST_REPEATS, max(grown, self._times + 1))
@@ -134,22 +139,22 @@ class Contestant:
 
     def _elapsed(self) -> float:
         start = time.perf_counter_ns()
-        self._harness.repeat(self._functions, self._arguments, len(self._functions), self._times)
+        self._harness.repeat(self._functions, self._arguments, self._steps_count * self._runs, self._times)
         return float(time.perf_counter_ns() - start)
 
     def sample(self) -> float:
         """Take one sample: ns for one run, free of context switches if one of a few attempts is."""
-        best = math.inf
-        for _ in range(ATTEMPTS):
+        found = math.inf
+        for attempt in range(ATTEMPTS if self.sample_ns < UNDISTURBED_NS else 1):
+            self.rejected += attempt > 0
             before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
             elapsed = self._elapsed() / (self._times * self._runs)
             if resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw == before:
-                best = elapsed
+                found = elapsed
                 break
-            self.rejected += 1
-            best = min(best, elapsed)
-        self.samples.append(best)
-        return best
+            found = min(found, elapsed)
+        self.samples.append(found)
+        return found
 
     @property
     def sample_ns(self) -> float:
