@@ -99,7 +99,7 @@ class Probe:
         """Return the rate of cuBLAS on random bits of this type, GFLOP/s; the data sheet's where it cannot be measured."""
         try:
             import cupy  # optional dependency: extra "cuda"
-            from cupy.cuda import cublas
+            from cupy_backends.cuda.libs import cublas
         except ImportError:
             return self._target.rates.rate(path)
         kind, size, compute = _GEMMS[path]

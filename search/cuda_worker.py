@@ -54,7 +54,8 @@ class CudaBackend:
         self._current = driver.current_context(context)
         self._current.__enter__()  # for the life of the process
         self._stream = Stream()
-        self._xp.cuda.ExternalStream(self._stream.handle).use()
+        self._cupy_stream = self._xp.cuda.ExternalStream(self._stream.handle)  # CuPy keeps no reference of its own
+        self._cupy_stream.use()
         self._seed = seed
         self._probe: Probe | None = None
         self._verifiers: OrderedDict[tuple[str, Rounding], Verifier] = OrderedDict()

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -192,6 +193,7 @@ def _error(failed: Failed) -> EqsatError:
 def serve(pipe: Connection[Any, Any], backend: str) -> int:
     """Run jobs until the parent closes the pipe; return the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     options = pipe.recv()
     module, _, name = backend.partition(":")
     try:
@@ -207,6 +209,13 @@ def serve(pipe: Connection[Any, Any], backend: str) -> int:
             return 0
         if not _run(pipe, getattr(worker, method)(*args)):
             return _LOST_CONTEXT_EXIT
+
+
+def _leave_with(parent: int) -> None:
+    """End this process when its parent is gone, also while a kernel hangs."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _run(pipe: Connection[Any, Any], job: Generator[Any, None, Any]) -> bool:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cuda.bindings import driver as cu
@@ -19,6 +21,7 @@ from eqsat.errors import EnvironmentMissingError, KernelFaultError, UsageError
 from eqsat.types import DType
 
 STATIC_SHARED_LIMIT = 48 * 1024  # beyond it a kernel must opt in to dynamic shared memory
+_VERSION_FILE = Path("/proc/driver/nvidia/version")
 POISON = 0xFF  # as bytes: a NaN in every floating-point format, -1 in every integer
 
 # After these the context is lost: every later call fails too, and only a new process is clean.
@@ -77,7 +80,7 @@ def _initialise() -> None:
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """What the driver says of a GPU; `clock_mhz` is the highest clock, `driver` the CUDA version it supports."""
+    """What the driver says of a GPU; `clock_mhz` is the highest clock, `driver` the driver's release and CUDA version."""
 
     index: int
     name: str
@@ -127,8 +130,17 @@ def device_info(index: int = 0) -> DeviceInfo:
         clock_mhz=ask("CLOCK_RATE") / 1000,
         l2_bytes=ask("L2_CACHE_SIZE"),
         memory_bytes=int(_ok(cu.cuDeviceTotalMem(device), "reading the GPU's memory size")),
-        driver=f"{version // 1000}.{version % 1000 // 10}",
+        driver=f"{_release()}CUDA {version // 1000}.{version % 1000 // 10}",
     )
+
+
+def _release() -> str:
+    """Return the driver's release with a comma behind it, "" where the kernel does not tell."""
+    try:
+        found = re.search(r"\b\d{3,}(\.\d+)+\b", _VERSION_FILE.read_text(encoding="utf-8"))
+    except OSError:
+        return ""
+    return f"{found[0]}, " if found else ""
 
 
 def open_device(index: int) -> int:

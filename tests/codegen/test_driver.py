@@ -148,7 +148,7 @@ try:
 except driver.DriverFaultError as e:
     print(e.code)
 """)
-    assert out.splitlines() == ["Fake H200 sm_90 132 1980.0 62914560 13.0", "CUDA_ERROR_INVALID_CONTEXT"]
+    assert out.splitlines() == ["Fake H200 sm_90 132 1980.0 62914560 CUDA 13.0", "CUDA_ERROR_INVALID_CONTEXT"]
 
 
 def test_a_machine_without_a_driver_has_no_device_and_says_why():
