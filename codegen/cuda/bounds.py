@@ -1,6 +1,8 @@
-"""Lower bounds shared by the CUDA families: what moving the bytes and loading the registers must take."""
+"""Lower bounds and models shared by the CUDA families: what moving the bytes and loading the registers takes."""
 
 from __future__ import annotations
+
+import math
 
 from eqsat.codegen.kernel import Rates
 from eqsat.codegen.printer import is_load
@@ -29,3 +31,26 @@ def issue_ns(program: Program, rates: Rates) -> float:
     """Return the time for every load to reach registers from the nearest cache, once for each point of its own axes."""
     loaded = sum(e.type.elements * e.dtype.bytes for e in program.outputs[0].expr.walk() if is_load(e) and e.op == "read")
     return loaded / rates.issue
+
+
+# Models: they order the schedules before any is measured, and choose where none can be. Each constant is a slope seen on an
+# H200 (softmax, RMSNorm, copies, column sums); the exact values matter little, since what is measured overrides them.
+ISSUE_BYTES_PER_PROCESSOR = 243.0  # per ns: 128 bytes a clock at 1.9 GHz, as in the rates of every target
+IN_FLIGHT_BYTES = 32768.0  # for each multiprocessor: latency times bandwidth of HBM3e
+
+
+def processors(rates: Rates) -> float:
+    """Return the number of multiprocessors that the issue rate stands for."""
+    return max(rates.issue / ISSUE_BYTES_PER_PROCESSOR, 1.0)
+
+
+def latency_factor(rates: Rates, threads: float, bytes_each: float) -> float:
+    """Return by how much a grid of `threads`, each with `bytes_each` in flight, falls short of filling memory's latency."""
+    resident = min(threads / processors(rates), 2048.0)
+    return max(1.0, IN_FLIGHT_BYTES / max(resident * bytes_each, 1.0))
+
+
+def wave_factor(rates: Rates, blocks: float, per_processor: float) -> float:
+    """Return the cost of a last, partly filled wave of blocks."""
+    waves = blocks / (processors(rates) * per_processor)
+    return math.ceil(waves) / waves if waves > 0 else 1.0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
-from eqsat.codegen.cuda.bounds import issue_ns, traffic_ns
+from eqsat.codegen.cuda.bounds import issue_ns, latency_factor, traffic_ns
 from eqsat.codegen.cuda.emit import Scope, assemble, parameters, refuse_illegal, register_type, stored_type
 from eqsat.codegen.cuda.loads import (
     AxisNames,
@@ -28,6 +29,7 @@ from eqsat.codegen.cuda.loads import (
 )
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
 from eqsat.codegen.problem import PointProblem, Problem
+from eqsat.codegen.targets import Target
 from eqsat.ir import Expr
 
 HINTS = ("PLAIN", "STREAMING", "NO_ALLOCATE", "EVICT_FIRST")
@@ -123,6 +125,33 @@ class PointFamily:
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
         """Return the time to move each byte once, at least an empty kernel's."""
         return max(traffic_ns(problem.program, rates), issue_ns(problem.program, rates))
+
+    def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
+        """Return a model's time: the bytes at the memory rate, stretched by narrow and strided accesses."""
+        assert isinstance(problem, PointProblem)
+        shape = point_shape(problem)
+        turned = isinstance(schedule, TransposeTile)
+        assert isinstance(schedule, PointTile | TransposeTile)
+        lanes = shape.lanes(schedule.width)
+        wasted = sum(_wasted_bytes(x, shape, lanes) for x in shape.loads if not (turned and _turned_loop(shape) and x.steps))
+        factor = 1 + wasted / max(problem.program.bytes, 1) + 0.03 * turned
+        factor += 0.03 * math.log2(max(16 / (lanes * problem.output.dtype.bytes), 1)) + 0.002 * schedule.hint
+        if isinstance(schedule, PointTile):
+            factor += 0.004 * (schedule.count - 1) + 0.01 * (schedule.threads < 256)
+            each = schedule.count * sum(min(lanes * x.dtype.bytes, 64) for x in shape.loads)
+            factor *= latency_factor(rates, shape.elements / (lanes * schedule.count), each)
+        return traffic_ns(problem.program, rates) * factor
+
+    def serves(self, target: Target) -> bool:
+        """Return whether its kernels run on a target: every CUDA device."""
+        return target.kind == "cuda"
+
+
+def _wasted_bytes(load: Load, shape: PointShape, lanes: int) -> float:
+    """Return the bytes moved in vain by a strided read: 32-byte sectors of which one element is used."""
+    if access_mode(load, shape.inner, lanes) == "uniform" or (shape.inner.axes and load.step(shape.inner.axes[-1]) == 1):
+        return 0.0
+    return load.expr.type.elements * (32 - load.dtype.bytes)
 
 
 def _vector_refusal(shape: PointShape, s: PointTile) -> str | None:

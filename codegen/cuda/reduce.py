@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from eqsat.codegen.cuda.bounds import issue_ns, traffic_ns
+import math
+
+from eqsat.codegen.cuda.bounds import issue_ns, latency_factor, traffic_ns
 from eqsat.codegen.cuda.emit import refuse_illegal
-from eqsat.codegen.cuda.loads import LoopAxis
+from eqsat.codegen.cuda.loads import Load, LoopAxis
 from eqsat.codegen.cuda.reduce_columns import emit_columns
 from eqsat.codegen.cuda.reduce_rows import emit_grid, emit_rows
 from eqsat.codegen.cuda.reduce_schedule import HINTS, ColumnTile, FallbackReduceTile, GridReduceTile, RowTile
 from eqsat.codegen.cuda.reduce_shape import ReduceShape, reduce_shape, row_registers, wide_dtype
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
 from eqsat.codegen.problem import Problem, ReduceProblem, nest
+from eqsat.codegen.targets import Target
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
 HELD_REGISTERS = 160  # of 255 for each thread; the rest computes
@@ -63,6 +66,42 @@ class ReduceFamily:
         """Return the time to move each byte once and to bring every operand of every row to registers once."""
         return max(traffic_ns(problem.program, rates), issue_ns(problem.program, rates))
 
+    def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
+        """Return a model's time: the bytes at the memory rate, stretched by short or long lanes, extra passes, idle processors."""
+        assert isinstance(problem, ReduceProblem)
+        shape = reduce_shape(problem)
+        return self.bound_ns(problem, rates) * _model_factor(shape, schedule, rates)
+
+    def serves(self, target: Target) -> bool:
+        """Return whether its kernels run on a target: every CUDA device (clusters are left to the compiler to refuse)."""
+        return target.kind == "cuda"
+
+
+def _model_factor(shape: ReduceShape, s: Schedule, rates: Rates) -> float:
+    """Return how far above its bound a schedule is expected to run."""
+    rows, length = shape.problem.row_count, max(shape.problem.length, 1)
+    size = max((x.dtype.bytes for x in shape.loads), default=4)
+    match s:
+        case RowTile():
+            lanes = shape.lanes(s.width, shape.reduced[-1])
+            each = length / (32 * s.warps * s.cluster)
+            factor = 1 + 0.08 * max(math.log2(16 / each), 0) + 0.15 * max(math.log2(each / 64), 0) + 0.25 * (s.warps == 32)
+            factor += 0.02 * math.log2(s.cluster) + 0.03 * math.log2(max(16 / (lanes * size), 1)) + 0.002 * s.hint
+            if s.stream:
+                each = s.stream * lanes
+                factor = 1.05 + 0.35 * (len(shape.passes) - (not shape.problem.keeps))
+            return factor * latency_factor(rates, rows * 32 * s.warps * s.cluster, each * size)
+        case ColumnTile():
+            lanes = shape.lanes(s.width, shape.rows[-1])
+            factor = 1.02 + 0.35 * (len(shape.passes) - (not shape.problem.keeps)) + 0.05 * math.log2(max(16 / (lanes * size), 1))
+            blocks = max(rows / (lanes * s.columns), 1) * s.split
+            return factor * latency_factor(rates, blocks * s.columns * s.groups, s.count * lanes * size) + 0.002 * s.split
+        case GridReduceTile():
+            lanes = shape.lanes(s.width, shape.reduced[-1])
+            return 1.02 * latency_factor(rates, rows * s.split * s.threads, s.count * lanes * size) + 0.00005 * s.split
+        case _:
+            return 8.0 * latency_factor(rates, rows * 32, 4 * size)
+
 
 def _width_refusal(shape: ReduceShape, inner: LoopAxis, width: int) -> str | None:
     lanes = shape.lanes(width, inner)
@@ -72,13 +111,21 @@ def _width_refusal(shape: ReduceShape, inner: LoopAxis, width: int) -> str | Non
         return "a vector of this width holds a single element: it is the schedule of width 1"
     largest = max((x.buffer.elements for x in shape.loads), default=0)
     loads = [x for x in shape.loads if x.buffer.elements == largest]
-    if width > 1 and not any(shape.mode(x, inner, lanes) == "vector" for x in (*loads, shape.store)):
+    store = (shape.store,) if shape.problem.keeps else ()
+    if width > 1 and not any(shape.mode(x, inner, lanes) == "vector" for x in (*loads, *store)):
         return "nothing large is contiguous along its vectors"
+    other = shape.rows[-1] if inner is shape.reduced[-1] else shape.reduced[-1]
+    if any(_contiguous(x, other) for x in loads) and not any(_contiguous(x, inner) for x in (*loads, *store)):
+        return "what it reads is contiguous along the other axes: lanes would stride"
     if width == 1 and shape.lanes(16, inner) > 1 and inner.extent % shape.lanes(16, inner) == 0:
         wide = shape.lanes(16, inner)
         if any(x.axes & set(inner.axes) for x in loads) and all(shape.mode(x, inner, wide) == "vector" for x in loads):
             return "single elements where vectors of 16 bytes serve"
     return None
+
+
+def _contiguous(load: Load, loop: LoopAxis) -> bool:
+    return bool(loop.axes) and load.step(loop.axes[-1]) == 1
 
 
 def _row_refusal(shape: ReduceShape, s: RowTile) -> str | None:
