@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
+from eqsat import formula as formula_module
 from eqsat import numpy_like as fn
 from eqsat import text
+from eqsat import trace as trace_module
 from eqsat.array import Array
 from eqsat.contraction import einsum
 from eqsat.errors import DTypeError, ShapeError, TraceError, UsageError
@@ -494,6 +497,18 @@ def test_as_program_takes_programs_expressions_and_functions() -> None:
     assert as_program(program) is program
     assert as_program(x + 1) == program
     assert as_program(lambda x: x + 1, ((2,), "f32")) == program
+
+
+@pytest.mark.parametrize("module", [trace_module, formula_module], ids=lambda m: m.__name__)
+def test_the_examples_in_the_docstrings_are_true(module: Any) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_all_functions_are_in_one_place() -> None:
+    assert all(callable(getattr(fn, name)) for name in fn.__all__)
+    assert {"einsum", "matmul", "softmax", "where"} <= set(fn.__all__)
 
 
 # Refusals
