@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from eqsat.planchoice import Action, Chooser
 from eqsat.search.candidates import Candidate, Sweep
+
+_ROUNDING = 1e-6  # the solver's absolute tolerance, on an objective whose dearest kernel costs 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class Certificate:
     """How much of the space the search has settled.
 
     `verdict` is "closed" (no unmeasured plan can beat the best), "closed within ε", or "open"; `gap` = 1 − bound/best;
-    `empirical` says whether a measured rate stands behind the bounds.
+    `empirical` names what was measured, not proved, behind the bounds: "rates", or "rates and family floors".
     """
 
     verdict: str
@@ -28,15 +30,42 @@ class Certificate:
     epsilon: float
     bound_ns: float
     best_ns: float
-    empirical: bool
+    empirical: str
     space: str
     measured: int
     rounds: int
 
     def __str__(self) -> str:
-        kind = " under measured rates" if self.empirical else ""
+        kind = f" under measured {self.empirical}" if self.empirical else ""
         extra = f", {100 * self.gap:.1f} %" if self.verdict == "open" else ""
         return f"{self.verdict}{extra}{kind} ({self.measured} kernels measured in {self.rounds} rounds; {self.space})"
+
+
+@dataclass(slots=True)
+class Floors:
+    """How far above its bound the best kernel of a family has been, at the least: an empirical sharpening of the bounds.
+
+    A family's floor is taken after `enough` kernels, lowered by `margin`; a certificate that rests on floors says so. In
+    simulation floors of this kind exceeded the truth for 0–1.3 % of kernels and cut the kernels measured by half.
+    """
+
+    ratios: dict[str, list[float]] = field(default_factory=dict)
+    enough: int = 3
+    margin: float = 0.9
+
+    def of(self, family: str) -> float:
+        """Return the factor for a family's bounds, at least 1."""
+        seen = self.ratios.get(family, [])
+        return max(1.0, self.margin * min(seen)) if len(seen) >= self.enough else 1.0
+
+    def learn(self, family: str, ratio: float) -> None:
+        """Remember measured time / bound of a kernel whose schedules were all tried."""
+        self.ratios.setdefault(family, []).append(ratio)
+
+    @property
+    def used(self) -> bool:
+        """Whether any bound is raised."""
+        return any(self.of(f) > 1 for f in self.ratios)
 
 
 @dataclass(slots=True)
@@ -62,6 +91,7 @@ class Extraction:
     epsilon: float = 0.02
     space: str = ""
     empirical: bool = False
+    floors: Floors = field(default_factory=lambda: Floors())
     swept: dict[str, Sweep] = field(default_factory=dict)
     plans: dict[tuple[int, ...], float] = field(default_factory=dict)
     bound_ns: float = 0.0
@@ -86,20 +116,22 @@ class Extraction:
         """Return what is settled so far."""
         if not math.isfinite(self.best_ns):
             verdict = "open"
-        elif self.gap <= 1e-9:
+        elif self.gap <= _ROUNDING:
             verdict = "closed"
         else:
             verdict = f"closed within {100 * self.epsilon:g} %" if self.gap <= self.epsilon else "open"
         if any(not s.complete for s in self.swept.values()) and verdict.startswith("closed"):
             verdict = "open"  # a schedule space was cut by the budget: its best is not known to be the best
         measured = len(self.swept)
+        empirical = "rates and family floors" if self.floors.used else "rates" if self.empirical else ""
         return Certificate(
-            verdict, self.gap, self.epsilon, self.bound_ns, self.best_ns, self.empirical, self.space, measured, self.rounds
+            verdict, self.gap, self.epsilon, self.bound_ns, self.best_ns, empirical, self.space, measured, self.rounds
         )
 
     def costs(self) -> list[float]:
-        """Measured time where there is one, else the lower bound (ns)."""
-        return [self.swept[c.key].cost_ns if c.key in self.swept else c.low_ns for c in self.candidates]
+        """Measured time where there is one, else the lower bound (ns), raised to the empirical floor of its family."""
+        floors = {family: self.floors.of(family) for family in {c.node.family for c in self.candidates}}
+        return [self.swept[c.key].cost_ns if c.key in self.swept else c.low_ns * floors[c.node.family] for c in self.candidates]
 
     def run(self) -> None:
         """Search until closed within ε or out of time."""
@@ -107,22 +139,31 @@ class Extraction:
         while time.monotonic() < self.deadline_s:
             self.rounds += 1
             low = self.costs()
-            self._chooser.prune(low, self.best_ns * (1 + 1e-9) if math.isfinite(self.best_ns) else math.inf)
+            self._chooser.prune(low, self.best_ns * (1 + _ROUNDING))
             left = max(0.5, min(20.0, self.deadline_s - time.monotonic()))
-            choice = self._chooser.exact(low, limit_s=left)
+            choice = self._chooser.exact(low, limit_s=left, gap=min(1e-4, self.epsilon / 4))
             # every plan was pruned: nothing can be cheaper than the best that was measured
             self.bound_ns = self.best_ns if not choice.plan and math.isinf(choice.bound) else choice.bound
-            if self.gap <= self.epsilon and math.isfinite(self.best_ns):
+            if self._settled():
                 return
             plan = choice.plan or self._chooser.greedy(low)[1]
-            fresh = [i for i in plan if self.candidates[i].key not in self.swept]
-            if not fresh:
-                self._note(plan)
-                if self.gap <= self.epsilon or not choice.plan:
-                    return
+            if not plan:
+                return
+            fresh = self._unmeasured(plan)
+            if not fresh and self._note(plan):
                 continue
+            # A measured plan again: the solver's time ran out below its bound, and any measurement may raise that.
+            fresh = fresh or self._unmeasured(self._chooser.live())
+            if not fresh:
+                return
             self._measure(max(fresh, key=lambda i: low[i]))
             self._best_measured()
+
+    def _settled(self) -> bool:
+        return math.isfinite(self.best_ns) and self.gap <= max(self.epsilon, _ROUNDING)
+
+    def _unmeasured(self, plan: Iterable[int]) -> list[int]:
+        return [i for i in plan if self.candidates[i].key not in self.swept]
 
     def _measure_greedily(self) -> None:
         """Measure the greedy plan, again whenever one of its kernels turns out to have no verified schedule."""
@@ -130,31 +171,34 @@ class Extraction:
             cost, plan = self._chooser.greedy(self.costs())
             if not math.isfinite(cost):
                 return
-            fresh = [i for i in plan if self.candidates[i].key not in self.swept]
-            if not fresh:
+            for i in plan:
+                known = self.swept.get(self.candidates[i].key)
+                if math.isinf(known.cost_ns if known else self._measure(i)):
+                    break
+            else:
                 self._note(plan)
                 return
-            for i in fresh:
-                if self.candidates[i].key not in self.swept and not math.isinf(self._measure(i)):
-                    continue
-                if math.isinf(self.swept[self.candidates[i].key].cost_ns):
-                    break
 
     def _measure(self, i: int) -> float:
         c = self.candidates[i]
-        self.swept[c.key] = self.sweep(c, self.best_ns)
-        return self.swept[c.key].cost_ns
+        found = self.swept[c.key] = self.sweep(c, self.best_ns)
+        if found.complete and math.isfinite(found.cost_ns):
+            self.floors.learn(c.node.family, found.cost_ns / c.low_ns)
+        return found.cost_ns
 
     def _best_measured(self) -> None:
         known = {i for i, c in enumerate(self.candidates) if c.key in self.swept}
         cost, plan = self._chooser.greedy(self.costs(), lambda i: i in known)
-        if math.isfinite(cost):
+        if plan and math.isfinite(cost):
             self._note(plan)
 
-    def _note(self, plan: tuple[int, ...]) -> None:
+    def _note(self, plan: tuple[int, ...]) -> bool:
+        """Remember a measured plan; return whether it is a new one."""
         cost = sum(self.swept[self.candidates[i].key].cost_ns for i in plan)
-        if math.isfinite(cost):
+        fresh = plan not in self.plans and math.isfinite(cost)
+        if fresh:
             self.plans[plan] = cost
+        return fresh
 
     def finalists(self, count: int = 4, within: float = 0.10) -> list[tuple[int, ...]]:
         """Return the best measured plans, those within a share of the best alone: whole-plan timing decides among them."""

@@ -21,7 +21,7 @@ from eqsat.saturation import SaturationReport
 from eqsat.search import bundle, finish, machine
 from eqsat.search.candidates import Candidate, Sweep, bound_candidates, candidates_of
 from eqsat.search.device import Device
-from eqsat.search.extraction import Certificate, Extraction, unmeasured_choice
+from eqsat.search.extraction import Certificate, Extraction, Floors, unmeasured_choice
 from eqsat.search.machine import Place
 from eqsat.search.options import Options, parse_budget
 from eqsat.search.progress import Progress, progress_for
@@ -33,6 +33,7 @@ from eqsat.search.sweep import Sweeper
 from eqsat.session import Session
 from eqsat.trace import as_program
 
+_REMEMBERED_RATIOS = 16  # of a family: the least ones, which are the ones that count
 _SHARE = 0.85  # of the budget for kernels; the rest is for timing whole plans
 
 
@@ -204,8 +205,10 @@ class Search:
             f"{len(candidates)} kernels of ≤ {limits.loads} loads and ≤ {limits.per_class} regions a class, "
             f"{graph.cuts.truncated} regions dropped"
         )
+        known = self.store.fact(self._floors_key())
+        floors = Floors({k: list(v) for k, v in known.items()}) if isinstance(known, dict) else Floors()
         extraction = Extraction(
-            candidates, graph.goals, sweeper, self._kernel_deadline(), self.options.epsilon, space, rates.empirical
+            candidates, graph.goals, sweeper, self._kernel_deadline(), self.options.epsilon, space, rates.empirical, floors
         )
         try:
             extraction.run()
@@ -213,6 +216,7 @@ class Search:
             self.interrupted = True
             if not extraction.plans:
                 raise
+        self.store.put_fact(self._floors_key(), {k: sorted(v)[:_REMEMBERED_RATIOS] for k, v in floors.ratios.items()})
         if not extraction.plans:
             raise NoKernelError(
                 f"no plan was verified in {self.options.budget_s:g} s: {dict(sweeper.counts)}. "
@@ -265,11 +269,14 @@ class Search:
         steps = [finish.compile_by_model(self.place, candidates[i], rates, counts) for i in plan]
         executable = Executable(Plan(self.program, tuple(s.kernel for s in steps)), tuple(steps))
         total = sum(candidates[i].low_ns for i in plan)
-        certificate = Certificate("unmeasured", 1.0, self.options.epsilon, total, float("inf"), rates.empirical, "by model", 0, 0)
+        certificate = Certificate("unmeasured", 1.0, self.options.epsilon, total, float("inf"), "", "by model", 0, 0)
         return executable, dataclasses.replace(certificate, best_ns=total), {}, counts
 
     def _context(self) -> str:
         return hashlib.sha256(f"{self.place.fingerprint}\n{code_digest()}".encode()).hexdigest()
+
+    def _floors_key(self) -> str:
+        return f"floors {self._context()}"
 
     def _kernel_deadline(self) -> float:
         now = time.monotonic()
