@@ -59,7 +59,8 @@ class Chooser:
     def __post_init__(self) -> None:
         self.alive = np.ones(len(self.actions), bool)
 
-    def _live(self) -> list[int]:
+    def live(self) -> list[int]:
+        """Return the actions that may still be in a better plan."""
         return [int(i) for i in np.flatnonzero(self.alive)]
 
     def greedy(self, cost: Sequence[float], allowed: Callable[[int], bool] = lambda _: True) -> tuple[float, tuple[int, ...]]:
@@ -145,10 +146,10 @@ class Chooser:
         hmax, _ = self._relax(low, max, lambda _: True)
         landmarks = self._fact_landmarks()
         least: dict[int, float] = {}
-        for i in self._live():
+        for i in self.live():
             least[self.actions[i].writes] = min(least.get(self.actions[i].writes, math.inf), low[i])
         path = self._paths_to_goal(low)
-        for i in self._live():
+        for i in self.live():
             a = self.actions[i]
             if any(b not in hmax for b in a.needs):
                 self.alive[i] = False
@@ -164,7 +165,7 @@ class Chooser:
         changed = True
         while changed:
             changed = False
-            for i in self._live():
+            for i in self.live():
                 a = self.actions[i]
                 if any(b not in marks for b in a.needs):
                     continue
@@ -179,7 +180,7 @@ class Chooser:
     def _paths_to_goal(self, low: Sequence[float]) -> dict[int, float]:
         """Least cost of the actions on a path from each buffer to a goal, the goal's own producer included."""
         users: dict[int, list[int]] = defaultdict(list)
-        for i in self._live():
+        for i in self.live():
             users[self.actions[i].writes].append(i)
         path = dict.fromkeys(self.goals, 0.0)
         heap = [(0.0, g) for g in self.goals]
@@ -217,7 +218,7 @@ class Chooser:
     def _reduced(self, cost: Sequence[float]) -> tuple[list[int], set[int]]:
         """Per buffer the Pareto front of (needs, cost), then only what the goals can need."""
         by_buffer: dict[int, list[int]] = defaultdict(list)
-        for i in self._live():
+        for i in self.live():
             if math.isfinite(cost[i]):
                 by_buffer[self.actions[i].writes].append(i)
         fronts: dict[int, list[int]] = {}
