@@ -418,7 +418,7 @@ def _cached(rule: Rule, cache_dir: Path | None) -> Evidence | None:
         if kept.pop("gate") != _gate_digest():
             return None
         return Evidence(**{**kept, "rule": rule.name, "extents": tuple(kept["extents"])})
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None  # nothing kept, or a file cut short: test again
 
 

@@ -21,7 +21,7 @@ EXTENTS = ((2, 3, 5, 4, 1, 6), (3, 1, 4, 2, 5, 6), (5, 2, 1, 3, 4, 6), (1, 4, 2,
 """Extents given to the axes of a draw in turn: distinct within a row, and each of the first axes has extent 1 once."""
 
 _SPARE_AXES = ("p", "q")
-_TRIES = 60
+_TRIES = 300  # random situations tried for one that satisfies the guards
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,10 @@ def _random_draw(
             same[v] = w
             axes[v] = axes[w]
     numbers = {v: _number(sort, literals, rng) for v, sort in equation.numbers}
-    return Draw(axis, dict(zip(pool, _extents_for(pool, extents), strict=True)), axes, types, numbers, same)
+    lengths = [extents[i] if i < len(extents) else 7 + i for i in range(len(pool))]
+    if rng.random() < 0.5:
+        rng.shuffle(lengths)
+    return Draw(axis, dict(zip(pool, lengths, strict=True)), axes, types, numbers, same)
 
 
 def axis_pool(equation: Equation, axis: Mapping[str, str]) -> list[str]:
@@ -168,10 +171,6 @@ def axis_pool(equation: Equation, axis: Mapping[str, str]) -> list[str]:
         if n.head in BY_CONSTRUCTOR and BY_CONSTRUCTOR[n.head].kind is Kind.REDUCE and n.args[0].kind == "string"
     ]
     return list(dict.fromkeys([*axis.values(), *literal, *_SPARE_AXES]))
-
-
-def _extents_for(pool: Sequence[str], extents: Sequence[int]) -> list[int]:
-    return [extents[i] if i < len(extents) else 7 + i for i in range(len(pool))]
 
 
 def _number(sort: str, literals: list[float], rng: random.Random) -> Number:

@@ -263,7 +263,8 @@ class Float64:
         """Infinite where rounding may flip a comparison or a floor, else 0."""
         total = sum(errors, np.zeros(()))
         if row.name in ("lt", "le", "eq"):
-            return np.where((total > 0) & (abs(values[0] - values[1]) <= total), np.inf, 0.0)
+            apart = abs(np.subtract(values[0], values[1], dtype=np.float64))
+            return np.where((total > 0) & (apart <= total), np.inf, 0.0)
         if row.name == "floor":
             return np.where((total > 0) & (abs(values[0] - np.round(values[0])) <= total), np.inf, 0.0)
         return np.where(total > 0, np.inf, 0.0)
@@ -292,6 +293,12 @@ class Float64:
                 moved = moved + value.shape[dimension] * _U * abs(out)
             case "max" | "min":
                 moved = error.max(axis=dimension, keepdims=True)
+            case "argmax" | "argmin":
+                ordered = np.sort(value if row.name == "argmin" else -value, axis=dimension)
+                ahead = np.diff(np.take(ordered, range(min(2, value.shape[dimension])), dimension), axis=dimension)
+                lead = ahead.min(axis=dimension, keepdims=True, initial=np.inf)
+                worst = error.max(axis=dimension, keepdims=True)
+                moved = np.where((worst > 0) & (lead <= 2 * worst), np.inf, 0.0)
             case _:
                 moved = np.where(error.max(axis=dimension, keepdims=True) > 0, np.inf, 0.0)
         return out, np.where(np.isnan(moved), np.inf, moved)
