@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from eqsat.codegen.cuda.bounds import traffic_ns
+from eqsat.codegen.cuda.bounds import traffic_ns, wave_factor
 from eqsat.codegen.cuda.emit import assemble, parameter_names, parameters, part, refuse_illegal, stored_type
 from eqsat.codegen.cuda.operand import (
-    MATRIX_DTYPES,
     Operand,
     accumulates_in_f32,
     axis_names,
@@ -20,6 +19,7 @@ from eqsat.codegen.cuda.operand import (
 from eqsat.codegen.cuda.template import fill
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
 from eqsat.codegen.problem import ContractProblem, Problem, nest
+from eqsat.codegen.targets import Target
 from eqsat.types import DType
 
 SHARED_LIMIT = 232448  # bytes a block may ask for on sm_90; sm_86 and sm_89 give the least of the mma parts, 99 KB
@@ -60,7 +60,8 @@ class SkinnyFamily:
     def emit(self, problem: Problem, schedule: Schedule) -> KernelSource:
         """Return the source."""
         refuse_illegal(self.legal(problem, schedule), schedule)
-        assert isinstance(problem, ContractProblem) and isinstance(schedule, SkinnyTile)
+        assert isinstance(problem, ContractProblem)
+        assert isinstance(schedule, SkinnyTile)
         batch, _, n, _ = problem.shape
         shared = _shared_bytes(problem, schedule)
         return assemble(
@@ -79,6 +80,22 @@ class SkinnyFamily:
         """Return the time that memory or the tensor cores need at the least."""
         assert isinstance(problem, ContractProblem)
         return max(traffic_ns(problem.program, rates), problem.flops / rates.rate("bf16"))
+
+    def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
+        """Return a model's time: the traffic in whole waves of blocks, slower where few bytes are on their way."""
+        assert isinstance(problem, ContractProblem)
+        assert isinstance(schedule, SkinnyTile)
+        s = schedule
+        batch, _, n, _ = problem.shape
+        blocks = batch * s.ck * -(-n // (8 * s.nt * s.wn))
+        # About 32 KB must be in flight on each multiprocessor to reach the read rate (measured on an H200).
+        in_flight = s.blocks * s.wn * s.wk * s.nt * s.depth * 8 * 32 * 2
+        starved = max(1.0, 32768 / max(in_flight, 1))
+        return traffic_ns(problem.program, rates) * starved * wave_factor(rates, blocks, s.blocks) + rates.launch_ns
+
+    def serves(self, target: Target) -> bool:
+        """Return whether its kernels run on a target: mma.sync of bf16 came with sm_80."""
+        return target.kind == "cuda" and target.capability >= 80
 
 
 def _matrices(problem: ContractProblem) -> tuple[Operand, ...] | str:
@@ -138,7 +155,8 @@ def _stats_at(problem: ContractProblem, s: SkinnyTile) -> int:
     """Bytes of the region that x and later the partial sums use; the statistics lie behind it."""
     _, m, _, k = problem.shape
     rows = -(-m // 8) * 8
-    share = -(-(-(-k // 32)) // s.ck)
+    chunks = -(-k // 32)
+    share = -(-chunks // s.ck)
     parts = s.wk * len(problem.contractions) * rows * (s.wn * s.nt * 8 + 4) * 4
     return max(rows * (share | 1) * 64, parts)
 
@@ -211,9 +229,7 @@ def _stage(problem: ContractProblem) -> list[str]:
     names = axis_names({**groups, "k": problem.k}, extents)
     moved = axis_names({**groups, "(k + e)": problem.k}, extents)
     results = [("value[e] = {};", problem.contractions[0].a)]
-    results += [
-        (f"part{j} = {_combine(problem, j)}::of(part{j}, {{}});", nest(e)[1]) for j, e in enumerate(problem.statistics)
-    ]
+    results += [(f"part{j} = {_combine(problem, j)}::of(part{j}, {{}});", nest(e)[1]) for j, e in enumerate(problem.statistics)]
     return vector_code(problem.program, results, {}, names, moved, problem.k, 8 if problem.shape[3] % 8 == 0 else 1)
 
 
@@ -233,5 +249,7 @@ def _total(problem: ContractProblem, s: SkinnyTile) -> list[str]:
         value = f"peer_value({at}, r)" if s.ck > 1 else f"*({at})"
         op = _combine(problem, j)
         out.append(f"float stat{j} = {op}::neutral();")
-        out.append(f"for (int r = 0; r < CK; ++r) UNROLL for (int v = 0; v < SEGMENTS; ++v) stat{j} = {op}::of(stat{j}, {value});")
+        out.append(
+            f"for (int r = 0; r < CK; ++r) UNROLL for (int v = 0; v < SEGMENTS; ++v) stat{j} = {op}::of(stat{j}, {value});"
+        )
     return out

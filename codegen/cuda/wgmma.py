@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from eqsat.codegen.cuda.bounds import traffic_ns
+from eqsat.codegen.cuda.bounds import traffic_ns, wave_factor
 from eqsat.codegen.cuda.emit import (
     assemble,
     literal,
@@ -29,6 +29,7 @@ from eqsat.codegen.cuda.template import fill
 from eqsat.codegen.kernel import Arg, BufferArg, KernelSource, Rates, Schedule, TensorMapArg
 from eqsat.codegen.printer import is_load, print_statements
 from eqsat.codegen.problem import ContractProblem, Problem, nest
+from eqsat.codegen.targets import Target
 from eqsat.ir import Expr
 from eqsat.types import DType
 
@@ -92,7 +93,8 @@ class WgmmaFamily:
     def emit(self, problem: Problem, schedule: Schedule) -> KernelSource:
         """Return the source for sm_90a."""
         refuse_illegal(self.legal(problem, schedule), schedule)
-        assert isinstance(problem, ContractProblem) and isinstance(schedule, WgmmaTile)
+        assert isinstance(problem, ContractProblem)
+        assert isinstance(schedule, WgmmaTile)
         layout = _layout(problem, schedule)
         assert isinstance(layout, Layout)
         batch, m, n, _ = problem.shape
@@ -122,6 +124,23 @@ class WgmmaFamily:
         """Return the time that memory or the tensor cores need at the least."""
         assert isinstance(problem, ContractProblem)
         return max(traffic_ns(problem.program, rates), problem.flops / rates.rate("bf16"))
+
+    def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
+        """Return a model's time: padded tiles in whole waves, larger tiles nearer the rate, and the fill of the ring."""
+        assert isinstance(problem, ContractProblem)
+        assert isinstance(schedule, WgmmaTile)
+        s = schedule
+        batch, m, n, _ = problem.shape
+        tiles = batch * -(-m // s.bm) * -(-n // s.bn)
+        padded = tiles * s.bm * s.bn / max(batch * m * n, 1)
+        # Shared memory brings bm + bn values for bm·bn products: 128×256 is the tile at which it no longer limits.
+        starved = max(1.0, (s.bm + s.bn) / (s.bm * s.bn) / ((128 + 256) / (128 * 256))) ** 0.5
+        arithmetic = problem.flops / rates.rate("bf16") * padded * starved * wave_factor(rates, tiles, 1)
+        return max(arithmetic, traffic_ns(problem.program, rates)) + rates.launch_ns
+
+    def serves(self, target: Target) -> bool:
+        """Return whether its kernels run on a target: wgmma is Hopper's own."""
+        return target.arch == "sm_90a"
 
 
 def _layout(problem: ContractProblem, s: WgmmaTile) -> Layout | str:
