@@ -206,8 +206,6 @@ def _move_hint(device: str) -> str:
     return f"Move it to {device} first (x.to('{device}') or cupy.asarray(x))."
 
 
-# --- allocation and streams, in the caller's library --------------------------------------------------------------------
-
 Allocate = Callable[[], tuple[Any, int]]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from eqsat.codegen.cuda.driver import POISON, Launch, LoadedKernel, Memory, fill, launch_geometry_error, to_host
+from eqsat.codegen.cuda.driver import POISON, Launch, LoadedKernel, Memory, fill, to_host
+from eqsat.codegen.cuda.limits import launch_geometry_error
 from eqsat.codegen.kernel import BufferArg, KernelBinary, TensorMapArg, WorkspaceArg
 from eqsat.codegen.plan import Executable
 from eqsat.errors import IllegalScheduleError, UsageError

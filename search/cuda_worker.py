@@ -71,8 +71,6 @@ class CudaBackend:
             self._probe = Probe(target_of(self._info), self._info, self._stream)
         return self._probe
 
-    # -- jobs ------------------------------------------------------------------------------------------------------
-
     def rates(self) -> Messages:
         """Measure the ceilings."""
         yield Begin(None, RATES_LIMIT_S, "measuring the device's ceilings")
@@ -129,8 +127,6 @@ class CudaBackend:
         yield Begin(0, REFERENCE_LIMIT_S, "running the plan")
         return self._check(verifier, LoadedSteps([s.binary for s in plan.steps]), scratch_bytes(plan))
 
-    # -- stages of a sweep -----------------------------------------------------------------------------------------
-
     def _admit(
         self, job: SweepJob, index: int, binary: KernelBinary, verifier: Verifier, sets: BufferSets, race: Race, enough_ns: float
     ) -> Generator[Any, None, Contestant | None]:
@@ -185,8 +181,6 @@ class CudaBackend:
             self._stream.synchronize()
 
         return verifier.check(run, scratch, handle)
-
-    # -- memory ----------------------------------------------------------------------------------------------------
 
     def _verifier(self, program: Program, rounding: Rounding) -> Verifier:
         """Return the program's verifier, made anew or kept from an earlier job."""

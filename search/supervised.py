@@ -187,9 +187,6 @@ def _error(failed: Failed) -> EqsatError:
     return made
 
 
-# --- the worker's end ---------------------------------------------------------------------------------------------------
-
-
 def serve(pipe: Connection[Any, Any], backend: str) -> int:
     """Run jobs until the parent closes the pipe; return the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from eqsat.codegen.cuda import driver
+from eqsat.codegen.cuda import driver, limits
 from eqsat.codegen.kernel import BufferArg, KernelSource, TensorMapArg
 from eqsat.errors import EnvironmentMissingError, UsageError
 from eqsat.types import DType
@@ -167,7 +167,7 @@ MAP = {"name": "x", "dtype": DType.BF16, "extents": (4096, 100), "strides": (819
 )
 def test_a_tensor_map_takes_the_driver_s_type_for_the_dtype(dtype, name):
     box = (128 // dtype.bytes, 8)
-    assert driver.tensor_map_fields(TensorMapArg(**{**MAP, "dtype": dtype, "box": box})).data_type == name
+    assert limits.tensor_map_fields(TensorMapArg(**{**MAP, "dtype": dtype, "box": box})).data_type == name
 
 
 @pytest.mark.parametrize(
@@ -184,12 +184,12 @@ def test_a_tensor_map_takes_the_driver_s_type_for_the_dtype(dtype, name):
 )
 def test_a_tensor_map_that_the_hardware_cannot_hold_is_refused_by_name(change, expected):
     with pytest.raises(UsageError, match=f"tensor map of 'x': expected .*{expected}"):
-        driver.tensor_map_fields(TensorMapArg(**{**MAP, **change}))
+        limits.tensor_map_fields(TensorMapArg(**{**MAP, **change}))
 
 
 def test_a_tensor_map_needs_an_aligned_buffer():
     with pytest.raises(UsageError, match="aligned to 16 bytes; got 0x1008"):
-        driver.tensor_map_fields(TensorMapArg(**MAP), pointer=0x1008)
+        limits.tensor_map_fields(TensorMapArg(**MAP), pointer=0x1008)
 
 
 @pytest.mark.parametrize(
@@ -203,11 +203,11 @@ def test_a_tensor_map_needs_an_aligned_buffer():
 )
 def test_a_launch_geometry_that_the_driver_would_refuse_is_explained(geometry, reason):
     source = KernelSource("cuda", "", "k", (BufferArg("x"),), **{"grid": (8, 1, 1), "block": 128, **geometry})
-    assert driver.launch_geometry_error(source).startswith(reason)
+    assert limits.launch_geometry_error(source).startswith(reason)
 
 
 def test_a_plain_launch_geometry_is_accepted():
-    assert driver.launch_geometry_error(KernelSource("cuda", "", "k", (), (8, 1, 1), 128, cluster=2)) is None
+    assert limits.launch_geometry_error(KernelSource("cuda", "", "k", (), (8, 1, 1), 128, cluster=2)) is None
 
 
 @pytest.mark.device
