@@ -15,6 +15,7 @@ from eqsat.rulegate_value import Comparison, Domain
 
 _ROUNDS = 40
 _PLAIN = (0.0, 1.0, -1.0, 2.0)
+_NUMBERS = (1, -1, 2, -2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,9 @@ def _simpler(s: Situation) -> Iterator[Situation]:
     if s.draw.same:
         yield Situation(replace(s.draw, same={}), s.values)
     for v, n in s.draw.numbers.items():
-        for plain in (1, 2):
-            if n not in (1, 2):
-                yield Situation(replace(s.draw, numbers={**s.draw.numbers, v: Fraction(plain)}), s.values)
+        plainer = _NUMBERS[: _NUMBERS.index(n)] if n in _NUMBERS else _NUMBERS
+        for plain in plainer:
+            yield Situation(replace(s.draw, numbers={**s.draw.numbers, v: Fraction(plain)}), s.values)
     yield from _plainer_numbers(s)
 
 

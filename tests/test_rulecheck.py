@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from pathlib import Path
 
 import pytest
 
@@ -400,3 +401,21 @@ def test_evidence_reads_as_a_sentence():
     assert evidence.log2_bound is not None
     assert f"2^{math.floor(evidence.log2_bound + 0.5)}" in str(evidence)
     assert str(evidence).startswith("sum-factor: field, ")
+
+
+def readme_blocks(kind: str) -> list[str]:
+    text = (Path(__file__).parents[1] / "rules" / "README.md").read_text(encoding="utf-8")
+    return [part.split("```")[0] for part in text.split(f"```{kind}\n")[1:]]
+
+
+def test_the_readmes_own_rule_passes(load):
+    assert check_rule(load(readme_blocks("lisp")[1])).numerics == "exact"
+
+
+def test_the_readme_shows_what_the_gate_answers(load):
+    without = readme_blocks("lisp")[1].replace("  :when ((> c 0.0))\n", "")
+    with pytest.raises(FalseRuleError) as caught:
+        check_rule(load(without))
+    said = str(caught.value).replace("mine/", "relu/")
+    shown = readme_blocks("text")[0].strip()
+    assert said.splitlines()[1:] == shown.splitlines()[1:]
