@@ -480,8 +480,8 @@ EQ vi64 eq_reduce_f64(vf64 x, vf64 *r, vf64 *rest) {
       if (far == 0) quadrant[l] = eq_reduce_far(x[l], &far);
       y[l] = far;
     }
-  *r = y;
-  *rest = tail;
+  *r = y + tail;
+  *rest = (y - *r) + tail;
   return quadrant;
 }
 

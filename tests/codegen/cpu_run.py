@@ -1,69 +1,68 @@
-"""Compile and call emitted C for tests, without the package's own compiler room."""
+"""Compile and call emitted C for tests: many kernels in few runs of the compiler, outputs between guard bytes."""
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
 import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eqsat.codegen.kernel import BufferArg, KernelSource
+from eqsat.codegen.cpu.compiler import Compiler, default_compiler
+from eqsat.codegen.kernel import BufferArg, KernelSource, Schedule
+from eqsat.codegen.problem import Problem, contract_problem, point_problem, reduce_problem
 from eqsat.ir import Program
 
 FLAGS = ("-march=native", "-ffp-contract=fast", "-shared", "-fPIC", "-w")
-COMPILERS = {"gcc": ("gcc",), "zig": (sys.executable, "-m", "ziglang", "cc", "-nostdlib")}
+_RUNS = 2  # of the compiler at the same time
+Array = np.ndarray[Any, Any]
 
 
-def compile_texts(texts: Sequence[str], folder: Path, compiler: str = "gcc", options: Sequence[str] = ()) -> list[ctypes.CDLL]:
-    """Compile each text to a shared object; `{entry}` symbols may repeat, as each is a library of its own."""
-    out = []
-    for text in texts:
-        name = hashlib.sha256(f"{compiler}{options}{text}".encode()).hexdigest()[:16]
-        source, target = folder / f"{name}.c", folder / f"{name}.so"
-        if not target.exists():
-            source.write_text(text, encoding="utf-8")
-            command = [*COMPILERS[compiler], "-O3", *FLAGS, *options, str(source), "-o", str(target)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[:4000]}\n{text[:6000]}"
-        out.append(ctypes.CDLL(str(target)))
-    return out
+def compile_many(
+    sources: Sequence[KernelSource], folder: Path, compiler: Compiler | None = None, level: str = "-O1"
+) -> list[Any]:
+    """Compile kernels, many to a run of the compiler, and return their entries."""
+    chosen = compiler or default_compiler()
+    extra = ("-nostdlib",) if chosen.name == "zig" else ()
+    jobs = []
+    entries: list[Any] = [None] * len(sources)
+    for part in range(min(_RUNS, len(sources))):
+        mine = range(part, len(sources), _RUNS)
+        key = hashlib.sha256("".join([chosen.name, level, *(sources[i].digest for i in mine)]).encode()).hexdigest()[:16]
+        files = []
+        for i in mine:
+            path = folder / f"{key}_{i}.c"
+            path.write_text(sources[i].text.replace(sources[i].entry, f"{sources[i].entry}_{i}"), encoding="utf-8")
+            files.append(str(path))
+        options = sorted({o for i in mine for o in sources[i].options if o.startswith("-")})
+        target = folder / f"{key}.so"
+        command = [*chosen.command, *extra, level, *FLAGS, *options, *files, "-o", str(target)]
+        jobs.append((mine, target, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)))
+    for mine, target, job in jobs:
+        _, log = job.communicate()
+        assert job.returncode == 0, log[:6000]
+        library = ctypes.CDLL(str(target))
+        for i in mine:
+            entries[i] = getattr(library, f"{sources[i].entry}_{i}")
+    return entries
 
 
-def compile_many(sources: Sequence[KernelSource], folder: Path, compiler: str = "gcc", level: str = "-O1") -> list[Any]:
-    """Compile kernels as one library each, but all in a single run of the compiler, and return their entries."""
-    key = hashlib.sha256("".join(s.digest for s in sources).encode() + (compiler + level).encode()).hexdigest()[:16]
-    target = folder / f"{key}.so"
-    options = sorted({o for s in sources for o in s.options if o.startswith("-")})
-    files = []
-    for i, s in enumerate(sources):
-        path = folder / f"{key}_{i}.c"
-        path.write_text(s.text.replace(s.entry, f"{s.entry}_{i}"), encoding="utf-8")
-        files.append(str(path))
-    command = [*COMPILERS[compiler], level, *FLAGS, *options, *files, "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{done.stderr[:6000]}"
-    library = ctypes.CDLL(str(target))
-    return [getattr(library, f"{s.entry}_{i}") for i, s in enumerate(sources)]
-
-
-def guarded(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return an array and the bytes around it: 256 guard bytes on both sides, all poisoned; odd alignment on purpose."""
+def guarded(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """Return an array aligned only to its elements, and the bytes around it: 256 guard bytes on both sides, all poisoned."""
     count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     raw = np.full(count + 512 + dtype.itemsize, 0xA5, np.uint8)
     start = 256 + dtype.itemsize
     return raw[start : start + count].view(dtype).reshape(shape), raw
 
 
-def call(entry: Any, source: KernelSource, program: Program, arrays: Mapping[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-    """Run a kernel; fail if it wrote outside its output."""
+def call(entry: Any, source: KernelSource, program: Program, arrays: Mapping[str, Array]) -> Array:
+    """Run a kernel and return its output; fail if it wrote outside of it."""
     output = program.outputs[0]
     out, raw = guarded(output.shape, output.dtype.numpy)
-    held: dict[str, np.ndarray[Any, Any]] = {}
+    held: dict[str, Array] = {}
     for i in program.inputs:
         held[i.name], _ = guarded(i.shape, i.dtype.numpy)
         held[i.name][...] = arrays[i.name]
@@ -74,8 +73,30 @@ def call(entry: Any, source: KernelSource, program: Program, arrays: Mapping[str
         pointers.append(array.ctypes.data)
     entry.argtypes, entry.restype = [ctypes.c_void_p], None
     entry((ctypes.c_void_p * len(pointers))(*pointers))
-    size = out.size * out.itemsize
-    start = 256 + output.dtype.bytes
+    start, size = 256 + output.dtype.bytes, out.size * out.itemsize
     assert (raw[:start] == 0xA5).all(), "wrote before the output"
     assert (raw[start + size :] == 0xA5).all(), "wrote behind the output"
     return out
+
+
+def problem_of(program: Program) -> Problem:
+    """Return the problem of a program: a contraction where it is one."""
+    for finder in (contract_problem, point_problem, reduce_problem):
+        found = finder(program)
+        if not isinstance(found, str):
+            return found
+    raise AssertionError(f"no family takes it: {reduce_problem(program)}; {contract_problem(program)}")
+
+
+def emit_all(cases: Iterable[tuple[Program, Schedule]]) -> list[KernelSource]:
+    """Emit a kernel for each pair of program and schedule."""
+    from eqsat.codegen.cpu.families import family_of
+
+    return [family_of(s).emit(problem_of(p), s) for p, s in cases]
+
+
+def run_each(cases: Sequence[tuple[Program, Schedule]], arrays: Sequence[Mapping[str, Array]], folder: Path) -> list[Array]:
+    """Emit, compile and run each pair of program and schedule on its arrays."""
+    sources = emit_all(cases)
+    entries = compile_many(sources, folder)
+    return [call(e, s, p, a) for e, s, (p, _), a in zip(entries, sources, cases, arrays, strict=True)]
