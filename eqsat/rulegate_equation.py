@@ -224,6 +224,9 @@ def _allows(guard: Node, types: Mapping[str, str]) -> bool:
 def _type_name(node: Node, types: Mapping[str, str]) -> str | None:
     if node.head == "dtype":
         return dtype_of(node.args[0], types)
+    if node.head == "promote":
+        a, b = (_type_name(x, types) for x in node.args)
+        return None if a is None or b is None else weak_dtype(BY_CONSTRUCTOR["Maximum"], (a, b))
     if node.kind == "string":
         return node.text
     return types.get(node.text) if node.kind == "symbol" and node.text in types else None
