@@ -20,7 +20,7 @@ def real(value: float, dtype: DType = F32) -> Expr:
     return const(value, dtype)
 
 
-def array(name: str, dtype: DType, **dims: int) -> Expr:
+def array(name: str, dtype: DType, /, **dims: int) -> Expr:
     """Read `name` over the named dimensions, in their order; a dimension called `_…` has extent 1 and no axis."""
     return read(name, tuple("" if a.startswith("_") else a for a in dims), tuple(dims.values()), dtype)
 
