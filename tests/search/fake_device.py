@@ -44,6 +44,8 @@ class FakeDevice:
         Which sources do not compile, compute the wrong thing, crash, or never end.
     times_ns : callable, optional
         Overrides the time of a kernel: `times_ns(program, source)`.
+    baseline_ns : float
+        The time of a caller's function.
     compile_s, trial_s : float
         What the fake clock is charged.
     """
@@ -57,6 +59,7 @@ class FakeDevice:
     faulty: Predicate = _never
     hanging: Predicate = _never
     times_ns: Callable[[Program, KernelSource], float] | None = None
+    baseline_ns: float = 1.0
     compile_s: float = 0.01
     trial_s: float = 0.01
     clock_s: float = 0.0
@@ -136,6 +139,13 @@ class FakeDevice:
     def verify_plan(self, plan: Executable) -> Verdict:
         self.clock_s += self.trial_s
         return WRONG if any(self.wrong(s.binary.source) for s in plan.steps) else OK
+
+    def time_beside(
+        self, plan: Executable, baseline: Callable[..., object], *, rounds: int = 30
+    ) -> tuple[Measurement, Measurement]:
+        """Time a plan beside a function that takes `baseline_ns`."""
+        (own,) = self.time_plans([plan], rounds=rounds)
+        return own, _measured(self.baseline_ns, rounds)
 
     def close(self) -> None:
         self.closed = True
