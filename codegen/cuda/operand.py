@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from eqsat.codegen.printer import is_load, print_guard, print_offset, print_statements, strides
 from eqsat.codegen.cuda.emit import literal, parameter_names, register_type, stored_type
+from eqsat.codegen.printer import is_load, print_guard, print_offset, print_statements, strides
 from eqsat.codegen.problem import ContractProblem
 from eqsat.ir import Expr, Input, Program
 from eqsat.types import DType
@@ -54,7 +55,7 @@ def axis_strides(e: Expr, buffer: Input) -> dict[str, int]:
 def joined_stride(axes: Sequence[str], steps: Mapping[str, int], extents: Mapping[str, int]) -> int | None:
     """Return the stride of `axes` (outer to inner) counted as one; None if they do not lie one inside the other."""
     real = [a for a in axes if extents[a] > 1]
-    if any(steps[a] != steps[b] * extents[b] for a, b in zip(real, real[1:], strict=False)):
+    if any(steps[a] != steps[b] * extents[b] for a, b in itertools.pairwise(real)):
         return None
     return steps[real[-1]] if real else 0
 
@@ -276,6 +277,6 @@ def direct_store(problem: ContractProblem) -> list[str]:
 
 def epilogue_reads(problem: ContractProblem) -> frozenset[str]:
     """Return the names of the buffers that the epilogue itself reads."""
-    at_hand = {c.node: "" for c in problem.contractions} | {s: "" for s in problem.statistics}
+    at_hand = {c.node: "" for c in problem.contractions} | dict.fromkeys(problem.statistics, "")
     found = loads_of([problem.output.expr], at_hand)
     return frozenset((e.args[0] if e.op == "access" else e).attrs[0] for e in found)

@@ -29,6 +29,6 @@ def fill(template: str, flags: Collection[str], slots: Mapping[str, Sequence[str
             out += [f"{indent}{text}" for text in slots[word]]
             continue
         for name, lines in slots.items():
-            code = re.sub(rf"\b{name}\b", lambda _, text=" ".join(lines): str(text), code)
+            code = " ".join(lines).join(re.split(rf"\b{name}\b", code))
         out.append(code)
     return "\n".join(out) + "\n"

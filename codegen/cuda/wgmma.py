@@ -144,11 +144,11 @@ class WgmmaFamily:
 
 
 def _layout(problem: ContractProblem, s: WgmmaTile) -> Layout | str:
-    if refusal := _schedule_refusal(s, len(problem.contractions)) or accumulates_in_f32(problem) or _statistics_refusal(problem):
-        return refusal
     found = operands(problem)
     if isinstance(found, str):
         return found
+    if refusal := _schedule_refusal(s, len(problem.contractions)) or accumulates_in_f32(problem) or _statistics_refusal(problem):
+        return refusal
     a, bs = found
     if not all(o.aligned(8) for o in (a, *bs)):
         return "TMA needs every stride of its operands to be a multiple of 16 bytes"

@@ -75,26 +75,26 @@ def gelu(e: Expr) -> Expr:
 
 
 def linear(m: int, n: int, k: int, x: str = "ik", w: str = "kj", dtype: DType = BF16, out: DType | None = None) -> Program:
-    """y = x @ w with the operands in the given layouts."""
+    """Compute y = x @ w with the operands in the given layouts."""
     s = Shape(dtype, i=m, j=n, k=k)
     return s.program(s.matmul(s("x", x), s("w", w)), out)
 
 
 def linear_silu(m: int, n: int, k: int, dtype: DType = BF16) -> Program:
-    """y = silu(x @ w)."""
+    """Compute y = silu(x @ w)."""
     s = Shape(dtype, i=m, j=n, k=k)
     return s.program(silu(s.matmul(s("x", "ik"), s("w", "kj"))))
 
 
 def rms_linear_silu(m: int, n: int, k: int, dtype: DType = BF16) -> Program:
-    """y = silu(r · (x @ w)) with r the reciprocal root mean square of x's rows."""
+    """Compute y = silu(r · (x @ w)) with r the reciprocal root mean square of x's rows."""
     s = Shape(dtype, i=m, j=n, k=k)
     x = s("x", "ik")
     return s.program(silu(apply("mul", s.rms(x), s.matmul(x, s("w", "kj")))))
 
 
 def rms_linear(m: int, n: int, k: int, dtype: DType = BF16, gain: bool = True) -> Program:
-    """y = (rms(x) · g) @ w, the statistic moved out and the gain left on x."""
+    """Compute y = (rms(x) · g) @ w, the statistic moved out and the gain left on x."""
     s = Shape(dtype, i=m, j=n, k=k)
     x = s("x", "ik")
     scaled = apply("mul", x, s("g", "k")) if gain else x
@@ -102,21 +102,21 @@ def rms_linear(m: int, n: int, k: int, dtype: DType = BF16, gain: bool = True) -
 
 
 def gated(m: int, n: int, k: int, dtype: DType = BF16, w: str = "kj") -> Program:
-    """y = silu(x @ a) · (x @ b)."""
+    """Compute y = silu(x @ a) · (x @ b)."""
     s = Shape(dtype, i=m, j=n, k=k)
     x = s("x", "ik")
     return s.program(apply("mul", silu(s.matmul(x, s("a", w))), s.matmul(x, s("b", w))))
 
 
 def bias_gelu_residual(m: int, n: int, k: int, out: DType = BF16) -> Program:
-    """y = gelu(x @ w + bias) + r, with r in f32 if the output is."""
+    """Compute y = gelu(x @ w + bias) + r, with r in f32 if the output is."""
     s = Shape(BF16, i=m, j=n, k=k)
     e = apply("add", s.matmul(s("x", "ik"), s("w", "kj")), s("bias", "j"))
     return s.program(apply("add", gelu(e), s("r", "ij", out)), out)
 
 
 def scaled_max(m: int, n: int, k: int) -> Program:
-    """y = (x @ w) / max over k of |x|, plus the row sum: two statistics of different kinds."""
+    """Compute y = (x @ w) / max over k of |x|, plus the row sum: two statistics of different kinds."""
     s = Shape(BF16, i=m, j=n, k=k)
     x = s("x", "ik")
     top, total = reduce("max", "k", apply("abs", x)), reduce("sum", "k", apply("cast", x, dtype=F32))
@@ -124,19 +124,19 @@ def scaled_max(m: int, n: int, k: int) -> Program:
 
 
 def batched(b: int, m: int, n: int, k: int, x: str = "bik", w: str = "bkj") -> Program:
-    """y[b] = x[b] @ w[b]."""
+    """Compute y[b] = x[b] @ w[b]."""
     s = Shape(BF16, b=b, i=m, j=n, k=k)
     return s.program(s.matmul(s("x", x), s("w", w)))
 
 
 def attention_like(b: int, h: int, m: int, n: int, k: int) -> Program:
-    """y = x @ w over two joined row axes: x[b, h, k], w[k, n]."""
+    """Compute y = x @ w over two joined row axes: x[b, h, k], w[k, n]."""
     s = Shape(BF16, b=b, h=h, j=n, k=k)
     return s.program(s.matmul(s("x", "bhk"), s("w", "kj")))
 
 
 def transposed_left(m: int, n: int, k: int) -> Program:
-    """y = (2 · xᵀ + 1) @ w for few rows: the left operand is computed on the way, from a transposed buffer."""
+    """Compute y = (2 · xᵀ + 1) @ w for few rows: the left operand is computed on the way, from a transposed buffer."""
     s = Shape(BF16, i=m, j=n, k=k)
     x = apply("add", apply("mul", s("x", "ki"), const(2.0, BF16)), const(1.0, BF16))
     return s.program(s.matmul(x, s("w", "kj")))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from emulate import aligned
+from tests.codegen.emulate import aligned
 
 from eqsat.codegen.kernel import BufferArg, KernelSource, TensorMapArg
 from eqsat.ir import Program
@@ -52,9 +52,13 @@ ORDERED = r"template <int N, class T> DEV Raw<N \* \(int\)sizeof\(T\)> ordered.*
 def emulated(source: KernelSource) -> KernelSource:
     """Rewrite a skinny kernel for `emulate.compile_kernels`: the blocks of a cluster become slices of one block's threads."""
     columns, block = source.grid[0] // source.cluster, source.block
-    text = re.sub(r"// A ring of STAGES.*?(?=^constexpr int M = )", "", source.text, flags=re.S | re.M)  # TMA and wgmma
-    text = re.sub(r"^#define (KERNEL|TMAP).*\n|^DEV (int warpgroup|int warp_in_group|void cluster_leave).*\n", "", text, flags=re.M)
-    text = re.sub(ORDERED, "", text, flags=re.S | re.M)
+    text = re.sub(
+        r"// A ring of STAGES.*?(?=^constexpr int M = )", "", source.text, flags=re.DOTALL | re.MULTILINE
+    )  # TMA and wgmma
+    text = re.sub(
+        r"^#define (KERNEL|TMAP).*\n|^DEV (int warpgroup|int warp_in_group|void cluster_leave).*\n", "", text, flags=re.MULTILINE
+    )
+    text = re.sub(ORDERED, "", text, flags=re.DOTALL | re.MULTILINE)
     head, mark, kernel = text.partition("constexpr int M = ")
     one = head.partition("template <class T> DEV typename Value<T>::type ordered_one")
     kernel = re.sub(r"__cluster_dims__\([^)]*\) ?", "", mark + kernel)
@@ -79,18 +83,18 @@ def emulated(source: KernelSource) -> KernelSource:
 def emulated_wgmma(source: KernelSource) -> KernelSource:
     """Rewrite a wgmma kernel in the same way; the Hopper vocabulary comes from `emulate_wgmma.hpp`."""
     block, cluster = source.block, source.cluster
-    instruction = re.search(r"wgmma\.mma_async.*?f32\.(\w+)\.\w+ .*?p, 1, 1, (\d), (\d);", source.text, re.S)
+    instruction = re.search(r"wgmma\.mma_async.*?f32\.(\w+)\.\w+ .*?p, 1, 1, (\d), (\d);", source.text, re.DOTALL)
     assert instruction is not None
     constants = {
         "BLOCK": block, "CLUSTER": cluster, "HALF": int(instruction[1] == "f16"),
         "TRANSPOSED_A": instruction[2], "TRANSPOSED_B": instruction[3],
     }  # fmt: skip
-    text = re.sub(ORDERED, "", source.text, flags=re.S | re.M)
-    text = re.sub(r"^DEV void wgmma\(.*?^}\n", "", text, flags=re.S | re.M)
-    text = re.sub(r"^DEV (void cluster_leave|u32 smem_u32|void named_arrive).*\n", "", text, flags=re.M)
-    text = re.sub(r"^DEV Raw<16> shared16\(.*?^}\n", "", text, flags=re.S | re.M)
-    text = re.sub(r"^#define KERNEL.*$", "#define KERNEL(threads, cluster) static void", text, flags=re.M)
-    text = re.sub(r"^#define TMAP.*$", "#define TMAP const TMap", text, flags=re.M)
+    text = re.sub(ORDERED, "", source.text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^DEV void wgmma\(.*?^}\n", "", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^DEV (void cluster_leave|u32 smem_u32|void named_arrive).*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^DEV Raw<16> shared16\(.*?^}\n", "", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^#define KERNEL.*$", "#define KERNEL(threads, cluster) static void", text, flags=re.MULTILINE)
+    text = re.sub(r"^#define TMAP.*$", "#define TMAP const TMap", text, flags=re.MULTILINE)
     head, mark, tail = text.partition("// tile.cuh:")
     for old, new in {
         "threadIdx.x": f"((int)threadIdx.x % {block})",
@@ -120,7 +124,9 @@ class Map(ctypes.Structure):
     )
 
 
-def run_wgmma(entry: Any, source: KernelSource, program: Program, inputs: Mapping[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+def run_wgmma(
+    entry: Any, source: KernelSource, program: Program, inputs: Mapping[str, np.ndarray[Any, Any]]
+) -> np.ndarray[Any, Any]:
     """Run an emulated wgmma kernel once and return its output; a write outside it is an error."""
     out = program.outputs[0]
     result = aligned(np.full(math.prod(out.shape) * out.dtype.bytes, 0xCB, np.uint8))
@@ -132,7 +138,12 @@ def run_wgmma(entry: Any, source: KernelSource, program: Program, inputs: Mappin
             assert all(0 < b <= 256 for b in arg.box), "TMA wants boxes of at most 256"
             keep.append(
                 Map(
-                    arrays[arg.name].ctypes.data, tuple(arg.extents), tuple(arg.strides), tuple(arg.box), arg.swizzle, arg.dtype.bytes
+                    arrays[arg.name].ctypes.data,
+                    tuple(arg.extents),
+                    tuple(arg.strides),
+                    tuple(arg.box),
+                    arg.swizzle,
+                    arg.dtype.bytes,
                 )
             )
             pointers.append(ctypes.addressof(keep[-1]))

@@ -1,0 +1,220 @@
+"""The wgmma family: what it refuses, that its kernels compile clean, and (emulated) that they compute the right thing."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eqsat.codegen.cuda.nvrtc import compile_source
+from eqsat.codegen.cuda.template import fill
+from eqsat.codegen.cuda.wgmma import WgmmaFamily, WgmmaTile
+from eqsat.codegen.kernel import KernelBinary, TensorMapArg
+from eqsat.codegen.problem import ContractProblem, contract_problem
+from eqsat.codegen.targets import parse_target
+from eqsat.errors import IllegalScheduleError
+from eqsat.ir import Program, apply
+from eqsat.oracle import evaluate
+from tests.codegen.contract_problems import (
+    BF16,
+    BIG,
+    CASES,
+    F16,
+    F32,
+    Case,
+    Shape,
+    batched,
+    bias_gelu_residual,
+    gated,
+    linear,
+    rms_linear,
+    rms_linear_silu,
+    scaled_max,
+)
+from tests.codegen.emulate import compile_kernels
+from tests.codegen.emulate_mma import emulated_wgmma, run_wgmma
+
+FAMILY = WgmmaFamily()
+BASE, TURNS, TALL = WgmmaTile(128, 256, 2, 0, 2, 1, 8), WgmmaTile(128, 128, 2, 1, 1, 1, 8), WgmmaTile(256, 128, 2, 0, 1, 2, 8)
+SMALL, THREE = WgmmaTile(64, 64, 1, 0, 1, 1, 8), WgmmaTile(192, 96, 3, 0, 1, 1, 8)
+BY_NAME = {c.name: c for c in CASES}
+
+
+def problem(program: Program) -> ContractProblem:
+    found = contract_problem(program)
+    assert isinstance(found, ContractProblem), found
+    return found
+
+
+def built(program: Program, schedule: WgmmaTile) -> KernelBinary:
+    return compile_source(FAMILY.emit(problem(program), schedule), parse_target("sm_90"))
+
+
+COMPILED = [
+    ("nn", linear(4096, 4096, 4096), BASE, 4),
+    ("tn turns", linear(4096, 4096, 4096, x="ki"), TURNS, 8),
+    ("tt f16", linear(1024, 1024, 1024, x="ki", w="jk", dtype=F16), THREE, 4),
+    ("statistic", rms_linear_silu(4096, 8192, 4096), BASE, 4),
+    ("gated", gated(4096, 11008, 4096), WgmmaTile(128, 128, 2, 0, 1, 1, 8), 8),
+    ("heavy epilogue", bias_gelu_residual(4096, 16384, 4096), BASE, 4),
+    ("odd rows and columns", linear(4093, 4095, 4096, w="jk"), TALL, 8),
+]
+
+
+@pytest.mark.parametrize(("program", "schedule", "issued"), [c[1:] for c in COMPILED], ids=[c[0] for c in COMPILED])
+def test_a_kernel_compiles_without_spills_and_issues_the_matrix_instructions_of_its_tile(
+    program: Program, schedule: WgmmaTile, issued: int, tmp_path: Path
+) -> None:
+    binary = built(program, schedule)  # spills, a stack frame or serialised wgmma would raise
+    assert binary.resources.spill_bytes == 0
+    assert binary.resources.stack_bytes == 0
+    assert not binary.resources.warnings
+    counted = hgmma_shapes(binary, tmp_path)
+    assert counted, "no HGMMA in the machine code"
+    assert len(counted) % issued == 0  # one step of k, perhaps unrolled
+    assert set(counted) == {f"64x{schedule.bn}x16"}
+
+
+def hgmma_shapes(binary: KernelBinary, folder: Path) -> list[str]:
+    try:
+        import nvidia.cu13  # an optional wheel of the test machine
+    except ImportError:
+        pytest.skip("nvdisasm is not installed")
+    found = [Path(p) / "bin" / "nvdisasm" for p in nvidia.cu13.__path__]
+    tool = next((p for p in found if p.exists()), None)
+    if tool is None:
+        pytest.skip("nvdisasm is not installed")
+    path = folder / "kernel.cubin"
+    path.write_bytes(binary.image)
+    text = subprocess.run([str(tool), "-c", str(path)], capture_output=True, text=True, check=True).stdout
+    assert "MEMBAR" not in text[text.find("HGMMA") : text.rfind("HGMMA")], "a memory fence in the main loop"
+    return re.findall(r"HGMMA\.(\w+)\.F32", text)
+
+
+EMULATED: list[tuple[str, Program, WgmmaTile]] = [
+    ("nn cluster of rows", linear(200, 136, 136), WgmmaTile(64, 64, 1, 0, 2, 1, 2)),
+    ("nn cluster of columns", linear(130, 200, 72), WgmmaTile(128, 64, 2, 0, 1, 2, 8)),
+    ("nt in turn, cluster", linear(200, 200, 200, w="jk"), WgmmaTile(64, 96, 2, 1, 2, 1, 8)),
+    ("tn, two panels of columns in part", linear(136, 176, 128, x="ki"), WgmmaTile(64, 176, 1, 0, 1, 1, 8)),
+    ("tt, two tiles a group", linear(264, 72, 72, x="ki", w="jk"), WgmmaTile(256, 64, 2, 0, 1, 1, 8)),
+    ("f16, narrow panels", linear(64, 96, 64, dtype=F16), WgmmaTile(64, 48, 1, 0, 1, 1, 8)),
+    ("f32 output, odd columns", linear(70, 77, 72, w="jk", out=F32), WgmmaTile(64, 64, 1, 0, 1, 1, 8)),
+    ("odd columns", linear(70, 77, 72, w="jk"), WgmmaTile(64, 64, 1, 0, 1, 1, 8)),
+    ("statistics", scaled_max(72, 64, 128), WgmmaTile(128, 64, 2, 0, 1, 1, 8)),
+    ("root mean square in turn", rms_linear_silu(136, 128, 128), WgmmaTile(128, 64, 2, 1, 1, 1, 8)),
+    ("gated cluster", gated(136, 96, 128), WgmmaTile(64, 48, 1, 0, 2, 1, 8)),
+    ("bias, gelu, residual", bias_gelu_residual(72, 88, 64), WgmmaTile(64, 64, 1, 0, 1, 1, 8)),
+    ("batched", batched(3, 72, 64, 72), WgmmaTile(64, 64, 1, 0, 1, 1, 8)),
+    ("batched, transposed", batched(2, 64, 72, 64, x="bki", w="bjk"), WgmmaTile(64, 64, 1, 0, 1, 2, 8)),
+]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator is built with g++")
+def test_emulated_kernels_agree_with_the_oracle(tmp_path: Path) -> None:
+    sources = [emulated_wgmma(FAMILY.emit(problem(p), s)) for _, p, s in EMULATED]
+    entries = compile_kernels(sources, tmp_path)
+    rng = np.random.default_rng(0)
+    wrong = {}
+    for entry, source, (name, program, _) in zip(entries, sources, EMULATED, strict=True):
+        inputs = {i.name: rng.standard_normal(i.shape).astype(i.dtype.numpy) for i in program.inputs}
+        want = np.asarray(evaluate(program, inputs)[0], np.float64)
+        got = run_wgmma(entry, source, program, inputs).astype(np.float64)
+        error = np.abs(got - want).max() / np.abs(want).max()
+        if not error <= 2 * program.outputs[0].dtype.roundoff + 1e-6:
+            wrong[name] = error
+    assert not wrong
+
+
+def refusal(program: Program, schedule: WgmmaTile = BASE) -> str:
+    why = FAMILY.legal(problem(program), schedule)
+    assert why is not None
+    return why
+
+
+def test_every_case_of_the_list_is_legal() -> None:
+    refused = [(c.name, s, w) for c in CASES for s in c.schedules if (w := c.family.legal(c.problem, s)) is not None]
+    assert refused == []
+
+
+def test_strides_that_tma_cannot_take_are_refused() -> None:
+    assert "16 bytes" in refusal(linear(128, 128, 132))
+    assert "16 bytes" in refusal(linear(128, 201, 128))
+
+
+def test_f32_operands_are_refused() -> None:
+    assert "bf16 and f16" in refusal(linear(128, 128, 128, dtype=F32))
+
+
+def test_a_computed_operand_is_refused() -> None:
+    assert "computed" in refusal(rms_linear(128, 128, 128))
+
+
+def test_a_widening_cast_of_an_operand_is_still_a_plain_read() -> None:
+    s = Shape(BF16, i=128, j=128, k=128)
+    wide = s.matmul(apply("cast", s("x", "ik"), dtype=F32), apply("cast", s("w", "kj"), dtype=F32))
+    assert FAMILY.legal(problem(s.program(wide, F32)), BASE) is None
+
+
+def test_statistics_of_a_left_operand_that_is_contiguous_along_its_rows_are_refused() -> None:
+    s = Shape(BF16, i=128, j=128, k=128)
+    x = s("x", "ki")
+    assert "contiguous along k" in refusal(s.program(apply("mul", s.rms(x), s.matmul(x, s("w", "kj")))))
+
+
+def test_statistics_need_whole_steps_of_k_because_padding_is_no_element() -> None:
+    assert "steps of 64" in refusal(scaled_max(128, 128, 136))
+
+
+def test_accumulators_that_do_not_fit_are_refused() -> None:
+    assert "accumulators" in refusal(linear(512, 512, 512), WgmmaTile(256, 256, 2, 0, 1, 1, 8))
+    assert "accumulators" in refusal(gated(512, 512, 512), BASE)
+
+
+def test_a_tile_that_leaves_no_room_for_three_stages_is_refused() -> None:
+    s = Shape(BF16, i=512, j=512, k=512)
+    x = s("x", "ik")
+    six = [s.matmul(x, s(f"w{i}", "kj")) for i in range(6)]
+    assert "stages" in refusal(
+        s.program(functools.reduce(lambda a, b: apply("add", a, b), six)), WgmmaTile(256, 16, 2, 0, 1, 1, 8)
+    )
+
+
+def test_emitting_an_illegal_schedule_raises() -> None:
+    with pytest.raises(IllegalScheduleError, match="ping-pong"):
+        FAMILY.emit(problem(linear(512, 512, 512)), WgmmaTile(128, 128, 3, 1, 1, 1, 8))
+
+
+def test_boxes_cover_the_tile_once_over_the_blocks_that_share_it() -> None:
+    maps = [a for a in FAMILY.emit(problem(linear(512, 512, 512)), BASE).args if isinstance(a, TensorMapArg)]
+    assert [m.box for m in maps] == [(64, 128, 1), (64, 32, 1), (64, 64, 1)]  # w: 4 panels, half the k of each
+    maps = [a for a in FAMILY.emit(problem(linear(512, 512, 512, w="jk")), BASE).args if isinstance(a, TensorMapArg)]
+    assert [m.box for m in maps] == [(64, 128, 1), (64, 128, 1), (64, 64, 1)]
+
+
+def test_the_grid_is_persistent_and_whole_clusters() -> None:
+    source = FAMILY.emit(problem(linear(4096, 4096, 4096)), BASE)
+    assert source.grid == (132, 1, 1)
+    assert source.cluster == 2
+    assert FAMILY.emit(problem(linear(256, 256, 256)), BASE).grid == (2, 1, 1)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name.startswith("wgmma")], ids=lambda c: c.name)
+def test_shared_memory_stays_within_the_limit(case: Case) -> None:
+    for s in case.schedules:
+        assert case.family.emit(case.problem, s).shared_bytes <= 232448
+
+
+def test_template_lines_depend_on_flags_and_slots_take_their_indentation() -> None:
+    text = "a  //@one\nb //@two\n//@begin two\nc\n//@end\n  SLOT\nf(SLOT);\n"
+    assert fill(text, {"one"}, {"SLOT": ["x", "y"]}) == "a\n  x\n  y\nf(x y);\n"
+
+
+def test_big_schedules_are_those_of_the_menu() -> None:
+    menu = Path(__file__).parents[2].joinpath("rules", "schedule-sm90-contract.egg").read_text(encoding="utf-8")
+    for s in BIG:
+        assert f"(wgmma-tile {s.bm} {s.bn} {s.groups} {s.pingpong})" in menu
