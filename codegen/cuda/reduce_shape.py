@@ -149,14 +149,23 @@ def kept_values(shape: ReduceShape) -> list[list[Expr]]:
 
 
 def row_registers(shape: ReduceShape, elements: int, inner: LoopAxis, lanes: int) -> int:
-    """Return the registers for each thread that hold `elements` of a row: raw loads, or kept values once they replace them."""
+    """Return the most registers that hold `elements` of a row between two passes: loads still needed, and kept values."""
     held = [x for x in shape.loads if shape.varies(x.expr) and bool(x.axes - shape.over)]
-    raw = sum(
-        elements * (x.dtype.bytes if shape.mode(x, inner, lanes) == "vector" else max(x.dtype.accumulator.bytes, 4)) / 4
-        for x in held
-    )
-    values = sum(elements * max(e.dtype.accumulator.bytes, 4) / 4 for group in kept_values(shape) for e in group)
-    return int(raw + values)
+    roots, kept = pass_roots(shape), kept_values(shape)
+    most, known = 0.0, list[Expr]()
+    for n in range(len(roots)):
+        later = [r for group in roots[n:] for r in group]
+        needed = {e.digest for e in walk_elements(later, [e.digest for e in known], shape)}
+        live = sum(_load_bytes(x, shape, inner, lanes) for x in held if x.expr.digest in needed)
+        live += sum(max(e.dtype.accumulator.bytes, 4) for e in known if e.digest in needed)
+        most = max(most, elements * live / 4)
+        known += kept[n]
+    return int(most)
+
+
+def _load_bytes(load: Load, shape: ReduceShape, inner: LoopAxis, lanes: int) -> int:
+    """Return the register bytes of one element of a held load: as in memory for a vector, else a value of its own."""
+    return load.dtype.bytes if shape.mode(load, inner, lanes) == "vector" else max(load.dtype.accumulator.bytes, 4)
 
 
 def wide_dtype(shape: ReduceShape) -> DType:

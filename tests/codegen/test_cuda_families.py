@@ -1,0 +1,192 @@
+"""Legality, bounds, predictions, launch geometry and text of the CUDA families, without any compiler."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eqsat.codegen.cuda.emit import literal
+from eqsat.codegen.cuda.families import FAMILIES, family_of
+from eqsat.codegen.cuda.loads import find_loads
+from eqsat.codegen.cuda.point import PointFamily, PointTile, TransposeTile, point_shape
+from eqsat.codegen.cuda.reduce import ReduceFamily
+from eqsat.codegen.cuda.reduce_schedule import ColumnTile, FallbackReduceTile, GridReduceTile, RowTile
+from eqsat.codegen.cuda.reduce_shape import kept_values, reduce_shape
+from eqsat.codegen.cuda.simt import SimtFamily, SimtTile
+from eqsat.codegen.kernel import BufferArg, WorkspaceArg
+from eqsat.codegen.problem import Problem, contract_problem, point_problem, reduce_problem
+from eqsat.codegen.targets import TARGETS, parse_target
+from eqsat.errors import IllegalScheduleError, UsageError
+from eqsat.ir import apply, const
+from eqsat.types import DType
+
+F32, BF16 = DType.F32, DType.BF16
+RATES = parse_target("sm_90").rates
+
+
+def _problems() -> Any:
+    spec = importlib.util.spec_from_file_location("codegen_problems", Path(__file__).with_name("problems.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+make = _problems()
+
+
+def named(name: str) -> Problem:
+    """Return the anatomy of one of the listed problems."""
+    find = {"point": point_problem, "function": point_problem, "reduce": reduce_problem, "contract": contract_problem}[
+        name.split("-")[0]
+    ]
+    found = find(make.PROBLEMS[name])
+    assert not isinstance(found, str), found
+    return found
+
+
+@pytest.mark.parametrize("name", list(make.PROBLEMS))
+def test_the_unconditional_schedules_serve_every_problem(name):
+    problem = named(name)
+    for family in FAMILIES:
+        fallback = {"point": PointTile(128, 1, 1, 0), "reduce": FallbackReduceTile(4), "simt": SimtTile(16, 16, 16, 1, 1)}.get(
+            family.name
+        )
+        if fallback is not None and problem.family == {"simt": "contract"}.get(family.name, family.name):
+            assert family.legal(problem, fallback) is None
+            source = family.emit(problem, fallback)
+            assert 0 < source.grid[0] < 2**31
+            assert 32 <= source.block <= 1024
+            assert family.bound_ns(problem, RATES) <= family.predict_ns(problem, fallback, RATES)
+
+
+def test_a_schedule_finds_its_family():
+    assert family_of(PointTile(128, 1, 1, 0)).name == "point"
+    assert family_of(RowTile(1, 1, 1, 1, 0, 0)).name == "reduce"
+    assert family_of(SimtTile(16, 16, 16, 1, 1)).name == "simt"
+
+
+def test_an_illegal_schedule_is_refused_with_the_reason():
+    with pytest.raises(IllegalScheduleError, match=r"expected a legal schedule; got PointTile .*131 is not a multiple of the 8"):
+        PointFamily().emit(named("point-prime"), PointTile(128, 1, 16, 0))
+
+
+def test_axes_that_all_accesses_step_through_evenly_become_one_loop():
+    problem = named("point-swiglu")
+    assert [loop.extent for loop in point_shape(problem).loops] == [24 * 64]
+    assert [loop.extent for loop in point_shape(named("point-permute")).loops] == [60, 4]
+
+
+def test_a_load_through_a_pad_is_guarded_and_its_axes_stay_apart():
+    problem = named("point-pad")
+    load = next(x for x in find_loads(problem.program).values() if x.guard_axes)
+    assert load.guard_axes == {"hp", "wp"}
+    text = PointFamily().emit(problem, PointTile(128, 1, 1, 0)).text
+    assert "< 8 ? load_one(" in text
+
+
+def test_a_transposed_load_takes_the_tile_and_a_plain_one_does_not():
+    assert PointFamily().legal(named("point-transpose-16"), TransposeTile(64, 256, 16, 0)) is None
+    assert "contiguous" in str(PointFamily().legal(named("point-swiglu"), TransposeTile(64, 256, 16, 0)))
+
+
+def test_softmax_keeps_its_exponentials_and_nothing_else():
+    shape = reduce_shape(named("reduce-softmax"))
+    assert [[e.op for e in group] for group in kept_values(shape)] == [[], ["exp"], []]
+
+
+def test_a_row_that_does_not_fit_the_registers_is_refused_and_streams():
+    problem = named("reduce-long-rows")
+    assert "registers" in str(ReduceFamily().legal(problem, RowTile(4, 1, 16, 1, 0, 0)))
+    assert ReduceFamily().legal(problem, RowTile(4, 1, 16, 1, 4, 0)) is None
+
+
+def test_row_schedules_do_not_serve_columns_nor_column_schedules_rows():
+    assert "contiguous" in str(ReduceFamily().legal(named("reduce-sum-columns"), RowTile(4, 1, 16, 1, 0, 0)))
+    assert "contiguous" in str(ReduceFamily().legal(named("reduce-gemv"), ColumnTile(32, 4, 1, 16, 2)))
+
+
+def test_only_one_pass_can_be_split_over_blocks():
+    assert "one pass" in str(ReduceFamily().legal(named("reduce-softmax"), GridReduceTile(64, 2, 16, 1, 0)))
+
+
+def test_argmax_over_two_axes_is_refused():
+    x = make.array("x", F32, m=4, n=5)
+    program = make.program(make.reduce("argmax", "m", make.reduce("argmax", "n", x)), ())
+    found = reduce_problem(program)
+    assert isinstance(found, str) or "not one reduction" in str(ReduceFamily().legal(found, FallbackReduceTile(1)))
+
+
+def test_a_split_reduction_asks_for_a_zeroed_workspace():
+    source = ReduceFamily().emit(named("reduce-sum-columns"), ColumnTile(32, 4, 3, 16, 2))
+    assert source.args == (BufferArg("x"), BufferArg("out"), WorkspaceArg(zeroed=True))
+    assert source.workspace_bytes == 16 + 4 * 64 * 3
+
+
+def test_a_cluster_says_that_it_needs_hopper():
+    problem = named("reduce-long-rows")
+    assert ReduceFamily().emit(problem, RowTile(32, 1, 16, 8, 0, 0)).requires == "sm_90"
+
+
+def test_the_head_of_a_source_lists_buffers_schedule_and_program():
+    head = PointFamily().emit(named("point-swiglu"), PointTile(64, 1, 8, 0)).text.split("\n// prelude")[0]
+    for part in (
+        "PointTile threads=64 count=1 width=8 hint=0",
+        "in0 = x: bf16[24, 64]",
+        "out = out: bf16[24, 64] over [m n]",
+        "(sigmoid x[m n])",
+    ):
+        assert part in head
+
+
+def test_the_bound_is_the_time_to_move_every_byte_once():
+    a, b = (make.array(x, BF16, m=16384, n=11008) for x in "ab")
+    problem = point_problem(make.program(apply("mul", a, b), "mn", BF16))
+    assert not isinstance(problem, str)
+    assert PointFamily().bound_ns(problem, RATES) == pytest.approx(3 * 16384 * 11008 * 2 / 4800)
+
+
+def test_the_bound_of_a_matrix_product_is_its_arithmetic():
+    a, b = make.array("a", F32, m=4096, k=4096), make.array("b", F32, k=4096, n=4096)
+    problem = contract_problem(make.program(make.matmul(a, b), "mn"))
+    assert not isinstance(problem, str)
+    assert SimtFamily().bound_ns(problem, RATES) == pytest.approx(2 * 4096**3 / 67e3)
+
+
+def test_the_model_prefers_wide_vectors_and_held_rows():
+    problem = reduce_problem(make.program(make.softmax(make.array("x", BF16, m=8192, n=8192), "n"), "mn", BF16))
+    assert not isinstance(problem, str)
+    expected = [
+        ReduceFamily().predict_ns(problem, s, RATES)
+        for s in (RowTile(8, 1, 16, 1, 0, 0), RowTile(32, 1, 16, 1, 0, 0), FallbackReduceTile(1))
+    ]
+    assert expected == sorted(expected)
+    assert expected[0] < expected[1] < expected[2]
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "text"),
+    [
+        (0.1, F32, "(0.1f)"), (1.0, F32, "(1.0f)"), (1e-30, BF16, "(1e-30f)"), (0.1, DType.F64, "(0.1)"), (float("-inf"), F32, "(-EQ_INF)"),
+        (-3, DType.I64, "-3ll"), (-3, DType.I32, "(-3)"), (True, DType.BOOL, "true"), (16777216.0, F32, "(1.6777216e+07f)"),
+    ],
+)  # fmt: skip
+def test_constants_print_so_that_they_read_back(value, dtype, text):
+    assert literal(const(value, dtype)) == text
+
+
+def test_targets_are_found_by_name():
+    assert parse_target("sm_90").arch == "sm_90a"
+    assert {t.capability for t in TARGETS.values()} == {80, 86, 89, 90, 100, 120, 0}
+
+
+@pytest.mark.parametrize("name", ["sm_70", "native", "H200"])
+def test_an_unknown_target_is_refused_with_the_known_ones(name):
+    with pytest.raises(UsageError, match=r"expected a (concrete )?target out of sm_80, .*cpu"):
+        parse_target(name)
