@@ -355,11 +355,17 @@ class Program:
     @property
     def flops(self) -> int:
         """Arithmetic operations when each subexpression is evaluated once: one per element of a node's operands' join."""
+        return sum(count for _, count in self._operations())
+
+    @property
+    def arithmetic(self) -> int:
+        """The same, each operation by its weight in the op table: what a kernel without matrix instructions has to issue."""
+        return sum(op.weight * count for op, count in self._operations())
+
+    def _operations(self) -> Iterator[tuple[Op, int]]:
         seen: dict[str, Expr] = {e.digest: e for o in self.outputs for e in o.expr.walk()}
-        total = 0
         for e in seen.values():
             if e.row.kind is Kind.POINTWISE and e.op != "cast":
-                total += e.type.elements
+                yield e.row, e.type.elements
             elif e.row.kind is Kind.REDUCE:
-                total += e.args[0].type.elements
-        return total
+                yield e.row, e.args[0].type.elements

@@ -33,6 +33,12 @@ def issue_ns(program: Program, rates: Rates) -> float:
     return loaded / rates.issue
 
 
+def arithmetic_ns(program: Program, rates: Rates) -> float:
+    """Return the time of the program's operations outside the tensor cores."""
+    double = any(e.dtype.value == "f64" for e in program.outputs[0].expr.walk())
+    return program.arithmetic / rates.rate("f64" if double else "f32")
+
+
 # Models: they order the schedules before any is measured, and choose where none can be. Each constant is a slope seen on an
 # H200 (softmax, RMSNorm, copies, column sums); the exact values matter little, since what is measured overrides them.
 ISSUE_BYTES_PER_PROCESSOR = 243.0  # per ns: 128 bytes a clock at 1.9 GHz, as in the rates of every target

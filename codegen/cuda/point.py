@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
-from eqsat.codegen.cuda.bounds import issue_ns, latency_factor, traffic_ns
+from eqsat.codegen.cuda.bounds import arithmetic_ns, issue_ns, latency_factor, traffic_ns
 from eqsat.codegen.cuda.emit import Scope, assemble, parameters, refuse_illegal, register_type, stored_type
 from eqsat.codegen.cuda.loads import (
     AxisNames,
@@ -124,7 +124,8 @@ class PointFamily:
 
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
         """Return the time to move each byte once, at least an empty kernel's."""
-        return max(traffic_ns(problem.program, rates), issue_ns(problem.program, rates))
+        program = problem.program
+        return max(traffic_ns(program, rates), issue_ns(program, rates), arithmetic_ns(program, rates))
 
     def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
         """Return a model's time: the bytes at the memory rate, stretched by narrow and strided accesses."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from eqsat.codegen.cuda.bounds import issue_ns, latency_factor, traffic_ns
+from eqsat.codegen.cuda.bounds import arithmetic_ns, issue_ns, latency_factor, traffic_ns
 from eqsat.codegen.cuda.emit import refuse_illegal
 from eqsat.codegen.cuda.loads import Load, LoopAxis
 from eqsat.codegen.cuda.reduce_columns import emit_columns
@@ -63,8 +63,9 @@ class ReduceFamily:
                 return emit_rows(shape, RowTile(warps=1, rows=schedule.rows, width=1, cluster=1, stream=4, hint=0))
 
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
-        """Return the time to move each byte once and to bring every operand of every row to registers once."""
-        return max(traffic_ns(problem.program, rates), issue_ns(problem.program, rates))
+        """Return the time to move each byte once, to bring every operand to registers, or of the arithmetic: the longest."""
+        program = problem.program
+        return max(traffic_ns(program, rates), issue_ns(program, rates), arithmetic_ns(program, rates))
 
     def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
         """Return a model's time: the bytes at the memory rate, stretched by short or long lanes, extra passes, idle processors."""
