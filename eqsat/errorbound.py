@@ -347,17 +347,26 @@ class _RunningError:
         if e.op in _WORST:  # the operands at which the slopes are largest are known
             worst = _WORST[e.op](xp, operands, reach)
             return table(xp, apply_pointwise(xp, e, worst), *worst)
-        corners = [
-            operands,
-            [x + r for x, r in zip(operands, reach, strict=True)],
-            [x - r for x, r in zip(operands, reach, strict=True)],
-        ]
+        if e.op in ("sin", "cos"):
+            return (xp.minimum(1.0, xp.abs(table(xp, value, *operands)[0]) + reach[0]),)
+        return self._corner_slopes(e, value, operands, reach)
+
+    def _corner_slopes(self, e: Expr, value: Array, operands: list[Array], reach: list[Array]) -> tuple[Array, ...]:
+        """Return the largest slope at the operands and at both ends of their errors, secants to the ends included.
+
+        A secant bounds a monotone function where its steepest point lies between (tanh around 0).
+        """
+        xp, table = self._xp, e.row.slopes
+        assert table is not None
+        width = sum(reach[1:], start=reach[0])
         largest = tuple(xp.zeros((1,) * value.ndim) for _ in operands)
-        for corner in corners:
+        for sign in (0.0, 1.0, -1.0):
+            corner = [x + sign * r for x, r in zip(operands, reach, strict=True)]
             y = apply_pointwise(xp, e, corner)
             outside = xp.isnan(y) & ~xp.isnan(value)  # the errors reach out of the op's domain
-            found = table(xp, y, *corner)
-            largest = tuple(xp.where(outside, math.inf, xp.maximum(m, xp.abs(s))) for m, s in zip(largest, found, strict=True))
+            secant = xp.where(width > 0, xp.abs(y - value) / width, 0.0)
+            slopes = [xp.maximum(xp.abs(s), secant) for s in table(xp, y, *corner)]
+            largest = tuple(xp.where(outside, math.inf, xp.maximum(m, s)) for m, s in zip(largest, slopes, strict=True))
         return largest
 
     def _flipping(self, e: Expr, value: Array, operands: list[Array], parts: list[Errors]) -> Bounded:

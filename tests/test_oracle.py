@@ -321,6 +321,15 @@ def test_float32_arithmetic_stays_within_the_bound_after_an_inexact_operand(op: 
     assert (bound < 1e-4 * np.maximum(1, np.abs(value))).all()
 
 
+@pytest.mark.parametrize("op", ["tanh", "sigmoid", "erf", "sin"])
+def test_an_error_that_spans_the_steep_part_of_a_function_is_not_lost(op: str) -> None:
+    x = read("x", ("i", "k"), (1, 3), F32)
+    cancelled = reduce("sum", "k", apply("mul", x, const(0.1, F32)))  # 1e9 - 1e9 - 8 with an error of hundreds
+    p = program(apply(op, cancelled), ("i",), Input("x", (1, 3), F32))
+    ((value, bound),) = evaluate_with_bound(p, {"x": np.array([[1e10, -1e10, -80.0]], np.float32)})
+    assert bound[0] >= 0.99 * (1.0 - value[0] if op != "sin" else 1.0)
+
+
 def test_iota_and_comparisons_are_exact() -> None:
     mask = apply("lt", iota("j", 3), iota("i", 2))
     ((value, bound),) = evaluate_with_bound(program(mask, ("i", "j")), {})
