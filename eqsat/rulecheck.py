@@ -27,7 +27,7 @@ import numpy as np
 from eqsat import ops, rulegate_draw, rulegate_equation, rulegate_value
 from eqsat.errors import FalseRuleError, RuleError
 from eqsat.rulefile import Rule
-from eqsat.rulegate_draw import EXTENTS, Draw, applied, axes_of, draws, evaluate
+from eqsat.rulegate_draw import EXTENTS, Draw, applied, axes_of, degree, draws, evaluate, tensor_numbers
 from eqsat.rulegate_equation import Equation, IllTypedError, UncheckableError, dtype_of, equations, typings
 from eqsat.rulegate_shrink import Situation, shown, shrink
 from eqsat.rulegate_value import (
@@ -50,7 +50,6 @@ PRIMES = (2147483647, 2147483629)
 
 _DRAWS = 8  # situations for each extent assignment and number system
 _LEAST = 24  # elements that must have been compared with a tolerance that says something
-_LARGE = 900.0  # beyond the range of exp in float64 (709): what overflows is seen
 _LOG = logging.getLogger(__name__)
 
 
@@ -233,7 +232,7 @@ class _Tester:
         """Test each situation in every prime field; return log2 of the chance that a law false in one of them passes."""
         worst = -math.inf
         for draw in self._situations():
-            (a, c), (b, d) = (_degree(t, draw) for t in (self.equation.left, self.equation.right))
+            (a, c), (b, d) = (degree(t, draw) for t in (self.equation.left, self.equation.right))
             log2 = 0.0
             for prime in PRIMES:
                 self._test(draw, PrimeField(prime), "residues")
@@ -299,7 +298,7 @@ class _Tester:
             if draw.same.get(v) in out and not prime:
                 out[v] = out[draw.same[v]]
             else:
-                out[v] = _numbers(self.arrays, draw.shape(v), draw.types[v], style, prime)
+                out[v] = tensor_numbers(self.arrays, draw.shape(v), draw.types[v], style, prime)
         return out
 
     def _compare(self, situation: Situation, domain: Domain) -> Comparison:
@@ -356,50 +355,6 @@ _VERDICTS = {
     ),
     ("", ""): ("is false", "Add the guard that excludes this, or correct the law."),
 }
-
-
-def _numbers(rng: np.random.Generator, shape: tuple[int, ...], kind: str, style: str, prime: int) -> np.ndarray[Any, Any]:
-    """Draw a tensor's numbers: mixed signs with zeros, and (residues aside) now and then one number throughout."""
-    if prime:
-        return rng.integers(0, prime, shape)
-    if kind == "bool":
-        return rng.integers(0, 2, shape).astype(np.float64)
-    if rng.random() < 0.1:
-        return np.full(shape, float(rng.choice([0, 1, -1, 2])))
-    if style == "whole" or kind == "i32":
-        return rng.integers(-4, 5, shape).astype(np.float64)
-    if style == "large":
-        return rng.uniform(-_LARGE, _LARGE, shape)
-    drawn = rng.normal(0, 2, shape)
-    choice = rng.random(shape)
-    drawn = np.where(choice < 0.1, 0.0, np.where(choice > 0.9, np.round(drawn) + 0.0, drawn))
-    # The sign of a zero is no value of a tensor program; only the class `exact` promises it.
-    return np.where(choice < 0.05, -0.0, drawn) if style == "signed" else drawn
-
-
-def _degree(node: Any, draw: Draw) -> tuple[int, int]:
-    """Degrees of numerator and denominator of a term as a rational function of its variables' elements."""
-    if node.kind == "symbol":
-        return 1, 0
-    row = ops.BY_CONSTRUCTOR[node.head]
-    if row.name == "const":
-        return 0, 0
-    if row.kind is ops.Kind.REDUCE:
-        n, d = _degree(node.args[1], draw)
-        extent = draw.extents[draw.name(node.args[0])]
-        return (n + (extent - 1) * d, extent * d) if row.name == "sum" else (extent * n, extent * d)
-    parts = [_degree(a, draw) for a in node.args]
-    match row.name, parts:
-        case (("add" | "sub"), [(a, b), (c, d)]):
-            return max(a + d, c + b), b + d
-        case "mul", [(a, b), (c, d)]:
-            return a + c, b + d
-        case "div", [(a, b), (c, d)]:
-            return a + d, b + c
-        case "recip", [(a, b)]:
-            return b, a
-        case _:
-            return parts[0]
 
 
 @functools.cache

@@ -21,6 +21,7 @@ EXTENTS = ((2, 3, 5, 4, 1, 6), (3, 1, 4, 2, 5, 6), (5, 2, 1, 3, 4, 6), (1, 4, 2,
 """Extents given to the axes of a draw in turn: distinct within a row, and each of the first axes has extent 1 once."""
 
 _SPARE_AXES = ("p", "q")
+_LARGE = 900.0  # beyond the range of exp in float64 (709): what overflows is seen
 _TRIES = 300  # random situations tried for one that satisfies the guards
 
 
@@ -287,3 +288,63 @@ def evaluate(node: Node, draw: Draw, domain: Domain, tensors: Mapping[str, Value
     if row.name == "cast":
         to = draw.types[node.args[1].text] if node.args[1].kind == "symbol" else node.args[1].text
     return domain.apply(row, [evaluate(a, draw, domain, tensors) for a in node.args[: row.arity]], to)
+
+
+def tensor_numbers(rng: np.random.Generator, shape: tuple[int, ...], kind: str, style: str, prime: int) -> np.ndarray[Any, Any]:
+    """Draw a tensor's numbers: mixed signs with zeros, and (residues aside) now and then one number throughout.
+
+    Parameters
+    ----------
+    rng : Generator
+    shape : tuple of int
+    kind : str
+        dtype of the variable.
+    style : {"residues", "whole", "ordinary", "signed", "large"}
+    prime : int
+        Modulus of residues; 0 for any other style.
+
+    Returns
+    -------
+    array
+        In float64 (residues in int64), to be taken into a number system.
+    """
+    if prime:
+        return rng.integers(0, prime, shape)
+    if kind == "bool":
+        return rng.integers(0, 2, shape).astype(np.float64)
+    if rng.random() < 0.1:
+        return np.full(shape, float(rng.choice([0, 1, -1, 2])))
+    if style == "whole" or kind == "i32":
+        return rng.integers(-4, 5, shape).astype(np.float64)
+    if style == "large":
+        return rng.uniform(-_LARGE, _LARGE, shape)
+    drawn = rng.normal(0, 2, shape)
+    choice = rng.random(shape)
+    drawn = np.where(choice < 0.1, 0.0, np.where(choice > 0.9, np.round(drawn) + 0.0, drawn))
+    # The sign of a zero is no value of a tensor program; only the class `exact` promises it.
+    return np.where(choice < 0.05, -0.0, drawn) if style == "signed" else drawn
+
+
+def degree(node: Node, draw: Draw) -> tuple[int, int]:
+    """Return the degrees of numerator and denominator of a term, a rational function of its variables' elements."""
+    if node.kind == "symbol":
+        return 1, 0
+    row = BY_CONSTRUCTOR[node.head]
+    if row.name == "const":
+        return 0, 0
+    if row.kind is Kind.REDUCE:
+        n, d = degree(node.args[1], draw)
+        extent = draw.extents[draw.name(node.args[0])]
+        return (n + (extent - 1) * d, extent * d) if row.name == "sum" else (extent * n, extent * d)
+    parts = [degree(a, draw) for a in node.args]
+    match row.name, parts:
+        case (("add" | "sub"), [(a, b), (c, d)]):
+            return max(a + d, c + b), b + d
+        case "mul", [(a, b), (c, d)]:
+            return a + c, b + d
+        case "div", [(a, b), (c, d)]:
+            return a + d, b + c
+        case "recip", [(a, b)]:
+            return b, a
+        case _:
+            return parts[0]
