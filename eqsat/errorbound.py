@@ -36,6 +36,7 @@ from eqsat.oracle import (
     to_layout,
     widens,
 )
+from eqsat.slicing import evaluate_in_slices
 from eqsat.types import DType
 
 Key = tuple[frozenset[str], bool]  # (axes along which the part is independent, whether it is soft)
@@ -107,12 +108,18 @@ def evaluate_with_bound(
     Up to n = confidence², and always for the truncation inside a tensor core, the deterministic bound is used.
     """
     rounding = rounding or Rounding()
-    roots = [o.expr for o in program.outputs]
-    summed = frozenset(e.attrs[0] for r in roots for e in r.walk() if e.row.kind is Kind.REDUCE)
-    bounds = _RunningError(check_inputs(program, inputs), xp, rounding, summed)
-    with np.errstate(all="ignore"):
-        found = interpret(roots, bounds)
-        return [bounds.store(v, o) for v, o in zip(found, program.outputs, strict=True)]
+    check_inputs(program, inputs)
+
+    def whole(p: Program, arrays: Mapping[str, Array]) -> list[tuple[Array, Array]]:
+        roots = [o.expr for o in p.outputs]
+        summed = frozenset(e.attrs[0] for r in roots for e in r.walk() if e.row.kind is Kind.REDUCE)
+        bounds = _RunningError(check_inputs(p, arrays), xp, rounding, summed)
+        with np.errstate(all="ignore"):
+            found = interpret(roots, bounds)
+            return [bounds.store(v, o) for v, o in zip(found, p.outputs, strict=True)]
+
+    sliced = evaluate_in_slices(program, inputs, whole) if xp is np else None
+    return [(value, bound) for value, bound in (sliced or whole(program, inputs))]
 
 
 class _RunningError:

@@ -18,6 +18,7 @@ from eqsat.access import AccessMap, Index
 from eqsat.errors import DTypeError, ShapeError, UsageError
 from eqsat.ir import Expr, Input, Program, apply, const
 from eqsat.ops import Array, Kind, Result
+from eqsat.slicing import evaluate_in_slices
 from eqsat.types import DType, promote
 
 V = TypeVar("V")
@@ -209,10 +210,15 @@ def evaluate(program: Program, inputs: Mapping[str, Array], xp: Any = np) -> lis
     >>> evaluate(p, {"x": np.arange(6.0, dtype=np.float32).reshape(2, 3)})[0].tolist()
     [3.0, 12.0]
     """
-    plain = Float64(check_inputs(program, inputs), xp)
-    with np.errstate(all="ignore"):
-        values = interpret([o.expr for o in program.outputs], plain)
-    return [to_layout(v, o.expr, o.axes) for v, o in zip(values, program.outputs, strict=True)]
+    check_inputs(program, inputs)
+
+    def whole(p: Program, arrays: Mapping[str, Array]) -> list[tuple[Array]]:
+        with np.errstate(all="ignore"):
+            values = interpret([o.expr for o in p.outputs], Float64(check_inputs(p, arrays), xp))
+        return [(to_layout(v, o.expr, o.axes),) for v, o in zip(values, p.outputs, strict=True)]
+
+    sliced = evaluate_in_slices(program, inputs, whole) if xp is np else None
+    return [v for (v,) in (sliced or whole(program, inputs))]
 
 
 def check_inputs(program: Program, inputs: Mapping[str, Array]) -> dict[str, tuple[Input, Array]]:

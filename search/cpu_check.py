@@ -13,9 +13,10 @@ from eqsat.ops import Array
 from eqsat.search.device import Check, Verdict
 from eqsat.search.verify import GuardedBuffer, Prepared, check_outputs, power, prepare
 
-# Above this many operations of the program the suites "wide" and "special" are left out: a float64 product of 2048³ takes
-# a third of a second, and a suite several of them.
+# Above this many operations, or elements of an output or input, the suites "wide" and "special" are left out: a float64
+# product of 2048³ takes a third of a second, and a suite several of them.
 _QUICK_FLOPS = 2e9
+_QUICK_ELEMENTS = 1 << 21
 _REPEATS = 2  # runs of the last suite: a kernel that keeps state, or a race, shows up
 
 Run = Callable[[Mapping[str, int]], None]
@@ -26,7 +27,9 @@ class Verifier:
 
     def __init__(self, program: Program, seed: int, rounding: Rounding) -> None:
         self.program = program
-        self.prepared = prepare(program, seed, rounding=rounding, quick=program.flops > _QUICK_FLOPS)
+        elements = max([i.elements for i in program.inputs] + [o.expr.type.elements for o in program.outputs])
+        quick = program.flops > _QUICK_FLOPS or elements > _QUICK_ELEMENTS
+        self.prepared = prepare(program, seed, rounding=rounding, quick=quick)
         self.power = power(program, self.prepared)
         self._inputs = {i.name: GuardedBuffer(i.shape, i.dtype, is_input=True) for i in program.inputs}
         self._outputs = {o.name: GuardedBuffer(o.shape, o.dtype) for o in program.outputs}

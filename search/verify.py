@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -23,11 +24,13 @@ from eqsat.oracle import evaluate, from_float64, product_factors, to_float64, wi
 from eqsat.search.device import Check
 from eqsat.types import DType
 
+Fault = tuple[str, int, Callable[[], Array]]  # its kind, which output is wrong, how to make it
 SuiteName = Literal["exact", "normal", "uniform", "edges", "wide", "special"]
 KERNEL = Rounding(stored=False)  # one launch: values inside it live in registers
 PLAN = Rounding(stored=True)  # several launches: any 16-bit value may have been stored
 
 _PALETTE = (0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.0, 3.0, -3.0, 1e4, -1e4, 1e-3)
+_PIECE = 1 << 15  # elements compared at once
 _EDGE = 16.0  # how much the last position along each dimension outweighs the others in the suite "edges"
 
 
@@ -126,7 +129,15 @@ def references(
         values: list[tuple[Array, Array | None]] = [(v, None) for v in evaluate(program, inputs, xp)]
     else:
         values = list(evaluate_with_bound(program, inputs, xp, rounding))
-    return [Reference(o.name, o.dtype, v, b) for o, (v, b) in zip(program.outputs, values, strict=True)]
+    return [
+        Reference(
+            o.name,
+            o.dtype,
+            xp.ascontiguousarray(v).reshape(v.shape),
+            None if b is None else xp.ascontiguousarray(b).reshape(b.shape),
+        )
+        for o, (v, b) in zip(program.outputs, values, strict=True)
+    ]
 
 
 def comparable(found: Sequence[Reference]) -> bool:
@@ -140,14 +151,27 @@ def check_outputs(outputs: Sequence[Array], expected: Sequence[Reference], suite
     """Compare outputs (each in its dtype and layout) with their references; the check is named after the suite."""
     worst, note = 0.0, ""
     for out, ref in zip(outputs, expected, strict=True):
-        if not ref.value.size:
-            continue
-        wrong, ratio = _compare(xp, to_float64(xp, out, ref.dtype), ref)
-        worst = max(worst, ratio)
-        count = int(wrong.sum())
+        count, first = 0, -1
+        for start, got, part in _pieces(xp, out, ref):
+            wrong, ratio = _compare(xp, to_float64(xp, got, ref.dtype), part)
+            worst = max(worst, ratio)
+            found = int(wrong.sum())
+            if found and not count:
+                first = start + int(xp.argmax(wrong))
+            count += found
         if count and not note:
-            note = _describe(xp, out, ref, wrong, count)
+            note = _describe(xp, out, ref, first, count)
     return Check(suite.name, not note, worst, suite.seed, note)
+
+
+def _pieces(xp: Any, out: Array, ref: Reference) -> Iterator[tuple[int, Array, Reference]]:
+    """Yield (start, elements of the output, of the reference) in pieces whose temporaries stay in a cache; whole on CUDA."""
+    flat, value = out.reshape(-1), ref.value.reshape(-1)
+    bound = None if ref.bound is None else ref.bound.reshape(-1)
+    step = _PIECE if xp is np else max(1, value.size)
+    for start in range(0, value.size, step):
+        part = slice(start, start + step)
+        yield start, flat[part], Reference(ref.name, ref.dtype, value[part], None if bound is None else bound[part])
 
 
 def _compare(xp: Any, got: Array, ref: Reference) -> tuple[Array, float]:
@@ -170,10 +194,9 @@ def _compare(xp: Any, got: Array, ref: Reference) -> tuple[Array, float]:
         return wrong, float(ratio.max())
 
 
-def _describe(xp: Any, out: Array, ref: Reference, wrong: Array, count: int) -> str:
-    at = int(xp.argmax(wrong.reshape(-1)))
+def _describe(xp: Any, out: Array, ref: Reference, at: int, count: int) -> str:
     where = tuple(int(i) for i in np.unravel_index(at, ref.value.shape))
-    got = float(to_float64(xp, out, ref.dtype).reshape(-1)[at])
+    got = float(to_float64(xp, out.reshape(-1)[at : at + 1], ref.dtype)[0])
     allowed = "exactly" if ref.bound is None else f"within {float(ref.bound.reshape(-1)[at]):.3g}"
     return (
         f"{ref.name}{list(where)}: expected {float(ref.value.reshape(-1)[at]):.8g} {allowed}; got {got:.8g}"
@@ -300,13 +323,15 @@ def power(program: Program, prepared: Sequence[Prepared], xp: Any = np) -> tuple
 
 def _try_faults(program: Program, p: Prepared, xp: Any, tried: set[str], rejected: set[str]) -> None:
     right = [from_float64(xp, r.value, r.dtype) for r in p.expected]
-    for name, at, wrong in _faults(program, p, right, xp):
-        if name in rejected or not _differs(xp, p.expected[at], right[at], wrong):
+    for name, at, make in _faults(program, p, right, xp):
+        if name in rejected:
             continue
-        tried.add(name)
-        outputs = [wrong if i == at else x for i, x in enumerate(right)]
-        if not check_outputs(outputs, p.expected, p.suite, xp).passed:
-            rejected.add(name)
+        wrong = make()
+        if _differs(xp, p.expected[at], right[at], wrong):
+            tried.add(name)
+            outputs = [wrong if i == at else x for i, x in enumerate(right)]
+            if not check_outputs(outputs, p.expected, p.suite, xp).passed:
+                rejected.add(name)
 
 
 def _differs(xp: Any, ref: Reference, right: Array, wrong: Array) -> bool:
@@ -316,26 +341,26 @@ def _differs(xp: Any, ref: Reference, right: Array, wrong: Array) -> bool:
         return bool((far if ref.bound is None else far & (ref.bound < math.inf)).any())
 
 
-def _faults(program: Program, p: Prepared, right: Sequence[Array], xp: Any) -> Iterator[tuple[str, int, Array]]:
+def _faults(program: Program, p: Prepared, right: Sequence[Array], xp: Any) -> Iterator[Fault]:
     for at, (out, value) in enumerate(zip(program.outputs, right, strict=True)):
         if not value.size:
             continue
-        yield f"{out.name}: zeros", at, xp.zeros_like(value)
+        yield f"{out.name}: zeros", at, partial(xp.zeros_like, value)
         for i in program.inputs:
             if i.shape == out.shape:
-                yield (
-                    f"{out.name}: a copy of {i.name}",
-                    at,
-                    from_float64(xp, to_float64(xp, p.inputs[i.name], i.dtype), out.dtype),
-                )
-        yield f"{out.name}: last tile not written", at, _unwritten(value)
+                yield f"{out.name}: a copy of {i.name}", at, partial(_converted, xp, p.inputs[i.name], i.dtype, out.dtype)
+        yield f"{out.name}: last tile not written", at, partial(_unwritten, value)
         long = next((d for d, n in enumerate(value.shape) if n > 1), None)
         if long is not None:
-            yield f"{out.name}: off by one row", at, xp.roll(value, 1, axis=long)
-        yield f"{out.name}: last element changed", at, _changed(xp, p.expected[at])
+            yield f"{out.name}: off by one row", at, partial(xp.roll, value, 1, axis=long)
+        yield f"{out.name}: last element changed", at, partial(_changed, xp, p.expected[at])
         yield from _precision_fault(xp, out, at, p.expected[at])
         if p.suite.name in ("exact", "edges"):
             yield from _dropped_tiles(program, at, p, xp)
+
+
+def _converted(xp: Any, array: Array, dtype: DType, to: DType) -> Array:
+    return from_float64(xp, to_float64(xp, array, dtype), to)
 
 
 def _unwritten(value: Array) -> Array:
@@ -359,7 +384,7 @@ def _changed(xp: Any, ref: Reference) -> Array:
     return from_float64(xp, flat.reshape(ref.value.shape), ref.dtype)
 
 
-def _precision_fault(xp: Any, out: Output, at: int, ref: Reference) -> Iterator[tuple[str, int, Array]]:
+def _precision_fault(xp: Any, out: Output, at: int, ref: Reference) -> Iterator[Fault]:
     """Yield a downcast output, where the program is well enough conditioned to tell (typical bound under half of it)."""
     shorter = {DType.F32: DType.BF16, DType.F64: DType.F32}.get(out.dtype)
     if shorter is None or ref.bound is None:
@@ -369,20 +394,27 @@ def _precision_fault(xp: Any, out: Output, at: int, ref: Reference) -> Iterator[
     ratio = xp.where(xp.isfinite(value) & (value != 0), bound / xp.where(value == 0, 1.0, xp.abs(value)), math.inf)
     if float(xp.median(ratio)) > shorter.roundoff / 4:
         return
-    narrow = to_float64(xp, from_float64(xp, ref.value, shorter), shorter)
-    yield f"{out.name}: computed in {shorter}", at, from_float64(xp, narrow, out.dtype)
+
+    def narrow() -> Array:
+        return _converted(xp, from_float64(xp, ref.value, shorter), shorter, out.dtype)
+
+    yield f"{out.name}: computed in {shorter}", at, narrow
 
 
-def _dropped_tiles(program: Program, at: int, p: Prepared, xp: Any) -> Iterator[tuple[str, int, Array]]:
+def _dropped_tiles(program: Program, at: int, p: Prepared, xp: Any) -> Iterator[Fault]:
     """Yield the output of the program whose outermost reduction leaves out its last positions."""
     out = program.outputs[at]
     node = next((e for e in reversed(list(out.expr.walk())) if e.row.kind is Kind.REDUCE and e.row.identity is not None), None)
     if node is None or (extent := node.args[0].type.extents[node.attrs[0]]) < 2:
         return
     dropped = max(1, min(16, extent // 2), extent // 256)
-    wrong = substitute(out.expr, {node: _without_last(node, extent - dropped)})
-    cut = Program(program.inputs, (Output(out.name, wrong, out.axes, out.dtype),))
-    yield f"{out.name}: {dropped} of {extent} dropped", at, from_float64(xp, evaluate(cut, p.inputs, xp)[0], out.dtype)
+
+    def cut() -> Array:
+        wrong = substitute(out.expr, {node: _without_last(node, extent - dropped)})
+        short = Program(program.inputs, (Output(out.name, wrong, out.axes, out.dtype),))
+        return from_float64(xp, evaluate(short, p.inputs, xp)[0], out.dtype)
+
+    yield f"{out.name}: {dropped} of {extent} dropped", at, cut
 
 
 def _without_last(node: Expr, stop: int) -> Expr:
