@@ -91,7 +91,8 @@ class Accumulator:
             ]
         if self.register == "m":
             return [f"{stem} {'&' if self.node.op in ('all', 'min', 'prod') else '|'}= {x};"]
-        return [f"{stem} = eq_{_JOIN[self.node.op]}_{self.register}({stem}, {x});"]
+        # the new value first: its test for NaN is then no part of the chain from one accumulation to the next
+        return [f"{stem} = eq_{_JOIN[self.node.op]}_{self.register}({x}, {stem});"]
 
     def folded(self, stem: str) -> str:
         """Return the C text of the result in every lane."""

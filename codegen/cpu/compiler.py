@@ -6,6 +6,7 @@ import atexit
 import functools
 import importlib.metadata
 import importlib.util
+import itertools
 import os
 import re
 import shlex
@@ -172,10 +173,17 @@ def compile_many(sources: Sequence[KernelSource], threads: int = 0) -> Iterator[
     for i, source in enumerate(sources):
         groups.setdefault(source.digest, []).append(i)
     work = joblib.Parallel(n_jobs=threads or os.cpu_count() or 1, backend="threading", return_as="generator_unordered")
-    jobs = (joblib.delayed(_attempt)(members[0], sources[members[0]]) for members in groups.values())
-    for first, result in work(jobs):
-        for i in groups[sources[first].digest]:
-            yield i, result
+    wanted = True
+    jobs = (joblib.delayed(_attempt)(m[0], sources[m[0]]) for m in itertools.takewhile(lambda _: wanted, groups.values()))
+    results = work(jobs)
+    try:
+        for first, result in results:
+            for i in groups[sources[first].digest]:
+                yield i, result
+    finally:
+        wanted = False  # the caller stopped early: nothing new begins, and joblib warns unless what runs is waited for
+        for _ in results:
+            pass
 
 
 def _attempt(index: int, source: KernelSource) -> tuple[int, KernelBinary | CompileError]:

@@ -4,8 +4,8 @@
    blocks. A block that starts with a line of types between colons is copied for each type that is mentioned: `@` stands
    for the type (f32, f64, i32, i64) and `#` for its bits.
    Registers: f32 (also for f16 and bf16), f64, i32, i64, and masks `vm`: 0 or -1 in lanes of MASK_BITS bits.
-   Accuracy: within 4 ulp (tests/codegen/test_cpu_functions.py measures it); NaN and infinities as in IEEE 754; results
-   below the normal range keep gradual underflow except where a line says otherwise. */
+   Accuracy: within 4 ulp (tests/codegen/test_cpu_functions.py measures it); NaN and infinities as in IEEE 754. Arithmetic
+   underflows gradually; exp, sigmoid and pow give 0 below the normal range. */
 
 #define EQ static inline __attribute__((always_inline))
 
@@ -254,14 +254,14 @@ EQ vf64 eq_sqrt_f64(vf64 x) {
 //: f32 f64 :
 EQ v@ eq_rsqrt_@(v@ x) { return 1 / eq_sqrt_@(x); }
 
-/* exp(x) = 2^n exp(f), |f| <= ln(2)/2; adding 1.5*2^23 leaves n in the low bits. 2^n is applied as two factors so that both
-   ends of the range, subnormals included, come out right. Polynomials: least squares on Chebyshev nodes. */
+/* exp(x) = 2^n exp(f), |f| <= ln(2)/2. Adding 1.5*2^23 leaves n in the low bits; shifting it to the exponent drops the
+   others. Results below the normal range are 0. Polynomials: least squares on Chebyshev nodes. */
 EQ vf32 eq_expm1_part_f32(vf32 x, vi32 *n) {
   vf32 shifted = x * 1.44269504f + 12582912.0f;
   vf32 whole = shifted - 12582912.0f;
   vf32 f = x - whole * 0.693145751953125f;
   f = f - whole * 1.4286068203094173e-06f;
-  *n = (vi32)shifted - 0x4b400000;
+  *n = (vi32)shifted;
   vf32 q = 0.00137511501f * f + 0.00836898759f;
   q = q * f + 0.0416695438f;
   q = q * f + 0.166665182f;
@@ -270,11 +270,10 @@ EQ vf32 eq_expm1_part_f32(vf32 x, vi32 *n) {
 }
 
 EQ vf32 eq_exp_f32(vf32 x) {
-  vi32 high = (vi32)(x > 89.0f), low = (vi32)(x < -104.0f), n;
-  x = (vf32)(((vi32)x & ~(high | low)) | ((vi32)eq_splat_f32(89.0f) & high) | ((vi32)eq_splat_f32(-104.0f) & low));
+  vi32 n, high = ~(vi32)(x <= 88.722839f), low = (vi32)(x < -87.336548f);
   vf32 p = eq_expm1_part_f32(x, &n) + 1.0f;
-  vi32 half = n >> 1;
-  return p * (vf32)((half + 127) << 23) * (vf32)((n - half + 127) << 23);
+  vi32 out = ((vi32)p + (n << 23)) & ~low;
+  return (vf32)((out & ~high) | ((vi32)(x + __builtin_inff()) & high));
 }
 
 EQ vf64 eq_expm1_part_f64(vf64 x, vi64 *n) {
@@ -282,7 +281,7 @@ EQ vf64 eq_expm1_part_f64(vf64 x, vi64 *n) {
   vf64 whole = shifted - 6755399441055744.0;
   vf64 f = x - whole * 0.6931471803691238;
   f = f - whole * 1.9082149292705877e-10;
-  *n = (vi64)shifted - 0x4338000000000000LL;
+  *n = (vi64)shifted;
   vf64 q = 1.6041380453807113e-10 * f + 2.092438900207203e-09;
   q = q * f + 2.5052242480695687e-08;
   q = q * f + 2.7557241964403717e-07;
@@ -298,11 +297,10 @@ EQ vf64 eq_expm1_part_f64(vf64 x, vi64 *n) {
 }
 
 EQ vf64 eq_exp_f64(vf64 x) {
-  vi64 high = (vi64)(x > 710.0), low = (vi64)(x < -746.0), n;
-  x = (vf64)(((vi64)x & ~(high | low)) | ((vi64)eq_splat_f64(710.0) & high) | ((vi64)eq_splat_f64(-746.0) & low));
+  vi64 n, high = ~(vi64)(x <= 709.782712893384), low = (vi64)(x < -708.3964185322641);
   vf64 p = eq_expm1_part_f64(x, &n) + 1.0;
-  vi64 half = n >> 1;
-  return p * (vf64)((half + 1023) << 52) * (vf64)((n - half + 1023) << 52);
+  vi64 out = ((vi64)p + (n << 52)) & ~low;
+  return (vf64)((out & ~high) | ((vi64)(x + __builtin_inf()) & high));
 }
 
 /* tanh(|x|) = E / (E + 2) with E = exp(2|x|) - 1, exact to the last places near 0 as E is. */
@@ -311,7 +309,7 @@ EQ vf32 eq_tanh_f32(vf32 x) {
   vi32 high = (vi32)(a > 20.0f), n;
   a = (vf32)(((vi32)a & ~high) | ((vi32)eq_splat_f32(20.0f) & high));
   vf32 part = eq_expm1_part_f32(a, &n);
-  vf32 scale = (vf32)((n + 127) << 23);
+  vf32 scale = (vf32)((n << 23) + 0x3f800000);
   vf32 e = part * scale + (scale - 1.0f);
   return eq_signed_f32(e / (e + 2.0f), x);
 }
@@ -321,12 +319,12 @@ EQ vf64 eq_tanh_f64(vf64 x) {
   vi64 high = (vi64)(a > 44.0), n;
   a = (vf64)(((vi64)a & ~high) | ((vi64)eq_splat_f64(44.0) & high));
   vf64 part = eq_expm1_part_f64(a, &n);
-  vf64 scale = (vf64)((n + 1023) << 52);
+  vf64 scale = (vf64)((n << 52) + 0x3ff0000000000000LL);
   vf64 e = part * scale + (scale - 1.0);
   return eq_signed_f64(e / (e + 2.0), x);
 }
 
-/* Below -88.7 (f32) or -709.7 (f64) the result is subnormal in truth and 0 here. */
+/* Where the result is below the normal range in truth, it is 0 here. */
 //: f32 f64 :
 EQ v@ eq_sigmoid_@(v@ x) { return 1 / (1 + eq_exp_@(-x)); }
 

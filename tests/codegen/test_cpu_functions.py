@@ -74,6 +74,8 @@ def test_functions_are_within_four_units_of_the_last_place(dtype: DType, tmp_pat
         if op in ("sin", "cos") and dtype is DType.F64:  # the x87 reduction is exact only as far as its 66 bits of pi
             x, got, want = (a[np.abs(x) < 1e3] for a in (x, got, want))
         error = ulp_error(got, want)
+        if op in ("exp", "sigmoid"):  # results below the normal range are 0
+            error[(got == 0) & (np.abs(want) < np.finfo(dtype.numpy).tiny)] = 0.0
         at = int(np.argmax(error))
         assert error[at] <= LIMIT_ULP, f"{op}({x[at]!r}) = {got[at]!r}; expected {want[at]!r}: {error[at]:.2f} ulp"
 
