@@ -101,11 +101,12 @@ def bound_candidates(found: list[Candidate], spaces: Mapping[Space, tuple[Schedu
 def _bounded(
     problem: Problem, schedules: tuple[Schedule, ...], served: tuple[Family, ...], rates: Rates
 ) -> tuple[tuple[Schedule, ...], int, float]:
-    legal: list[Schedule] = []
+    legal: list[tuple[float, Schedule]] = []
     low = math.inf
     for family in served:
         mine = [s for s in schedules if type(s) in family.schedules and family.legal(problem, s) is None]
         if mine:
-            legal += mine
+            legal += [(family.predict_ns(problem, s, rates), s) for s in mine]
             low = min(low, family.bound_ns(problem, rates))
-    return tuple(legal), len(schedules) - len(legal), low
+    legal.sort(key=lambda pair: pair[0])  # where the budget cuts a sweep, the likeliest were tried
+    return tuple(s for _, s in legal), len(schedules) - len(legal), low

@@ -93,8 +93,10 @@ class Sweeper:
     def _compile(
         self, c: Candidate, fresh: list[Schedule], counts: Counter[str], records: list[dict[str, object]]
     ) -> dict[Schedule, KernelBinary]:
+        """Compile in the order given, for at most half of the time left: what is compiled must also be timed."""
         out: dict[Schedule, KernelBinary] = {}
         refused = 0
+        deadline_s = (time.monotonic() + self.deadline_s) / 2
         self.progress.note(f"compiling {len(fresh)} schedules")
         sources = [family_of(s).emit(c.problem, s) for s in fresh]
         for index, binary in self.device.compile(sources):
@@ -107,7 +109,7 @@ class Sweeper:
                 self.store.put_trial(c.key, self.context, StoredTrial(str(schedule), "refused", None, record))
             else:
                 out[schedule] = binary
-            if time.monotonic() > self.deadline_s:
+            if time.monotonic() > deadline_s:
                 break
         for _ in range(len(fresh) - len(out) - refused):
             self._count(counts, "cut")
