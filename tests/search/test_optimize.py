@@ -29,16 +29,9 @@ from tests.search.fake_device import FakeDevice
 Rigged = Callable[[FakeDevice], FakeDevice]
 
 
-@pytest.fixture(scope="module")
-def evidence(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a cache folder of these tests' own: rules are checked once, not once a test."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
-def on(monkeypatch: pytest.MonkeyPatch, evidence: Path) -> Rigged:
+def on(monkeypatch: pytest.MonkeyPatch) -> Rigged:
     """Return a function that makes every target resolve to the fake device given."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(evidence))
 
     def rig(device: FakeDevice) -> FakeDevice:
         place = Place(parse_target("cpu"), device.name, device.fingerprint, lambda store: device)
