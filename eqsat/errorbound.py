@@ -20,22 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from eqsat.evaluation import align, apply_pointwise, apply_reduction, contract_arrays, gather
 from eqsat.ir import Expr, Input, Output, Program
 from eqsat.ops import Array, Kind
-from eqsat.oracle import (
-    Float64,
-    align,
-    apply_pointwise,
-    apply_reduction,
-    check_inputs,
-    contract_arrays,
-    gather,
-    interpret,
-    product_factors,
-    pull_invariant,
-    to_layout,
-    widens,
-)
+from eqsat.oracle import Float64, check_inputs, interpret, product_factors, pull_invariant, to_layout, widens
 from eqsat.slicing import evaluate_in_slices
 from eqsat.types import DType
 

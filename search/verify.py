@@ -17,10 +17,11 @@ from typing import Any, Literal
 import numpy as np
 
 from eqsat.errorbound import Rounding, evaluate_with_bound
+from eqsat.evaluation import from_float64, to_float64
 from eqsat.ir import Expr, Input, Output, Program, apply, const, iota, substitute
 from eqsat.ir import reduce as reduce_expr
 from eqsat.ops import Array, Kind
-from eqsat.oracle import evaluate, from_float64, product_factors, to_float64, widens
+from eqsat.oracle import evaluate, product_factors, widens
 from eqsat.search.device import Check
 from eqsat.types import DType
 
