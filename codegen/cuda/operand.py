@@ -165,6 +165,8 @@ def vector_code(
     moved: Mapping[str, str],
     along: Sequence[str],
     width: int,
+    *,
+    ordered: bool = False,
 ) -> list[str]:
     """Print the computation of some expressions at `width` neighbours along a group of axes.
 
@@ -181,6 +183,8 @@ def vector_code(
     along : sequence of str
         The axes that change with `e`, outer to inner.
     width : int
+    ordered : bool
+        Whether loads that change with `e` are to stay where they are printed (in the order of barriers).
 
     Returns
     -------
@@ -198,10 +202,10 @@ def vector_code(
         if not set(along) & e.axes:
             before.append(f"const {register_type(e.dtype)} x{i} = {scalar_load(e, buffer, 'at', pointer, names)};")
         elif contiguous(e, buffer, along[-1], width):
-            before.append(f"const auto x{i} = ordered<{width}>({pointer} + {print_offset(e, buffer, names)});")
+            before.append(f"const auto x{i} = {'ordered' if ordered else 'free_load'}<{width}>({pointer} + {print_offset(e, buffer, names)});")
             leaves[e] = f"Element<{stored_type(e.dtype)}>::get(x{i}, e)"
         else:
-            inside.append(f"const {register_type(e.dtype)} x{i} = {scalar_load(e, buffer, 'ordered_one', pointer, moved)};")
+            inside.append(f"const {register_type(e.dtype)} x{i} = {scalar_load(e, buffer, 'ordered_one' if ordered else 'at', pointer, moved)};")
 
     def leaf(e: Expr) -> str | None:
         if e in leaves:
@@ -246,7 +250,7 @@ def epilogue(problem: ContractProblem, accumulators: Sequence[str], statistics: 
     at_hand = {c.node: a for c, a in zip(problem.contractions, accumulators, strict=True)}
     at_hand |= dict(zip(problem.statistics, statistics, strict=True))
     results = [("y[e] = {};", problem.output.expr)]
-    body = vector_code(problem.program, results, at_hand, names, moved, problem.n, 2)
+    body = vector_code(problem.program, results, at_hand, names, moved, problem.n, 2, ordered=True)
     if not _mentions(body, ("row", "col")):
         return body
     return [f"const int row = min(y_row, {m - 1}), col = min(y_col, {n - 2 if n % 2 == 0 else n - 1});", *body]

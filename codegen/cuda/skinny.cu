@@ -6,7 +6,9 @@ constexpr int MT = (M + 7) / 8, PAIRS = NT / 2, SLAB = WN * NT * 8;         // S
 constexpr int X_PITCH = (SHARE | 1) * 64;                                   // bytes; odd multiples of 64 keep banks apart
 constexpr int PITCH = SLAB + 4, PART = COUNT * MT * 8 * PITCH;              // partial sums of one warp row, in floats
 constexpr int SEGMENTS = M < WARPS ? WARPS / M : 1;                         // warps that stage one row of x together
-constexpr bool EVEN = CHUNKS % (CK * STEP) == 0;
+constexpr int TASKS = (M * SEGMENTS + WARPS - 1) / WARPS, LENGTH = (SHARE * 32 / VECTOR + SEGMENTS - 1) / SEGMENTS;
+constexpr int TOGETHER = TASKS * ((LENGTH + 31) / 32) <= 16 ? 16 : 1;       // rows and steps of staging whose loads go out together
+constexpr bool EVEN = CHUNKS % (CK * STEP) == 0, EXACT = CHUNKS % CK == 0 && SHARE * 32 / VECTOR % (SEGMENTS * 32) == 0;
 
 //@begin n_major
 // One chunk of w, 32 of k by NT*8 contiguous columns: lane (g, q) holds 8 columns, 64t + 8g .., of each of its 8 rows of k.
@@ -16,7 +18,7 @@ struct Chunk {
     UNROLL for (int t = 0; t < NT / 8; ++t)
       UNROLL for (int r = 0; r < 8; ++r) {
         const int row = k + 8 * q + r;
-        if (K % 32 == 0 || row < K) v[t][r] = load_raw<16, HINT>(w + (i64)row * W_STRIDE + min(n + 64 * t + 8 * g, N - 8));
+        if (K % 32 == 0 || row < K) v[t][r] = stream16<HINT>(w + (i64)row * W_STRIDE + min(n + 64 * t + 8 * g, N - 8));
         else v[t][r] = zero_raw<16>();
       }
   }
@@ -37,7 +39,7 @@ struct Chunk {
   Raw<16> v[NT];
   DEV void load(const T* w, int k, int n, int g, int q) {
     UNROLL for (int t = 0; t < NT; ++t) {
-      if (K % 32 == 0 || k + 8 * q < K) v[t] = load_raw<16, HINT>(w + (i64)min(n + 8 * t + g, N - 1) * W_STRIDE + k + 8 * q);
+      if (K % 32 == 0 || k + 8 * q < K) v[t] = stream16<HINT>(w + (i64)min(n + 8 * t + g, N - 1) * W_STRIDE + k + 8 * q);
       else v[t] = zero_raw<16>();
     }
   }
@@ -65,20 +67,25 @@ eqsat_kernel(PARAMETERS) {
   UNROLL for (int d = 0; d < DEPTH; ++d)
     if (EVEN || wk + d * WK < mine) { LOAD_FIRST }
 
-  for (int task = warp; task < M * SEGMENTS; task += WARPS) {               // x: a warp takes a row, or a segment of one
-    constexpr int LENGTH = (SHARE * 32 / VECTOR + SEGMENTS - 1) / SEGMENTS;
-    const int m = task / SEGMENTS, begin = task % SEGMENTS * LENGTH, end = min(begin + LENGTH, mine * (32 / VECTOR));
-    INIT
-    for (int v = begin + lane; v < end; v += 32) {
-      const int k = k0 + v * VECTOR;
-      float value[VECTOR] = {};
-      if (K % 32 == 0 || k < K) {
-        STAGE
+#pragma unroll TOGETHER
+  for (int i = 0; i < TASKS; ++i) {                                         // x: a warp takes rows, or a segment of one
+    const int task = warp + i * WARPS, m = task / SEGMENTS, begin = task % SEGMENTS * LENGTH;
+    if (M * SEGMENTS % WARPS == 0 || task < M * SEGMENTS) {
+      INIT
+#pragma unroll 16
+      for (int j = 0; j < LENGTH; j += 32) {
+        const int v = begin + j + lane, k = k0 + v * VECTOR;
+        if (EXACT || v < min(begin + LENGTH, mine * (32 / VECTOR))) {
+          float value[VECTOR] = {};
+          if (K % 32 == 0 || k < K) {
+            STAGE
+          }
+          *(Raw<VECTOR * 2>*)(xs + m * X_PITCH + v * VECTOR * 2) = Pack<T>::from<VECTOR>(value);  //@vector
+          *(u16*)(xs + m * X_PITCH + v * 2) = (u16)Pack<T>::from<1>(value).w[0];                   //@scalar
+        }
       }
-      *(Raw<VECTOR * 2>*)(xs + m * X_PITCH + v * VECTOR * 2) = Pack<T>::from<VECTOR>(value);  //@vector
-      *(u16*)(xs + m * X_PITCH + v * 2) = (u16)Pack<T>::from<1>(value).w[0];                   //@scalar
+      REDUCE_ROW
     }
-    REDUCE_ROW
   }
   __syncthreads();
 

@@ -20,12 +20,23 @@ struct Sum { DEV static float neutral() { return 0.f; } DEV static float of(floa
 struct Max { DEV static float neutral() { return -EQ_INF; } DEV static float of(float a, float b) { return eq_maximum(a, b); } };
 struct Min { DEV static float neutral() { return EQ_INF; } DEV static float of(float a, float b) { return eq_minimum(a, b); } };
 
-// Loads for code beside the matrix units. `at` is an ordinary load, which the compiler may merge with its like: for what is the same
-// along a row. `ordered` loads N neighbours (aligned to all of them) and stays behind the barriers before it: not `.nc`, which
-// ptxas moves above a barrier and above the wait for the matrix units, all loads of a tile at once, until registers spill.
+// Loads for code beside the matrix units. `at` and `free_load` (N neighbours, aligned to all of them) are ordinary loads, which the
+// compiler may merge and move. `ordered` loads stay behind the barriers before them: not `.nc`, which ptxas moves above a barrier
+// and above the wait for the matrix units, all loads of a tile at once, until registers spill.
 template <class T> DEV typename Value<T>::type at(const T* p) {
   if constexpr (sizeof(T) == 2) { Raw<2> r; r.w[0] = *(const u16*)p; return Element<T>::get(r, 0); }
   else return *p;
+}
+template <int N, class T> DEV Raw<N * (int)sizeof(T)> free_load(const T* p) {
+  constexpr int BYTES = N * (int)sizeof(T);
+  Raw<BYTES> r;
+  if constexpr (BYTES % 16 == 0)
+    UNROLL for (int c = 0; c < BYTES / 16; ++c) { const uint4 v = ((const uint4*)p)[c]; r.w[4 * c] = v.x; r.w[4 * c + 1] = v.y; r.w[4 * c + 2] = v.z; r.w[4 * c + 3] = v.w; }
+  else if constexpr (BYTES == 8) { const uint2 v = *(const uint2*)p; r.w[0] = v.x; r.w[1] = v.y; }
+  else if constexpr (BYTES == 4) r.w[0] = *(const u32*)p;
+  else if constexpr (BYTES == 2) r.w[0] = *(const u16*)p;
+  else r.w[0] = *(const u8*)p;
+  return r;
 }
 template <int N, class T> DEV Raw<N * (int)sizeof(T)> ordered(const T* p) {
   constexpr int BYTES = N * (int)sizeof(T);
@@ -36,6 +47,15 @@ template <int N, class T> DEV Raw<N * (int)sizeof(T)> ordered(const T* p) {
   else if constexpr (BYTES == 4) asm volatile("ld.global.u32 %0, [%1];" : "=r"(r.w[0]) : "l"(p) : "memory");
   else if constexpr (BYTES == 2) { u16 h; asm volatile("ld.global.u16 %0, [%1];" : "=h"(h) : "l"(p) : "memory"); r.w[0] = h; }
   else asm volatile("ld.global.u8 %0, [%1];" : "=r"(r.w[0]) : "l"(p) : "memory");
+  return r;
+}
+// 16 bytes of a matrix that streams by, with a cache hint; stays before the barriers behind it (ptxas would sink a `.nc` load).
+template <int HINT> DEV Raw<16> stream16(const void* p) {
+  Raw<16> r;
+  if constexpr (HINT == STREAMING) asm volatile("ld.global.cs.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(r.w[0]), "=r"(r.w[1]), "=r"(r.w[2]), "=r"(r.w[3]) : "l"(p));
+  else if constexpr (HINT == NO_ALLOCATE) asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(r.w[0]), "=r"(r.w[1]), "=r"(r.w[2]), "=r"(r.w[3]) : "l"(p));
+  else if constexpr (HINT == EVICT_FIRST) asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0,%1,%2,%3}, [%4], %5;" : "=r"(r.w[0]), "=r"(r.w[1]), "=r"(r.w[2]), "=r"(r.w[3]) : "l"(p), "l"(policy_first()));
+  else asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(r.w[0]), "=r"(r.w[1]), "=r"(r.w[2]), "=r"(r.w[3]) : "l"(p));
   return r;
 }
 template <class T> DEV typename Value<T>::type ordered_one(const T* p) { return Element<T>::get(ordered<1>(p), 0); }

@@ -16,6 +16,7 @@ KERNEL((GROUPS + 1) * 128, CM * CN) eqsat_kernel(PARAMETERS) {
       const int rank = cluster_rank(), rm = rank / CN, rn = rank % CN;      //@cluster
       constexpr int rm = 0, rn = 0;                                         //@alone
       const u16 same_rows = ((1 << CN) - 1) << (rm * CN), same_columns = (1 << rn) * (CM == 2 ? 1 + (1 << CN) : 1);
+      PREFETCH
       while (tile.next())
         for (int k = 0; k < K; k += 64, in.next()) {
           const u32 slot = in.acquire(), full = in.full(in.s);
@@ -71,7 +72,7 @@ KERNEL((GROUPS + 1) * 128, CM * CN) eqsat_kernel(PARAMETERS) {
         });                                                                 //@direct
       });
     }
-    if (threadIdx.x % 128 == 0) bulk_wait<0>();                             //@staged
+    if (threadIdx.x % 128 == 0) bulk_wait_read<0>();                        //@staged
   }
   cluster_sync();                                                           //@cluster
 }

@@ -266,6 +266,7 @@ def _kernel(problem: ContractProblem, s: WgmmaTile, layout: Layout) -> str:
     statistics = [f"stat[i][{j}][half]" for j in range(len(problem.statistics))]
     slots = {
         "PARAMETERS": [_parameters(problem, layout)],
+        "PREFETCH": [f"tma_prefetch(&{m});" for m in _maps(layout)],
         "LOAD_B": [
             f"B::load(slot + A::bytes + {c} * B::bytes, &map_b{c}, full, tile.n, k, tile.batch, rm, same_columns);"
             for c in range(len(layout.bs))
@@ -296,6 +297,10 @@ def _accumulate(problem: ContractProblem) -> list[str]:
     return [*lines, *(f"part[i][{j}] = {op}::of(part[i][{j}], {v});" for j, (op, v) in enumerate(zip(ops, values, strict=True)))]
 
 
+def _maps(layout: Layout) -> list[str]:
+    return ["map_a", *(f"map_b{c}" for c in range(len(layout.bs))), *(["map_y"] if layout.staged else [])]
+
+
 def _pointers(problem: ContractProblem, layout: Layout) -> list[str]:
     """Return the buffers that are passed as pointers: what the epilogue reads, then the output if it is stored directly."""
     read = [i.name for i in used_inputs(problem.program) if i.name in epilogue_reads(problem)]
@@ -304,8 +309,7 @@ def _pointers(problem: ContractProblem, layout: Layout) -> list[str]:
 
 def _parameters(problem: ContractProblem, layout: Layout) -> str:
     names, inputs = parameter_names(problem.program), {i.name: i for i in problem.program.inputs}
-    maps = ["map_a", *(f"map_b{c}" for c in range(len(layout.bs))), *(["map_y"] if layout.staged else [])]
-    items = [f"TMAP {m}" for m in maps]
+    items = [f"TMAP {m}" for m in _maps(layout)]
     items += [f"const {stored_type(inputs[p].dtype)}* __restrict__ {names[p]}" for p in _pointers(problem, layout) if p in inputs]
     return ", ".join(items if layout.staged else [*items, "Y* __restrict__ out"])
 

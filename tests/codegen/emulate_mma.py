@@ -45,8 +45,13 @@ alignas(16) static u8 shared[8][SHARED];
 static int rank_here() { return (int)threadIdx.x / BLOCK; }
 template <class P> static P peer_value(const P* p, int rank) { return *(const P*)((const u8*)p + (long)(rank - rank_here()) * SHARED); }
 template <int N, class P> static Raw<N * (int)sizeof(P)> ordered(const P* p) { return load_raw<N * (int)sizeof(P), PLAIN>(p); }
+template <int N, class P> static Raw<N * (int)sizeof(P)> free_load(const P* p) { return ordered<N>(p); }
+template <int HINT> static Raw<16> stream16(const void* p) { return load_raw<16, PLAIN>(p); }
 """
-ORDERED = r"template <int N, class T> DEV Raw<N \* \(int\)sizeof\(T\)> ordered.*?^}\n"
+ORDERED = (
+    r"template <int N, class T> DEV Raw<N \* \(int\)sizeof\(T\)> (?:ordered|free_load)\(.*?^}\n"
+    r"|^// 16 bytes of a matrix.*\ntemplate <int HINT> DEV Raw<16> stream16\(.*?^}\n"
+)
 
 
 def emulated(source: KernelSource) -> KernelSource:

@@ -76,6 +76,7 @@ template <int N> static void bulk_wait_read() {
 }
 template <int N> static void bulk_wait() { bulk_wait_read<N>(); }
 static void fence_async_shared() {}
+static void tma_prefetch(const TMap*) {}
 static void stmatrix4(u32 at, u32 a, u32 b, u32 c, u32 d) {
   static u32 regs[1024][4];
   regs[current][0] = a; regs[current][1] = b; regs[current][2] = c; regs[current][3] = d;
