@@ -50,7 +50,7 @@ struct Chunk {
 };
 //@end
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)               //@alone
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)               //@no_cluster
 extern "C" __global__ void __cluster_dims__(CK, 1, 1) __launch_bounds__(THREADS, BLOCKS)  //@cluster
 eqsat_kernel(PARAMETERS) {
   extern __shared__ u8 raw[];
@@ -59,6 +59,7 @@ eqsat_kernel(PARAMETERS) {
   float* const stats = (float*)(raw + STATS_AT);                            //@statistics
   const int warp = threadIdx.x / 32, lane = lane_id(), g = lane / 4, q = lane % 4, wk = warp / WN, wn = warp % WN;
   const int rank = cluster_rank();                                          //@cluster
+  const int rank = blockIdx.x % CK;                                         //@memory
   constexpr int rank = 0;                                                   //@alone
   const int batch = blockIdx.y, n0 = blockIdx.x / CK * SLAB, k0 = rank * SHARE * 32;
   const int mine = EVEN ? SHARE : min(SHARE, CHUNKS - rank * SHARE), n = n0 + wn * NT * 8;
@@ -115,16 +116,34 @@ eqsat_kernel(PARAMETERS) {
           part[wk * PART + (s * MT * 8 + t * 8 + 2 * q + (i & 1)) * PITCH + wn * NT * 8 + Chunk::column(p, g, i >> 1)] = acc[s][p][t][i];
   __syncthreads();
   constexpr int POSITIONS = M * SLAB / 2;                                   // pairs of neighbouring columns
-  for (int i = threadIdx.x; i < POSITIONS; i += THREADS)                    //@cluster
-    UNROLL for (int s = 0; s < COUNT; ++s)                                  //@cluster
-      UNROLL for (int e = 0; e < 2; ++e) {                                  //@cluster
-        const int at = (s * MT * 8 + i / (SLAB / 2)) * PITCH + i % (SLAB / 2) * 2 + e;  //@cluster
-        float sum = 0.f;                                                    //@cluster
-        UNROLL for (int r = 0; r < WK; ++r) sum += part[r * PART + at];     //@cluster
-        part[at] = sum;                                                     //@cluster
-      }                                                                     //@cluster
-  cluster_sync();                                                           //@cluster
-  for (int i = threadIdx.x + rank * THREADS; i < POSITIONS; i += CK * THREADS) {
+//@begin cluster
+  for (int i = threadIdx.x; i < POSITIONS; i += THREADS)
+    UNROLL for (int s = 0; s < COUNT; ++s)
+      UNROLL for (int e = 0; e < 2; ++e) {
+        const int at = (s * MT * 8 + i / (SLAB / 2)) * PITCH + i % (SLAB / 2) * 2 + e;
+        float sum = 0.f;
+        UNROLL for (int r = 0; r < WK; ++r) sum += part[r * PART + at];
+        part[at] = sum;
+      }
+  cluster_sync();
+//@end
+//@begin memory
+  // The blocks that split k leave their sums in memory; the last of them to finish adds all, in the order of their ranks.
+  constexpr int SLABS = (N + SLAB - 1) / SLAB, SLOT = COUNT * M * SLAB + STATISTICS * M;
+  const int slab = batch * SLABS + blockIdx.x / CK;
+  float* const slots = workspace + COUNTERS + (i64)slab * CK * SLOT;
+  for (int i = threadIdx.x; i < POSITIONS; i += THREADS)
+    UNROLL for (int s = 0; s < COUNT; ++s)
+      UNROLL for (int e = 0; e < 2; ++e) {
+        float sum = 0.f;
+        UNROLL for (int r = 0; r < WK; ++r) sum += part[r * PART + (s * MT * 8 + i / (SLAB / 2)) * PITCH + i % (SLAB / 2) * 2 + e];
+        slots[rank * SLOT + s * M * SLAB + 2 * i + e] = sum;
+      }
+  LEAVE_STATISTICS
+  if (!last_block((u32*)workspace + slab, CK)) return;
+//@end
+  for (int i = threadIdx.x + rank * THREADS; i < POSITIONS; i += CK * THREADS) {  //@cluster
+  for (int i = threadIdx.x; i < POSITIONS; i += THREADS) {                  //@no_cluster
     const int y_row = i / (SLAB / 2), column = i % (SLAB / 2) * 2, y_col = n0 + column;
     float sum[COUNT][2] = {};
     UNROLL for (int s = 0; s < COUNT; ++s)
@@ -133,6 +152,7 @@ eqsat_kernel(PARAMETERS) {
           const int at = (s * MT * 8 + y_row) * PITCH + column + e;
           sum[s][e] += part[r * PART + at];                                 //@alone
           sum[s][e] += peer_value(part + at, r);                            //@cluster
+          sum[s][e] += slots[r * SLOT + s * M * SLAB + 2 * i + e];          //@memory
         }
     TOTAL
     EPILOGUE

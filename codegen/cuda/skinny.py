@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from eqsat.codegen.cuda.bounds import traffic_ns, wave_factor
-from eqsat.codegen.cuda.emit import assemble, parameter_names, parameters, part, refuse_illegal, stored_type
+from eqsat.codegen.cuda.emit import arguments, assemble, parameter_names, parameters, part, refuse_illegal, stored_type
 from eqsat.codegen.cuda.operand import (
     Operand,
     accumulates_in_f32,
@@ -31,9 +31,10 @@ MAX_ROWS = 64
 class SkinnyTile(Schedule):
     """How a block divides its columns and k among its warps.
 
-    A warp takes `nt` tiles of 8 columns; `wn` warps lie side by side, `wk` split k, and so do the `ck` blocks of a cluster;
-    `depth` chunks of 32 k are on their way for each warp; `hint` is the cache policy of the big matrix's loads (an enumerator
-    of the prelude); `blocks` of them are to fit on one multiprocessor.
+    A warp takes `nt` tiles of 8 columns; `wn` warps lie side by side, `wk` split k, and so do `ck` blocks, which add their sums
+    through the shared memory of a cluster or (`memory`) through a workspace; `depth` chunks of 32 k are on their way for each
+    warp; `hint` is the cache policy of the big matrix's loads (an enumerator of the prelude); `blocks` of them are to fit on one
+    multiprocessor.
     """
 
     nt: int
@@ -43,6 +44,7 @@ class SkinnyTile(Schedule):
     depth: int
     hint: int
     blocks: int
+    memory: int = 0
 
 
 class SkinnyFamily:
@@ -69,11 +71,13 @@ class SkinnyFamily:
             schedule,
             "skinny",
             "\n".join([part("tile.cuh"), _constants(problem, schedule), _kernel(problem, schedule)]),
+            args=arguments(problem.program, workspace=_through_memory(schedule)),
+            workspace_bytes=_workspace_bytes(problem, schedule),
             grid=(-(-n // (schedule.wn * schedule.nt * 8)) * schedule.ck, batch, 1),
             block=schedule.wn * schedule.wk * 32,
-            cluster=schedule.ck,
+            cluster=1 if schedule.memory else schedule.ck,
             shared_bytes=shared,
-            requires="sm_90" if schedule.ck > 1 or shared > SHARED_EVERYWHERE else "sm_80",
+            requires="sm_90" if (schedule.ck > 1 and not schedule.memory) or shared > SHARED_EVERYWHERE else "sm_80",
         )
 
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
@@ -137,8 +141,8 @@ def _schedule_refusal(problem: ContractProblem, s: SkinnyTile) -> str | None:
     assert not isinstance(found, str)
     if min(s.nt, s.wn, s.wk, s.depth, s.blocks) < 1 or s.nt % (2 if found[0].k_major else 8):
         return "a warp takes an even number of column tiles (a multiple of 8 where the columns are contiguous)"
-    if s.wn * s.wk > 32 or not 1 <= s.ck <= 8 or not 0 <= s.hint <= 3:
-        return "a block has at most 32 warps and a cluster at most 8 blocks"
+    if s.wn * s.wk > 32 or not 1 <= s.ck <= (16 if s.memory else 8) or not 0 <= s.hint <= 3:
+        return "a block has at most 32 warps, a cluster at most 8 blocks, and 16 add through memory"
     chunks = -(-problem.shape[3] // 32)
     if -(-chunks // s.ck) * (s.ck - 1) >= chunks:
         return f"{chunks} chunks of k do not give every one of {s.ck} blocks its share"
@@ -169,6 +173,25 @@ def _shared_bytes(problem: ContractProblem, s: SkinnyTile) -> int:
     return _stats_at(problem, s) + 4 * len(problem.statistics) * problem.shape[1] * _segments(problem, s)
 
 
+def _through_memory(s: SkinnyTile) -> bool:
+    return bool(s.memory) and s.ck > 1
+
+
+def _counters(problem: ContractProblem, s: SkinnyTile) -> int:
+    """Words at the start of the workspace that count the finished blocks of each slab, in whole vectors of 16 bytes."""
+    batch, _, n, _ = problem.shape
+    return -(-batch * -(-n // (s.wn * s.nt * 8)) // 4) * 4
+
+
+def _workspace_bytes(problem: ContractProblem, s: SkinnyTile) -> int:
+    if not _through_memory(s):
+        return 0
+    batch, m, n, _ = problem.shape
+    slab = s.wn * s.nt * 8
+    slot = m * (len(problem.contractions) * slab + len(problem.statistics))
+    return 4 * (_counters(problem, s) + batch * -(-n // slab) * s.ck * slot)
+
+
 def _constants(problem: ContractProblem, s: SkinnyTile) -> str:
     _, m, n, k = problem.shape
     found = _matrices(problem)
@@ -177,7 +200,7 @@ def _constants(problem: ContractProblem, s: SkinnyTile) -> str:
     values = {
         "M": m, "N": n, "K": k, "COUNT": len(found), "NT": s.nt, "WN": s.wn, "WK": s.wk, "CK": s.ck, "DEPTH": s.depth,
         "HINT": s.hint, "BLOCKS": s.blocks, "ROUNDS": s.ck if s.ck > 1 else s.wk, "VECTOR": 8 if k % 8 == 0 else 1,
-        "STATS_AT": _stats_at(problem, s),
+        "STATS_AT": _stats_at(problem, s), "STATISTICS": len(problem.statistics), "COUNTERS": _counters(problem, s),
     }  # fmt: skip
     lines = [f"constexpr int {name} = {value};" for name, value in values.items()]
     lines.append(f"constexpr i64 W_STRIDE = {big.row_stride if big.k_major else big.k_stride};")
@@ -190,20 +213,22 @@ def _kernel(problem: ContractProblem, s: SkinnyTile) -> str:
     k_major = found[0].k_major
     flags = {
         "k_major" if k_major else "n_major",
-        "cluster" if s.ck > 1 else "alone",
+        "alone" if s.ck == 1 else "memory" if s.memory else "cluster",
+        *(["no_cluster"] if s.ck == 1 or s.memory else []),
         "vector" if problem.shape[3] % 8 == 0 else "scalar",
         *(["statistics"] if problem.statistics else []),
     }
     accumulators = [f"sum[{c}][e]" for c in range(len(problem.contractions))]
     statistics = [f"stat{j}" for j in range(len(problem.statistics))]
     slots = {
-        "PARAMETERS": [parameters(problem.program)],
+        "PARAMETERS": [parameters(problem.program, "float" if _through_memory(s) else "")],
         "LOAD_FIRST": _loads(problem, "k0 + (wk + d * WK) * 32"),
         "LOAD_NEXT": _loads(problem, "k0 + (here + STEP) * 32"),
         "INIT": [f"float part{j} = {_combine(problem, j)}::neutral();" for j in range(len(problem.statistics))],
         "STAGE": _stage(problem),
         "REDUCE_ROW": _reduce_row(problem),
         "TOTAL": _total(problem, s),
+        "LEAVE_STATISTICS": _leave_statistics(problem),
         "EPILOGUE": ["float y[2];", *epilogue(problem, accumulators, statistics), *direct_store(problem)],
         "MMA": ["mma16816_f16" if found[0].dtype is DType.F16 else "mma16816"],
     }
@@ -249,7 +274,21 @@ def _total(problem: ContractProblem, s: SkinnyTile) -> list[str]:
         value = f"peer_value({at}, r)" if s.ck > 1 else f"*({at})"
         op = _combine(problem, j)
         out.append(f"float stat{j} = {op}::neutral();")
+        if _through_memory(s):
+            slot = f"slots[r * SLOT + COUNT * M * SLAB + {j} * M + y_row]"
+            out.append(f"for (int r = 0; r < CK; ++r) stat{j} = {op}::of(stat{j}, {slot});")
+            continue
         out.append(
             f"for (int r = 0; r < CK; ++r) UNROLL for (int v = 0; v < SEGMENTS; ++v) stat{j} = {op}::of(stat{j}, {value});"
         )
+    return out
+
+
+def _leave_statistics(problem: ContractProblem) -> list[str]:
+    """Print how a block's statistics go to its slot of the workspace."""
+    out: list[str] = []
+    for j in range(len(problem.statistics)):
+        op, slot = _combine(problem, j), f"slots[rank * SLOT + COUNT * M * SLAB + {j} * M + i]"
+        gather = f"UNROLL for (int v = 0; v < SEGMENTS; ++v) s = {op}::of(s, stats[({j} * M + i) * SEGMENTS + v]);"
+        out.append(f"for (int i = threadIdx.x; i < M; i += THREADS) {{ float s = {op}::neutral(); {gather} {slot} = s; }}")
     return out

@@ -74,7 +74,8 @@ def emulated(source: KernelSource) -> KernelSource:
         "cluster_sync()": f"barrier(0, {block * source.cluster})",
         "cluster_leave()": f"barrier(0, {block * source.cluster})",
         "__syncthreads()": f"barrier(1 + rank_here(), {block})",
-        "blockIdx.x / CK": f"(int)blockIdx.x % {columns}",
+        "blockIdx.x % CK": f"(int)blockIdx.x % {columns} % CK",
+        "blockIdx.x / CK": f"(int)blockIdx.x % {columns}" + (" / CK" if source.cluster == 1 else ""),
         "blockIdx.y": f"(int)blockIdx.x / {columns}",
     }.items():
         kernel = kernel.replace(old, new)

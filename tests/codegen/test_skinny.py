@@ -50,6 +50,7 @@ COMPILED = [
     ("nt", linear(16, 4096, 4096, w="jk"), SkinnyTile(2, 1, 16, 4, 4, 2, 2), "sm_90"),
     ("statistic, prologue", rms_linear(16, 4096, 4096), SkinnyTile(8, 2, 4, 4, 2, 2, 1), "sm_90"),
     ("gated", gated(8, 11008, 4096), SkinnyTile(8, 4, 2, 3, 2, 2, 1), "sm_90"),
+    ("through memory", gated(16, 11008, 4096), SkinnyTile(8, 2, 4, 3, 1, 2, 1, 1), "sm_80"),
     ("without clusters, on an older part", linear(8, 4096, 1024, dtype=F16), SkinnyTile(8, 1, 4, 1, 2, 2, 2), "sm_80"),
 ]
 
@@ -75,6 +76,8 @@ EMULATED: list[tuple[str, Program, SkinnyTile]] = [
     ("gated", gated(8, 64, 256), PAIR),
     ("transposed, computed left operand", transposed_left(6, 64, 128), ONE),
     ("batched", batched(3, 4, 72, 128), PAIR),
+    ("through memory", linear(10, 72, 256), SkinnyTile(8, 1, 2, 3, 1, 2, 1, 1)),
+    ("statistics through memory, batched", scaled_max(3, 136, 192), SkinnyTile(8, 1, 2, 2, 2, 2, 1, 1)),
     ("sixteen tiles", linear(8, 128, 256), SkinnyTile(16, 1, 2, 2, 1, 2, 1)),
 ]
 
