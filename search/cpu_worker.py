@@ -75,8 +75,8 @@ class CpuBackend:
             contestant = yield from self._admit(job, index, binary, verifier, sets)
             if contestant is None:
                 continue
-            best = min((c.median_ns for c in running), default=math.inf)
-            if contestant.median_ns > min(job.stop_above_ns, FINALIST_SHARE * best):
+            best = min((c.fastest_ns for c in running), default=math.inf)
+            if contestant.fastest_ns > min(job.stop_above_ns, FINALIST_SHARE * best):
                 yield Finished(index, _timed(contestant, job.verdicts[index]))
                 contestant.steps.close()
             else:
@@ -138,8 +138,9 @@ class CpuBackend:
 
     def _contest(self, job: SweepJob, running: list[Contestant], verifier: Verifier, sets: BufferSets, until: float) -> Messages:
         """Time the fastest few again, interleaved, and look at what their timed runs computed."""
-        best = min((c.median_ns for c in running), default=math.inf)
-        finalists = [c for c in sorted(running, key=lambda c: c.median_ns)[:FINALISTS] if c.median_ns <= FINALIST_SHARE * best]
+        best = min((c.fastest_ns for c in running), default=math.inf)
+        order = sorted(running, key=lambda c: c.fastest_ns)
+        finalists = [c for c in order[:FINALISTS] if c.fastest_ns <= FINALIST_SHARE * best]
         for c in running:
             if c not in finalists:
                 yield Finished(c.index, _timed(c, job.verdicts[c.index]))
