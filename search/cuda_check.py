@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from eqsat.codegen.cuda import driver
 from eqsat.errorbound import Rounding
 from eqsat.ir import Program
 from eqsat.search.arrays import cupy_dtype
@@ -79,6 +80,9 @@ class Verifier:
         for buffer in self._outputs.values():
             buffer.poison()
         scratch.poison(stream)
+        # CuPy's current stream need not be the kernel's, and that one waits for no other: a fill that is still under way
+        # would overwrite results (seen on an H200 as "not written").
+        driver.synchronize()
         run()
         if damage := self._damage(p, scratch):
             self._renew()

@@ -14,7 +14,7 @@ from eqsat.codegen.targets import Target
 from eqsat.errors import CompileError, EnvironmentMissingError, UsageError
 
 # `--no-cache`: with a driver present NVRTC answers repeats from a cache, and then with an empty log (no resources).
-OPTIONS = ("--std=c++17", "--ptxas-options=-v", "--diag-suppress=177", "--no-cache")
+OPTIONS = ("--std=c++17", "--ptxas-options=-v", "--diag-suppress=177", "--no-cache", "--device-as-default-execution-space")
 # Below this many sources the start of worker processes costs more than the serialised front end.
 PROCESSES_FROM = 16
 
