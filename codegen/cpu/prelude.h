@@ -172,6 +172,10 @@ EQ vf32 eq_odd_f32(vf64 x) {
   return (vf32)(bits | (inexact & 1));
 }
 
+/* x, or 0 for NaN and infinities: what becomes an integer. */
+//: f32 f64 :
+EQ v@ eq_finite_@(v@ x) { return (v@)((vi#)x & (vi#)(x - x == 0)); }
+
 /* Integers wrap. */
 //: i32 i64 :
 EQ v@ eq_add_@(v@ a, v@ b) { return (v@)((vu#)a + (vu#)b); }

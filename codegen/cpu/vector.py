@@ -219,7 +219,10 @@ def narrowed(value: str, dtype: DType) -> str:
 
 
 def converted(value: str, dtype: DType, to: DType) -> str:
-    """Return `value` in the register type of `to`: integers wrap, floats round to nearest even or towards zero, x != 0 for bool."""
+    """Return `value` in the register type of `to`: x != 0 for bool.
+
+    Integers wrap, floats round to nearest even, or towards zero to an integer, with 0 for NaN and infinities.
+    """
     old, new = REGISTER[dtype], REGISTER[to]
     if old == new:
         return value
@@ -232,6 +235,8 @@ def converted(value: str, dtype: DType, to: DType) -> str:
             "i32": f"-eq_bits32({value})",
             "i64": f"-eq_bits64({value})",
         }[new]
+    if old[0] == "f" and new[0] == "i":
+        return f"__builtin_convertvector(eq_finite_{old}({value}), v{new})"
     return f"__builtin_convertvector({value}, v{new})"
 
 

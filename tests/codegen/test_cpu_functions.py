@@ -10,11 +10,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 from scipy import special
-from tests.codegen.cpu_run import Array, run_each
 
 from eqsat.codegen.cpu.point import CpuPointTile
 from eqsat.ir import Input, Output, Program, apply, read
 from eqsat.types import DType
+from tests.codegen.cpu_run import Array, run_each
 
 TILE = CpuPointTile(32, 1, 0, 1, 0)
 WIDE = {DType.F32: np.float64, DType.F64: np.longdouble}
@@ -56,9 +56,7 @@ def ulp_error(got: Array, want: Array) -> Array:
 
 
 def unary(op: str, dtype: DType, count: int) -> Program:
-    return Program(
-        (Input("x", (count,), dtype),), (Output("y", apply(op, read("x", ("i",), (count,), dtype)), ("i",), dtype),)
-    )
+    return Program((Input("x", (count,), dtype),), (Output("y", apply(op, read("x", ("i",), (count,), dtype)), ("i",), dtype),))
 
 
 @pytest.mark.parametrize("dtype", [DType.F32, DType.F64])

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.codegen.cpu_run import Array, call, compile_many, emit_all, run_each
 
 from eqsat.codegen.cpu.columns import CpuColumnTile
 from eqsat.codegen.cpu.point import CpuPointTile
@@ -16,6 +15,7 @@ from eqsat.ir import Expr, Input, Output, Program, apply, const, iota, read, red
 from eqsat.ops import TABLE, Kind
 from eqsat.search.verify import check_outputs, prepare
 from eqsat.types import DType, promote
+from tests.codegen.cpu_run import Array, call, compile_many, emit_all, run_each
 
 WITHOUT_BOOL = {"sub", "neg", "floor"}  # NumPy, and with it the oracle, does not define them on truth values
 POINTWISE = [row for row in TABLE if row.kind is Kind.POINTWISE]
@@ -53,7 +53,9 @@ def pointwise_values(x: Expr, y: Expr, truth: Expr) -> list[Expr]:
     out: list[Expr] = []
     for row in POINTWISE:
         both = promote(x.dtype, y.dtype)
-        if (both is DType.BOOL and row.name in WITHOUT_BOOL) or (row.arity == 1 and x.dtype is DType.BOOL and row.name in WITHOUT_BOOL):
+        if (both is DType.BOOL and row.name in WITHOUT_BOOL) or (
+            row.arity == 1 and x.dtype is DType.BOOL and row.name in WITHOUT_BOOL
+        ):
             continue
         if row.name == "cast":
             out += [apply("cast", x, dtype=d) for d in DType]
