@@ -53,10 +53,30 @@ EQ_UNARY(log, logf(a), log(a))
 EQ_UNARY(sqrt, sqrtf(a), sqrt(a))
 EQ_UNARY(rsqrt, rsqrtf(a), rsqrt(a))
 EQ_UNARY(tanh, tanhf(a), tanh(a))
-EQ_UNARY(erf, erff(a), erf(a))
+DEV float eq_ex2(float a) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(a)); return r; }
+DEV float eq_erf_of(float a) {  // 1.2 units in the last place
+  const float t = fabsf(a), s = a * a;
+  float r = fmaf(fmaf(-1.72853470e-5f, t, 3.83197126e-4f), s, fmaf(-3.88396438e-3f, t, 2.42546219e-2f));
+  r = fmaf(fmaf(fmaf(r, t, -1.06777877e-1f), t, -6.34846687e-1f), t, -1.28717512e-1f);
+  const float large = copysignf(1.f - eq_ex2(fmaf(r, t, -t) * 1.442695041f), a);
+  r = fmaf(fmaf(fmaf(fmaf(fmaf(-5.96761703e-4f, s, 4.99119423e-3f), s, -2.67681349e-2f), s, 1.12819925e-1f), s, -3.76125336e-1f), s, 1.28379166e-1f);
+  return t > 0.927734375f ? large : fmaf(r, a, a);
+}
+EQ_UNARY(erf, eq_erf_of(a), erf(a))
 // The denominator is at least 1, so the approximate reciprocal (1 unit in the last place) needs no care for denormals.
 DEV float eq_rcp_above_one(float a) { float r; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(a)); return r; }
 EQ_UNARY(sigmoid, eq_rcp_above_one(1.f + expf(-a)), 1. / (1. + exp(-a)))
+// Short forms, for results that are stored in 16 bits (see shorten.py). exp and sigmoid: (|a| + 4) units, what rounding the
+// argument itself brings; results under 2^-126 are flushed. erf and tanh: 4 units absolute.
+DEV float eq_exp_short(float a) { return eq_ex2(a * 1.442695041f); }
+DEV float eq_sigmoid_short(float a) { return eq_rcp_above_one(1.f + eq_ex2(a * -1.442695041f)); }
+DEV float eq_tanh_short(float a) { return fmaf(-2.f, eq_rcp_above_one(1.f + eq_ex2(a * 2.885390082f)), 1.f); }
+DEV float eq_erf_short(float a) {  // 1 - 2^p(|a|), p fitted to log2(erfc) with the weight erfc (linear programming)
+  const float t = fabsf(a);
+  float p = fmaf(fmaf(fmaf(-6.594046135e-5f, t, 6.005598116e-4f), t, -1.944649732e-3f), t, -1.133407131e-4f);
+  p = fmaf(fmaf(fmaf(fmaf(p, t, 2.775488235e-2f), t, -1.482941508e-1f), t, -9.184468985e-1f), t, -1.627907038f);
+  return copysignf(1.f - eq_ex2(p * t), a);
+}
 template <class T> DEV T eq_floor(T a) { return a; }
 DEV float eq_floor(float a) { return floorf(a); }
 DEV double eq_floor(double a) { return floor(a); }

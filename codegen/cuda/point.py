@@ -27,6 +27,7 @@ from eqsat.codegen.cuda.loads import (
     row_major,
     split_index,
 )
+from eqsat.codegen.cuda.shorten import call_short, short_functions
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
 from eqsat.codegen.problem import PointProblem, Problem
 from eqsat.codegen.targets import Target
@@ -185,8 +186,10 @@ def _leaf(e: Expr, *, loads: dict[str, str], names: dict[str, str], inner: LoopA
 
 def _compute(shape: PointShape, fields: dict[str, str], names: dict[str, str]) -> list[str]:
     """Print the statements that make lane `j` of the output."""
-    scope = Scope(partial(_leaf, loads=fields, names=names, inner=shape.inner), "t")
-    value = scope.value(shape.problem.output.expr)
+    out = shape.problem.output
+    short = partial(call_short, short_functions(out.expr, out.dtype))
+    scope = Scope(partial(_leaf, loads=fields, names=names, inner=shape.inner), "t", call=short)
+    value = scope.value(out.expr)
     return [*scope.take(), f"o[j] = {value};"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from eqsat.codegen.cuda.emit import Scope, register_type
 from eqsat.codegen.cuda.loads import (
@@ -19,7 +20,9 @@ from eqsat.codegen.cuda.loads import (
     print_fetch,
 )
 from eqsat.codegen.cuda.reduce_shape import ReduceShape, Reduction
+from eqsat.codegen.cuda.shorten import call_short, short_functions
 from eqsat.ir import Expr, apply
+from eqsat.types import DType
 
 
 @dataclass
@@ -30,9 +33,12 @@ class RowScope:
     names: AxisNames
     scope: Scope = field(init=False)
     statistics: dict[str, str] = field(default_factory=dict)
+    short: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.scope = Scope(self._leaf, "row")
+        out = self.shape.problem.output
+        self.short = short_functions(out.expr, out.dtype)
         self._loads = {x.expr.digest: x for x in self.shape.loads}
 
     def _leaf(self, e: Expr) -> str | None:
@@ -47,14 +53,22 @@ class RowScope:
         guard = load_guard(load, self.names)
         return self.scope.define(register_type(e.dtype), f"{guard} ? {get} : 0" if guard else get)
 
-    def divide(self, e: Expr, operands: Sequence[str]) -> str | None:
-        """Print a division of an element by a row value as a product with its reciprocal and one corrective step."""
+    def cheaper(self, e: Expr, operands: Sequence[str]) -> str | None:
+        """Print an op on elements in a cheaper way of equal worth, where there is one.
+
+        A division by a row value is a product with its reciprocal: with one corrective step, or without where the result is
+        stored in 16 bits. For short functions see `short_functions`.
+        """
+        if e.digest in self.short:
+            return call_short(self.short, e, operands)
         if e.op != "div" or self.shape.varies(e.args[1]) or e.args[1].op == "const":
             return None
         ctype = register_type(e.dtype)
         if any(register_type(a.dtype) != ctype for a in e.args):
             return None
         inverse = self.scope.value(apply("recip", e.args[1]))
+        if self.shape.problem.output.dtype in (DType.F16, DType.BF16):
+            return f"{operands[0]} * {inverse}"
         return f"eq_div_by({operands[0]}, {operands[1]}, {inverse})"
 
 
@@ -115,8 +129,9 @@ class ElementPrinter:
             return None
 
         if row is None:
-            return Scope(leaf, f"p{number}_")
-        return Scope(leaf, f"p{number}_", row.scope, lambda e: not self.shape.varies(e), row.divide)
+            out = self.shape.problem.output
+            return Scope(leaf, f"p{number}_", call=partial(call_short, short_functions(out.expr, out.dtype)))
+        return Scope(leaf, f"p{number}_", row.scope, lambda e: not self.shape.varies(e), row.cheaper)
 
     def position(self) -> str:
         """Print the position of lane `j` along the reduced axis, for arg-reductions (their axis is a loop of its own)."""

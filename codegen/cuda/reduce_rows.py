@@ -30,7 +30,7 @@ class RowPrinter:
         self.length = shape.problem.length
         self.index = index_type(self.length + stride * vectors * self.lanes)
         self.held = choose(shape.loads, lambda x: shape.varies(x.expr) and bool(x.axes - shape.over)) if resident else []
-        self.kept = kept_values(shape) if resident else [[] for _ in pass_roots(shape)]
+        self.kept = kept_values(shape, vectors * self.lanes) if resident else [[] for _ in pass_roots(shape)]
         self.at_hand: dict[str, str] = self.elements.fields(self.held, "f[i].")
         self.count = min(ACCUMULATORS, self.lanes * vectors)
 

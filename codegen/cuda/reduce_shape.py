@@ -18,6 +18,8 @@ OPERATORS = {
 # What costs so much that its value is kept in registers for the next pass rather than computed again.
 HEAVY = frozenset(["exp", "log", "tanh", "erf", "sigmoid", "sin", "cos", "pow", "sqrt", "rsqrt", "recip", "div"])
 
+LIGHT_ELEMENTS = 32  # elements of a thread up to which a cheap value is kept too
+
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
@@ -134,8 +136,11 @@ def pass_roots(shape: ReduceShape) -> list[list[Expr]]:
     return [*roots, [shape.problem.output.expr]] if shape.problem.keeps else roots
 
 
-def kept_values(shape: ReduceShape) -> list[list[Expr]]:
-    """Return for each pass the element values that are held in registers for later passes: heavy ones, as late as possible."""
+def kept_values(shape: ReduceShape, elements: int) -> list[list[Expr]]:
+    """Return for each pass the element values that are held in registers for later passes, as late as possible.
+
+    Heavy ones always; others where a thread has few `elements`, if they take an operation besides reading a load.
+    """
     roots = pass_roots(shape)
     kept: list[list[Expr]] = [[] for _ in roots]
     leaves = {x.expr.digest for x in shape.loads}
@@ -144,14 +149,20 @@ def kept_values(shape: ReduceShape) -> list[list[Expr]]:
         here = {e.digest: e for e in walk_elements(roots[n], earlier, shape) if e.digest not in leaves | earlier}
         later = [r for group in roots[n + 1 :] for r in group]
         frontier = [e for e in walk_elements(later, earlier | set(here), shape) if e.digest in here]
-        kept[n] = [e for e in frontier if any(x.op in HEAVY for x in walk_elements([e], earlier, shape))]
+        kept[n] = [e for e in frontier if _worth_keeping(list(walk_elements([e], earlier, shape)), elements)]
     return kept
+
+
+def _worth_keeping(nodes: list[Expr], elements: int) -> bool:
+    """Whether a value that takes these nodes to compute is kept."""
+    light = sum(e.op not in ("cast", "read", "access") for e in nodes)
+    return any(e.op in HEAVY for e in nodes) or (light >= 1 and elements <= LIGHT_ELEMENTS)
 
 
 def row_registers(shape: ReduceShape, elements: int, inner: LoopAxis, lanes: int) -> int:
     """Return the most registers that hold `elements` of a row between two passes: loads still needed, and kept values."""
     held = [x for x in shape.loads if shape.varies(x.expr) and bool(x.axes - shape.over)]
-    roots, kept = pass_roots(shape), kept_values(shape)
+    roots, kept = pass_roots(shape), kept_values(shape, elements)
     most, known = 0.0, list[Expr]()
     for n in range(len(roots)):
         later = [r for group in roots[n:] for r in group]

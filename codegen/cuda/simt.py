@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from eqsat.codegen.cuda.bounds import traffic_ns, wave_factor
 from eqsat.codegen.cuda.emit import Scope, assemble, parameters, refuse_illegal, register_type, stored_type
@@ -28,6 +29,7 @@ from eqsat.codegen.cuda.loads import (
 )
 from eqsat.codegen.cuda.reduce_print import indent
 from eqsat.codegen.cuda.reduce_shape import OPERATORS
+from eqsat.codegen.cuda.shorten import call_short, short_functions
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
 from eqsat.codegen.problem import ContractProblem, Problem, nest
 from eqsat.codegen.targets import Target
@@ -425,7 +427,8 @@ def _epilogue(shape: ContractShape, s: SimtTile, rows: int, columns: int) -> lis
     fields = {x.expr.digest: field_value(x, access_mode(x, inner, lanes), f"x{n}") for n, x in outside}
     made = {c.node.digest: f"acc{i}[i][g + j]" for i, c in enumerate(problem.contractions)}
     made |= {e.digest: f"s{i}[i]" for i, e in enumerate(problem.statistics)}
-    scope = Scope(_leaf(fields, made, shape.names, inner), "e")
+    short = partial(call_short, short_functions(out.expr, out.dtype))
+    scope = Scope(_leaf(fields, made, shape.names, inner), "e", call=short)
     value = scope.value(out.expr)
     declared, fetch = [], []
     for n, load in outside:

@@ -74,6 +74,7 @@ static unsigned pack_f16(float lo, float hi) { return f16_bits(lo) | ((unsigned)
 static float f16_value(unsigned short v) { return (float)bits_as<_Float16>(v); }
 static float eq_max_nan(float a, float b) { return a > b || a != a ? a : b; }
 static float eq_min_nan(float a, float b) { return a < b || a != a ? a : b; }
+static float eq_ex2(float a) { const float r = (float)exp2((double)a); return r < 1.17549435e-38f ? 0.f : r; }
 static float eq_rcp_above_one(float a) { return 1.f / a; }
 
 static void check_aligned(const void* p, int bytes) {

@@ -1,0 +1,49 @@
+"""Shorter evaluations of expensive functions, where the result is stored in 16 bits and the running error allows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eqsat.ir import Expr
+from eqsat.types import DType
+
+# Relative error of (|x| + 4) units at most, as the running error grants to every kernel.
+_RELATIVE = frozenset(["exp", "sigmoid"])
+# An absolute error of 4 units: harmless beside the constant that is added (1 + erf in GELU), not for a small result alone.
+_ABSOLUTE = frozenset(["erf", "tanh"])
+
+
+def short_functions(root: Expr, stored: DType) -> dict[str, str]:
+    """Return the device function by digest of each node of `root` that may be evaluated in its short form.
+
+    Parameters
+    ----------
+    root : Expr
+        The value that is stored.
+    stored : DType
+        The type it is stored in; only 16-bit floats hide the difference.
+    """
+    if stored not in (DType.F16, DType.BF16):
+        return {}
+    users: dict[str, list[Expr]] = {}
+    nodes = list(root.walk())
+    for e in nodes:
+        for a in e.args:
+            users.setdefault(a.digest, []).append(e)
+    out: dict[str, str] = {}
+    for e in nodes:
+        if e.dtype.accumulator is not DType.F32:
+            continue
+        if e.op in _RELATIVE or (e.op in _ABSOLUTE and all(_beside_constant(u) for u in users.get(e.digest, [root]))):
+            out[e.digest] = f"eq_{e.op}_short"
+    return out
+
+
+def _beside_constant(user: Expr) -> bool:
+    """Whether a user adds a constant of at least one half to the value."""
+    return user.op in ("add", "sub") and any(a.op == "const" and abs(a.attrs[0]) >= 0.5 for a in user.args)
+
+
+def call_short(short: dict[str, str], e: Expr, operands: Sequence[str]) -> str | None:
+    """Print the short form of a node, or None if it has none."""
+    return f"{short[e.digest]}({operands[0]})" if e.digest in short else None
