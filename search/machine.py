@@ -39,7 +39,11 @@ def resolve(target: str) -> Place:
     if wanted.kind == "cpu":
         return _cpu_place()
     found = _cuda_place(wanted)
-    return found if isinstance(found, Place) else Place(wanted, wanted.model, f"no device; {_nvrtc()}", None, found)
+    return (
+        found
+        if isinstance(found, Place)
+        else Place(wanted, wanted.model, f"no device; {_nvrtc()}", None, f"nothing was measured: {found}")
+    )
 
 
 def _cpu_place() -> Place:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,11 +95,11 @@ def build(
     interrupted: bool,
     notes: Sequence[str],
 ) -> dict[str, Any]:
-    """Return the record of a finished search."""
+    """Return the record of a finished search: plain data, equal to what is read back from its JSON text."""
     program = executable.plan.program
     programs = [k.program for k in executable.plan.kernels]
     search = dataclasses.asdict(certificate) | {"counts": dict(counts)}
-    return {
+    record = {
         "format": FORMAT,
         "eqsat": eqsat.__version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -123,6 +124,19 @@ def build(
         "not_proved": list(LIMITS),
         "notes": list(notes),
     }
+    plain: dict[str, Any] = _plain(record)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """Return lists for tuples, and the names of numbers that JSON has not: "inf", "-inf", "nan"."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
 
 
 def kernel_record(executable: Executable, index: int, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -163,9 +177,10 @@ def _lines(r: Mapping[str, Any]) -> list[str]:
     lines += [f"kernel   {k['writes']} = {k['shown']}\n         {k['family']}: {k['schedule']}" for k in r["plan"]["kernels"]]
     checks = (r["verification"] or {}).get("checks", ())
     lines += [f"check    {c['name']}: worst {c['worst']:.3g} of its bound" for c in checks]
-    steps = r["derivation"].get("steps", ())
-    lines.append(f"derived  {r['derivation'].get('status', 'not recorded')}" + (f", {len(steps)} steps" if steps else ""))
-    lines += [f"   {s['rule']}" + (" (reversed)" if s.get("direction") == "reverse" else "") for s in steps]
+    steps = r["derivation"]["steps"]
+    shown = [s["rule"] + (" (reversed)" if s["direction"] == "reverse" else "") for s in steps if not s["rearranges"]]
+    detail = f", {len(steps)} steps" + (f": {', '.join(shown)}" if shown else "") if steps else ""
+    lines.append(f"derived  {r['derivation']['status']}{detail}")
     lines += [f"unproved {x}" for x in r["not_proved"]]
     lines += [f"note     {x}" for x in r["notes"]]
     return lines

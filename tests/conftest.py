@@ -33,10 +33,19 @@ def optimized(own_cache: Path) -> Optimized:
     """Return `linear_gelu` optimized on this machine's CPU with a short budget."""
     from eqsat.search.optimize import optimize
 
-    return optimize(linear_gelu(), target="cpu", budget="6s", store=":memory:")
+    return optimize(linear_gelu(), target="cpu", budget="8s", store=":memory:")
 
 
 @pytest.fixture(scope="session")
 def saved(optimized: Optimized, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder that `optimized` was saved in; tests copy it before they change it."""
     return optimized.save(tmp_path_factory.mktemp("saved") / "linear_gelu")
+
+
+@pytest.fixture(scope="session")
+def saved_sm90(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of `linear_gelu` for sm_90, chosen by model: no GPU is needed."""
+    from eqsat.search.optimize import optimize
+
+    found = optimize(linear_gelu(), target="sm_90", measure=False, store=":memory:")
+    return found.save(tmp_path_factory.mktemp("saved") / "linear_gelu_sm90")
