@@ -103,8 +103,13 @@ template <class T> DEV double eq_cast_f64(T a) { return (double)a; }
 template <class T> DEV float eq_cast_f32(T a) { return (float)a; }
 template <class T> DEV float eq_cast_bf16(T a) { return bf16_lo(pack_bf16((float)a, 0.f)); }
 template <class T> DEV float eq_cast_f16(T a) { return f16_lo(pack_f16((float)a, 0.f)); }
+// What is not finite becomes 0, as the oracle has it.
 template <class T> DEV i64 eq_cast_i64(T a) { return (i64)a; }
 template <class T> DEV int eq_cast_i32(T a) { return (int)a; }
+DEV i64 eq_cast_i64(float a) { return a - a == 0.f ? (i64)a : 0; }
+DEV int eq_cast_i32(float a) { return a - a == 0.f ? (int)a : 0; }
+DEV i64 eq_cast_i64(double a) { return a - a == 0. ? (i64)a : 0; }
+DEV int eq_cast_i32(double a) { return a - a == 0. ? (int)a : 0; }
 template <class T> DEV bool eq_cast_bool(T a) { return a != (T)0; }
 
 // Division and remainder that floor, by a positive constant.

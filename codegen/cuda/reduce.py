@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from eqsat.codegen.cuda.bounds import arithmetic_ns, issue_ns, latency_factor, traffic_ns
+from eqsat.codegen.cuda.bounds import arithmetic_ns, latency_factor, traffic_ns
 from eqsat.codegen.cuda.emit import refuse_illegal
 from eqsat.codegen.cuda.loads import Load, LoopAxis
 from eqsat.codegen.cuda.reduce_columns import emit_columns
@@ -64,8 +64,9 @@ class ReduceFamily:
 
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
         """Return the time to move each byte once, to bring every operand to registers, or of the arithmetic: the longest."""
+        assert isinstance(problem, ReduceProblem)
         program = problem.program
-        return max(traffic_ns(program, rates), issue_ns(program, rates), arithmetic_ns(program, rates))
+        return max(traffic_ns(program, rates), _issue_ns(reduce_shape(problem), rates), arithmetic_ns(program, rates))
 
     def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
         """Return a model's time: the bytes at the memory rate, stretched by short or long lanes, extra passes, idle processors."""
@@ -76,6 +77,17 @@ class ReduceFamily:
     def serves(self, target: Target) -> bool:
         """Return whether its kernels run on a target: every CUDA device (clusters are left to the compiler to refuse)."""
         return target.kind == "cuda"
+
+
+def _issue_ns(shape: ReduceShape, rates: Rates) -> float:
+    """Return the time for every row to bring its elements to registers.
+
+    No template shares an element between rows, except that lanes along the rows (16 at most) share one that is the same for them.
+    """
+    points = shape.problem.row_count * shape.problem.length
+    rows = set(shape.problem.rows)
+    loaded = sum(points * x.dtype.bytes / (1 if rows <= x.axes else 16) for x in shape.loads if shape.varies(x.expr))
+    return loaded / rates.issue
 
 
 def _model_factor(shape: ReduceShape, s: Schedule, rates: Rates) -> float:

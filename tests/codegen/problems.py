@@ -112,6 +112,8 @@ def _point() -> dict[str, Program]:
         "point-join": program(apply("tanh", access(cube, joined)), ("ab", "c")),
         "point-iota": program(apply("where", apply("le", iota("n", 20), iota("m", 12)), array("s", F32, m=12, n=20), real(float("-inf"))), "mn"),
         "point-casts": program(apply("cast", apply("cast", array("x", F32, n=32), dtype=BF16), dtype=F32), "n"),
+        "point-cast-whole": program(apply("add", apply("cast", array("x", F32, n=40), dtype=I32), apply("cast", array("d", F64, n=40), dtype=I64)), "n"),
+        "point-cast-truth": program(apply("cast", array("x", BF16, n=40), dtype=BOOL), "n"),
         "point-constant": program(apply("add", array("k", F32, m=5, _n=1), real(1e-30)), ("m", "")),
     }  # fmt: skip
 
