@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -251,20 +252,31 @@ def number(node: Node, draw: Draw, numbers: Mapping[str, Number]) -> Number:
 
 
 def _power(a: Number, b: Number) -> Number:
+    if isinstance(a, int) and isinstance(b, int):
+        return a ^ b  # egglog's ^ over i64 is exclusive or
     if isinstance(a, float) or isinstance(b, float) or b != int(b):
         return float(a) ** float(b) if a >= 0 else float("nan")
     return Fraction(a) ** int(b)
 
 
 def _quotient(a: Number, b: Number) -> Number:
-    if isinstance(a, int) and isinstance(b, int):
-        return int(a / b)  # egglog's i64 division truncates
-    return a / b if isinstance(a, float) or isinstance(b, float) else Fraction(a) / Fraction(b)
+    if isinstance(a, float) or isinstance(b, float):
+        return a / b
+    exact = Fraction(a) / Fraction(b)
+    return math.trunc(exact) if isinstance(a, int) and isinstance(b, int) else exact  # i64 division truncates
+
+
+def _remainder(a: Number, b: Number) -> Number:
+    return (
+        a - b * math.trunc(a / b)
+        if isinstance(a, float) or isinstance(b, float)
+        else a - b * math.trunc(Fraction(a) / Fraction(b))
+    )
 
 
 _NUMERIC: Mapping[str, Callable[..., Number]] = {
     "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": _quotient,
-    "%": lambda a, b: a % b, "^": _power, "min": min, "max": max, "neg": lambda a: -a, "abs": abs,
+    "%": _remainder, "^": _power, "min": min, "max": max, "neg": lambda a: -a, "abs": abs,
     "to-f64": Fraction, "to-i64": int,
 }  # fmt: skip
 

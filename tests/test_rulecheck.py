@@ -79,6 +79,8 @@ TRUE = {
     "an approximation within its bound":
         '(rewrite (Exp (Mul (Const 0.0001) (Tanh a))) (Add (Const 1.0) (Mul (Const 0.0001) (Tanh a))) :when ((float a))'
         ' :name "x" :phase algebra :numerics approximates :bound "1e-7")',
+    "a power of a number": "(rewrite (Mul (Const x) (Mul (Const x) a)) (Mul (Const (^ x 2.0)) a) META)",
+    "an even extent": "(rewrite (Sum k (Mul a a)) (Sum k (Mul a a)) :when ((= 0 (% (extent k) 2))) META)",
     "a both-ways law": "(birewrite (Mul a (Neg b)) (Neg (Mul a b)) META)",
     "a rebase to the local maximum":
         "(rewrite (Sum i (Exp (Sub s m))) (Mul (Exp (Sub (Max i s) m)) (Sum i (Exp (Sub s (Max i s)))))"
