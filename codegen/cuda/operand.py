@@ -202,10 +202,14 @@ def vector_code(
         if not set(along) & e.axes:
             before.append(f"const {register_type(e.dtype)} x{i} = {scalar_load(e, buffer, 'at', pointer, names)};")
         elif contiguous(e, buffer, along[-1], width):
-            before.append(f"const auto x{i} = {'ordered' if ordered else 'free_load'}<{width}>({pointer} + {print_offset(e, buffer, names)});")
+            before.append(
+                f"const auto x{i} = {'ordered' if ordered else 'free_load'}<{width}>({pointer} + {print_offset(e, buffer, names)});"
+            )
             leaves[e] = f"Element<{stored_type(e.dtype)}>::get(x{i}, e)"
         else:
-            inside.append(f"const {register_type(e.dtype)} x{i} = {scalar_load(e, buffer, 'ordered_one' if ordered else 'at', pointer, moved)};")
+            inside.append(
+                f"const {register_type(e.dtype)} x{i} = {scalar_load(e, buffer, 'ordered_one' if ordered else 'at', pointer, moved)};"
+            )
 
     def leaf(e: Expr) -> str | None:
         if e in leaves:

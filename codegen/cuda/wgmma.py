@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from eqsat.codegen.cuda.bounds import traffic_ns, wave_factor
@@ -134,7 +135,7 @@ class WgmmaFamily:
         tiles = batch * -(-m // s.bm) * -(-n // s.bn)
         padded = tiles * s.bm * s.bn / max(batch * m * n, 1)
         # Shared memory brings bm + bn values for bm·bn products: 128×256 is the tile at which it no longer limits.
-        starved = max(1.0, (s.bm + s.bn) / (s.bm * s.bn) / ((128 + 256) / (128 * 256))) ** 0.5
+        starved = math.sqrt(max(1.0, (s.bm + s.bn) / (s.bm * s.bn) / ((128 + 256) / (128 * 256))))
         arithmetic = problem.flops / rates.rate("bf16") * padded * starved * wave_factor(rates, tiles, 1)
         return max(arithmetic, traffic_ns(problem.program, rates)) + rates.launch_ns
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tests.codegen.emulate import aligned
 
 from eqsat.codegen.kernel import BufferArg, KernelSource, TensorMapArg
 from eqsat.ir import Program
+from tests.codegen.emulate import aligned
 
 # mma.m16n8k16 by its fragment layout (PTX ISA, "Matrix fragments for mma.m16n8k16"), all lanes' registers in `frag`.
 VOCABULARY = r"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import shutil
@@ -96,12 +97,14 @@ def hgmma_shapes(binary: KernelBinary, folder: Path) -> list[str]:
     return re.findall(r"HGMMA\.(\w+)\.F32", text)
 
 
+WRAPS = WgmmaTile(64, 256, 1, 0, 1, 1, 2)
 EMULATED: list[tuple[str, Program, WgmmaTile]] = [
     ("nn cluster of rows", linear(200, 136, 136), WgmmaTile(64, 64, 1, 0, 2, 1, 2)),
     ("nn cluster of columns", linear(130, 200, 72), WgmmaTile(128, 64, 2, 0, 1, 2, 8)),
     ("nt in turn, cluster", linear(200, 200, 200, w="jk"), WgmmaTile(64, 96, 2, 1, 2, 1, 8)),
     ("tn, two panels of columns in part", linear(136, 176, 128, x="ki"), WgmmaTile(64, 176, 1, 0, 1, 1, 8)),
     ("tt, two tiles a group", linear(264, 72, 72, x="ki", w="jk"), WgmmaTile(256, 64, 2, 0, 1, 1, 8)),
+    ("the ring wraps, staging buffers turn", linear(72, 264, 1024), WRAPS),
     ("f16, narrow panels", linear(64, 96, 64, dtype=F16), WgmmaTile(64, 48, 1, 0, 1, 1, 8)),
     ("f32 output, odd columns", linear(70, 77, 72, w="jk", out=F32), WgmmaTile(64, 64, 1, 0, 1, 1, 8)),
     ("odd columns", linear(70, 77, 72, w="jk"), WgmmaTile(64, 64, 1, 0, 1, 1, 8)),
@@ -128,6 +131,24 @@ def test_emulated_kernels_agree_with_the_oracle(tmp_path: Path) -> None:
         if not error <= 2 * program.outputs[0].dtype.roundoff + 1e-6:
             wrong[name] = error
     assert not wrong
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator is built with g++")
+def test_the_emulator_sees_a_slot_freed_too_early_and_a_buffer_reused_too_early(tmp_path: Path) -> None:
+    program = linear(72, 264, 1024)
+    faults = {
+        "if (last >= 0) release(last); last = s; next();": "release(s); last = s; next();",
+        "if (leader) bulk_wait_read<BUFFERS - 1>();": "",
+    }
+    source = FAMILY.emit(problem(program), WRAPS)
+    assert all(f in source.text for f in faults)
+    faulty = [emulated_wgmma(dataclasses.replace(source, text=source.text.replace(old, new))) for old, new in faults.items()]
+    rng = np.random.default_rng(0)
+    inputs = {i.name: rng.standard_normal(i.shape).astype(i.dtype.numpy) for i in program.inputs}
+    want = np.asarray(evaluate(program, inputs)[0], np.float64)
+    for entry, kernel in zip(compile_kernels(faulty, tmp_path), faulty, strict=True):
+        got = run_wgmma(entry, kernel, program, inputs).astype(np.float64)
+        assert np.abs(got - want).max() > 0.1 * np.abs(want).max()
 
 
 def refusal(program: Program, schedule: WgmmaTile = BASE) -> str:
