@@ -322,7 +322,7 @@ def _emit_turned(shape: PointShape, s: TransposeTile) -> KernelSource:
         mode = access_mode(load, columns, lanes)
         ctype, suffix = field_type(load, mode, lanes)
         fetch.append(f"{ctype} x{n}{suffix};")
-        wide = hint if lanes * load.dtype.bytes >= 16 else "PLAIN"
+        wide = hint if lanes * load.dtype.bytes >= 16 else "CACHED"
         offset, guard = load_offset(load, shape.loops, names), load_guard(load, names)
         fetch += print_fetch(load, mode, f"x{n}", columns, lanes, wide, offset, guard)
         fields[load.expr.digest] = field_value(load, mode, f"x{n}")

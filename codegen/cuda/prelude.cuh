@@ -90,8 +90,9 @@ template <> struct Pack<bool> {
 };
 
 // Cache hints. L2 priorities need a policy register on sm_90 (the .L2::evict_* qualifiers are sm_100 and later).
-// `.nc` holds for every input: a kernel's inputs are never its output.
-constexpr int PLAIN = 0, STREAMING = 1, NO_ALLOCATE = 2, EVICT_FIRST = 3;
+// A plain load stays before the next barrier, where one with `.nc` (it may: inputs are never the output) is moved down to its
+// first use, so that memory waits once more.
+constexpr int PLAIN = 0, STREAMING = 1, NO_ALLOCATE = 2, EVICT_FIRST = 3, CACHED = 4;
 struct V4 { u32 x, y, z, w; };
 #define LOAD16(name, q) DEV V4 name(const void* p) { V4 v; asm volatile("ld.global" q ".v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p)); return v; }
 #define STORE16(name, q) DEV void name(void* p, V4 v) { asm volatile("st.global" q ".v4.u32 [%0], {%1,%2,%3,%4};" :: "l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory"); }
@@ -101,7 +102,7 @@ DEV u64 policy_first() { u64 p; asm("createpolicy.fractional.L2::evict_first.b64
 DEV u64 policy_last() { u64 p; asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(p)); return p; }
 DEV V4 ld_ef(const void* p) { V4 v; asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0,%1,%2,%3}, [%4], %5;" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p), "l"(policy_first())); return v; }
 DEV void st_ef(void* p, V4 v) { asm volatile("st.global.L1::no_allocate.L2::cache_hint.v4.u32 [%0], {%1,%2,%3,%4}, %5;" :: "l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "l"(policy_first()) : "memory"); }
-template <int HINT> DEV V4 load16(const void* p) { return HINT == STREAMING ? ld_cs(p) : HINT == NO_ALLOCATE ? ld_na(p) : HINT == EVICT_FIRST ? ld_ef(p) : ld_nc(p); }
+template <int HINT> DEV V4 load16(const void* p) { return HINT == STREAMING ? ld_cs(p) : HINT == NO_ALLOCATE ? ld_na(p) : HINT == EVICT_FIRST ? ld_ef(p) : HINT == CACHED ? ld_nc(p) : ld_plain(p); }
 template <int HINT> DEV void store16(void* p, V4 v) {
   if constexpr (HINT == STREAMING) st_cs(p, v);
   else if constexpr (HINT == NO_ALLOCATE) st_na(p, v);

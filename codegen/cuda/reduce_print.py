@@ -103,7 +103,7 @@ class ElementPrinter:
         lines: list[str] = []
         for n, load in loads:
             mode = self.shape.mode(load, self.inner, self.lanes)
-            wide = self.hint if hinted and self.lanes * load.dtype.bytes >= 16 else "PLAIN"
+            wide = self.hint if hinted and self.lanes * load.dtype.bytes >= 16 else "CACHED"
             offset, guard = load_offset(load, self.loops, self.names), load_guard(load, self.names)
             lines += print_fetch(load, mode, f"{prefix}x{n}", self.inner, self.lanes, wide, offset, guard)
         return lines

@@ -47,6 +47,7 @@ class RowPrinter:
             f"struct Held {{ {self.elements.members(self.held)} }};",
             f"Held f[{self.vectors}];",
             *self._each_vector([*self.position(), *self.elements.fetch(self.held, "f[i].", hinted=True)]),
+            "__syncwarp();  // no load is moved behind this point, to its first use",
         ]
 
     def _each_vector(self, lines: list[str]) -> list[str]:

@@ -436,7 +436,7 @@ def _epilogue(shape: ContractShape, s: SimtTile, rows: int, columns: int) -> lis
         ctype, suffix = field_type(load, mode, lanes)
         declared.append(f"{ctype} x{n}{suffix};")
         offset, guard = load_offset(load, shape.loops, shape.names), load_guard(load, shape.names)
-        fetch += print_fetch(load, mode, f"x{n}", inner, lanes, "PLAIN", offset, guard)
+        fetch += print_fetch(load, mode, f"x{n}", inner, lanes, "CACHED", offset, guard)
     at = load_offset(shape.store, shape.loops, shape.names)
     if access_mode(shape.store, inner, lanes) == "vector":
         pack = f"Pack<{stored_type(out.dtype)}>::template from<{lanes}>(o)"
