@@ -21,13 +21,12 @@ from typing import Any
 
 from eqsat.errors import EnvironmentMissingError, EqsatError, UsageError
 from eqsat.search import machine
+from eqsat.search.beside import MISLEADING
 from eqsat.search.board import Workload, board
 from eqsat.search.machine import Place
 from eqsat.search.optimize import optimize
 from eqsat.search.store import Store, default_path
 
-# A BLAS told to act as an older CPU is half as fast (measured: 125 against 240 GFLOP/s); comparisons with it mean nothing.
-_MISLEADING = ("OPENBLAS_CORETYPE", "MKL_DEBUG_CPU_TYPE", "MKL_CBWR", "ATEN_CPU_CAPABILITY")
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -127,7 +126,7 @@ def _search(w: Workload, target: str, budget: str | float, store: Store, folder:
 
 def _time_rows(rows: Sequence[Workload], place: Place, folder: Path, modes: Sequence[str]) -> dict[str, Any]:
     """Time all rows in a fresh process; a row whose process dies is left without times."""
-    env = {k: v for k, v in os.environ.items() if k not in _MISLEADING}
+    env = {k: v for k, v in os.environ.items() if k not in MISLEADING}
     if place.target.kind == "cpu":
         env |= dict.fromkeys(_ONE_THREAD, "1")
     answer = folder / "timed.json"

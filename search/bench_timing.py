@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import random
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -19,9 +18,10 @@ import numpy as np
 
 from eqsat.search import machine
 from eqsat.search.bench import interval
+from eqsat.search.beside import misled, time_calls
 from eqsat.search.board import Workload, board
 from eqsat.search.result import load
-from eqsat.search.statistics import measurement
+from eqsat.search.statistics import summarize
 from eqsat.search.store import Store
 from eqsat.types import DType
 
@@ -35,15 +35,16 @@ def main(request: dict[str, Any]) -> None:
     rows = [w for w in board(request["kind"]) if w.name in request["rows"]]
     timing = time_on_cuda if request["kind"] == "cuda" else time_on_cpu
     answer: dict[str, Any] = {"environment": environment(), "rates": rates(request["kind"]), "rows": {}}
+    Path(request["answer"]).write_text(json.dumps(answer))
     for w in rows:
         print(f"time {w.name}", file=sys.stderr, flush=True)  # noqa: T201 - progress of a long run
         answer["rows"][w.name] = timing(w, Path(w.name), request["modes"])
         Path(request["answer"]).write_text(json.dumps(answer))  # what is measured is kept, whatever happens next
 
 
-def environment() -> dict[str, str]:
-    """Return the versions of everything that is timed."""
-    found = {}
+def environment() -> dict[str, Any]:
+    """Return the versions of everything that is timed, and the variables that slow some of it (there should be none)."""
+    found: dict[str, Any] = {"misled": misled()}
     for name in ("numpy", "torch", "triton", "cuda-bindings", "nvidia-cuda-nvrtc", "cupy-cuda13x"):
         try:
             found[name] = importlib.metadata.version(name)
@@ -84,7 +85,8 @@ def time_on_cpu(w: Workload, bundle: Path, modes: list[str]) -> dict[str, Any]:
         torch.set_num_threads(1)
         tensors = [torch.from_numpy(a) for a in arrays]
         contestants["torch eager"] = lambda: w.baseline(torch, *tensors)
-    return {"times": interleaved_cpu(contestants)}
+    measured = time_calls(list(contestants.values()), rounds=_ROUNDS)
+    return {"times": {name: interval(m) for name, m in zip(contestants, measured, strict=True)}}
 
 
 def numpy_baseline(w: Workload, arrays: list[np.ndarray[Any, Any]]) -> Any:
@@ -94,6 +96,10 @@ def numpy_baseline(w: Workload, arrays: list[np.ndarray[Any, Any]]) -> Any:
 
 class _NumpyAsTorch:
     """The few torch functions that CPU rows use, in NumPy as a user would write them."""
+
+    @staticmethod
+    def mean(x: Any, axis: int, keepdim: bool) -> Any:
+        return x.mean(axis, keepdims=keepdim)
 
     @staticmethod
     def rsqrt(x: Any) -> Any:
@@ -109,30 +115,6 @@ class _NumpyAsTorch:
             @staticmethod
             def gelu(x: Any, approximate: str) -> Any:
                 return 0.5 * x * (1 + np.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
-
-
-def interleaved_cpu(contestants: Contestants) -> dict[str, Any]:
-    """Time contestants round-robin in random order; samples with an involuntary context switch are thrown away."""
-    order = list(contestants)
-    shuffle = random.Random(0).shuffle
-    samples: dict[str, list[float]] = {n: [] for n in order}
-    rejected = dict.fromkeys(order, 0)
-    for n in order:
-        for _ in range(3):
-            contestants[n]()
-    for _ in range(_ROUNDS):
-        shuffle(order)
-        for n in order:
-            for _attempt in range(8):
-                before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-                start = time.perf_counter_ns()
-                contestants[n]()
-                passed = time.perf_counter_ns() - start
-                if resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw == before:
-                    samples[n].append(float(passed))
-                    break
-                rejected[n] += 1
-    return {n: interval(measurement(s, rejected=rejected[n])) for n, s in samples.items() if s}
 
 
 def time_on_cuda(w: Workload, bundle: Path, modes: list[str]) -> dict[str, Any]:
@@ -208,7 +190,7 @@ def _replayed(torch: Any, graphs: dict[str, tuple[Any, int]]) -> dict[str, Any]:
             end.record()
             end.synchronize()
             samples[n].append(start.elapsed_time(end) * 1e6 / calls)
-    return {n: interval(measurement(s)) for n, s in samples.items()}
+    return {n: interval(summarize(s)) for n, s in samples.items()}
 
 
 if __name__ == "__main__":

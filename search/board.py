@@ -45,8 +45,9 @@ class Workload:
     tags: tuple[str, ...] = field(default=())
 
     def program(self) -> Program:
-        """Return the program."""
-        return to_program(self.expression(*(tensor(n, shape, dtype) for n, shape, dtype in self.inputs)))
+        """Return the program, its inputs in the row's order."""
+        inputs = [tensor(n, shape, dtype) for n, shape, dtype in self.inputs]
+        return to_program(self.expression(*inputs), inputs=inputs)
 
 
 def _rms(x: Array) -> Array:
@@ -54,7 +55,7 @@ def _rms(x: Array) -> Array:
 
 
 def _rms_torch(torch: Any, x: Any) -> Any:
-    return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6)
+    return x * torch.rsqrt(torch.mean(x * x, -1, keepdim=True) + 1e-6)
 
 
 def _gelu_fused(x: Array, y: Array, r: Array) -> Array:

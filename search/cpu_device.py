@@ -18,8 +18,10 @@ from eqsat.codegen.kernel import KernelBinary, KernelSource, Rates
 from eqsat.codegen.plan import Executable
 from eqsat.errors import CompileError, KernelFaultError
 from eqsat.ir import Program
+from eqsat.search.beside import time_calls
 from eqsat.search.cpu_runner import CpuRunner
 from eqsat.search.device import Check, Measurement, Trial, Verdict
+from eqsat.search.verify import Suite
 from eqsat.search.watched import WatchedWorker, fault_note
 
 if TYPE_CHECKING:
@@ -120,6 +122,15 @@ class CpuDevice:
         except KernelFaultError as fault:
             return Verdict((Check("launch", passed=False, worst=math.inf, seed=0, note=fault_note(fault)),))
         return found
+
+    def time_beside(
+        self, plan: Executable, baseline: Callable[..., object], *, rounds: int = 30
+    ) -> tuple[Measurement, Measurement]:
+        """Time a plan and a caller's function on the same NumPy arrays, both called from Python in this process, interleaved."""
+        arrays = list(Suite("normal", 0, plan.plan.program).inputs().values())
+        run = CpuRunner(plan)
+        own, other = time_calls([lambda: run(*arrays), lambda: baseline(*arrays)], rounds=rounds)
+        return own, other
 
     def close(self) -> None:
         """End the worker; its memory goes with it."""

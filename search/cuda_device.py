@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eqsat.codegen.cuda import driver, nvrtc
 from eqsat.codegen.kernel import KernelBinary, KernelSource, Rates
 from eqsat.codegen.plan import Executable
 from eqsat.codegen.targets import TARGETS, Target
-from eqsat.errors import CompileError, EnvironmentMissingError, KernelFaultError
+from eqsat.errors import CompileError, EnvironmentMissingError, KernelFaultError, UsageError
 from eqsat.ir import Program
 from eqsat.search.arrays import require_cupy
+from eqsat.search.beside import time_calls
 from eqsat.search.device import Check, Measurement, Trial, Verdict
+from eqsat.search.runner import CudaRunner
+from eqsat.search.verify import Suite
 from eqsat.search.watched import WatchedWorker, fault_note
+from eqsat.types import DType
 
 if TYPE_CHECKING:
     from eqsat.search.store import Store
@@ -50,7 +55,7 @@ class CudaDevice:
     def __init__(
         self, index: int = 0, *, rates: Rates | None = None, limit_s: float = 30.0, seed: int = 0, threads: int = 0
     ) -> None:
-        self._info = driver.device_info(index)
+        self._info, self._index = driver.device_info(index), index
         require_cupy("to verify kernels on the GPU")
         self.name = self._info.name
         self._target = target_of(self._info)
@@ -127,9 +132,37 @@ class CudaDevice:
             return Verdict((Check("launch", passed=False, worst=math.inf, seed=0, note=fault_note(fault)),))
         return found
 
+    def time_beside(
+        self, plan: Executable, baseline: Callable[..., object], *, rounds: int = 30
+    ) -> tuple[Measurement, Measurement]:
+        """Time a plan and a caller's function on the same arrays, both called from Python in this process, interleaved.
+
+        The arrays are PyTorch's if the caller has imported it, else CuPy's. A sample is one call and the wait for its end.
+        """
+        cupy = require_cupy("to time a baseline on the GPU")
+        with cupy.cuda.Device(self._index):
+            arrays = _baseline_arrays(cupy, plan.plan.program)
+            run = CudaRunner(plan, self._index)
+            calls = [lambda: run(*arrays), lambda: baseline(*arrays)]
+            own, other = time_calls(calls, rounds=rounds, wait=cupy.cuda.runtime.deviceSynchronize)
+        return own, other
+
     def close(self) -> None:
         """End the worker; its memory goes with it."""
         self._worker.close()
+
+
+def _baseline_arrays(cupy: Any, program: Program) -> list[Any]:
+    drawn = Suite("normal", 0, program).inputs(cupy)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        tensors = {name: torch.from_dlpack(a.view(cupy.int16) if a.dtype == cupy.uint16 else a) for name, a in drawn.items()}
+        return [tensors[i.name].view(torch.bfloat16) if i.dtype is DType.BF16 else tensors[i.name] for i in program.inputs]
+    if any(i.dtype is DType.BF16 for i in program.inputs):
+        raise UsageError(
+            "expected PyTorch to be imported for a baseline on bf16 arrays: CuPy has no such type. Import torch first."
+        )
+    return list(drawn.values())
 
 
 def target_of(info: driver.DeviceInfo) -> Target:

@@ -17,6 +17,7 @@ from eqsat.rulecheck import Evidence
 from eqsat.rulefile import RuleSet
 from eqsat.saturation import SaturationReport
 from eqsat.search import receipt
+from eqsat.search.beside import misled
 from eqsat.search.candidates import Candidate, Sweep
 from eqsat.search.compose import compose
 from eqsat.search.device import Device, Measurement, Verdict
@@ -78,6 +79,10 @@ def select(device: Device, made: Sequence[Executable], baseline: Callable[..., A
         ratio = other.median_ns / own.median_ns
         won = "beats" if own.high_ns < other.low_ns else "does not beat"
         notes.append(f"the plan {won} the baseline: {ratio:.2f}x, called from Python, interleaved")
+        if set_here := misled():
+            notes.append(
+                f"the baseline may be slowed by {', '.join(set_here)} in this environment: unset it for a fair comparison"
+            )
     return Decision(right[best][0], right[best][1], times[best], tuple(alternatives), tuple(notes))
 
 
