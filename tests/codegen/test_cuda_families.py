@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -21,7 +22,10 @@ from eqsat.codegen.kernel import BufferArg, WorkspaceArg
 from eqsat.codegen.problem import Problem, contract_problem, point_problem, reduce_problem
 from eqsat.codegen.targets import TARGETS, parse_target
 from eqsat.errors import IllegalScheduleError, UsageError
-from eqsat.ir import apply, const
+from eqsat.ir import Program, apply, const
+from eqsat.rulefile import builtin_rules
+from eqsat.search.schedules import points, space_of, space_term
+from eqsat.session import Session
 from eqsat.types import DType
 
 F32, BF16 = DType.F32, DType.BF16
@@ -190,3 +194,49 @@ def test_targets_are_found_by_name():
 def test_an_unknown_target_is_refused_with_the_known_ones(name):
     with pytest.raises(UsageError, match=r"expected a (concrete )?target out of sm_80, .*cpu"):
         parse_target(name)
+
+
+KEYS = {"point": 1, "reduce": 2, "simt": 4}
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.name in KEYS], ids=lambda f: f.name)
+def test_the_rule_files_declare_each_schedule_with_its_fields_behind_the_key(family):
+    declared = {d.items[1].text: d.items[2].items for d in builtin_rules().declarations if d.head == "constructor"}
+    for schedule in family.schedules:
+        sorts = [n.text for n in declared[schedule.__name__]]
+        assert sorts == ["String"] + ["i64"] * (KEYS[family.name] + len(dataclasses.fields(schedule)))
+
+
+def test_the_spaces_of_the_board_have_legal_points_and_every_space_has_one():
+    rules = builtin_rules()
+    declarations = "\n".join(map(str, (*rules.declarations, *rules.facts)))
+    wide = make.array("x", BF16, m=8192, n=8192)
+    programs = {
+        "softmax": make.program(make.softmax(wide, "n"), "mn", BF16),
+        "column-sum": make.program(make.reduce("sum", "m", make.array("x", F32, m=16384, n=8192)), "n"),
+        "pointwise": make.program(make.silu(wide), "mn", BF16),
+        **{
+            n: make.PROBLEMS[n]
+            for n in ("point-empty", "reduce-empty-rows", "reduce-length-one", "point-prime", "contract-k-one")
+        },
+    }
+    problems = {n: problem_of(p) for n, p in programs.items()}
+    with Session() as session:
+        found = session.schedule_points(
+            [space_term("cuda", space_of(p)) for p in problems.values()], rules.rules, declarations=declarations
+        )
+    for (name, problem), listed in zip(problems.items(), found, strict=True):
+        schedules = points(listed)
+        legal = [s for s in schedules if family_of(s).legal(problem, s) is None]
+        assert 1 <= len(legal) <= 48, name
+        kinds = {type(s) for s in legal}
+        assert kinds >= {"softmax": {RowTile}, "column-sum": {ColumnTile}, "pointwise": {PointTile}}.get(name, set())
+
+
+def problem_of(program: Program) -> Problem:
+    """Return the program's anatomy: a contraction if it is one, else a reduction, else pointwise."""
+    for find in (contract_problem, reduce_problem, point_problem):
+        found = find(program)
+        if not isinstance(found, str):
+            return found
+    raise AssertionError("no family serves the program")
