@@ -57,16 +57,15 @@ def _cpu_place() -> Place:
 def _cuda_place(wanted: Target | None) -> Place | str:
     """Return the GPU's place if its architecture is the one wanted, else why not."""
     from eqsat.codegen.cuda import driver
+    from eqsat.search import cuda_device
 
     try:
         info = driver.device_info()
-        mine = parse_target(info.target)
+        mine = cuda_device.target_of(info)
     except EnvironmentMissingError as e:
         return str(e)
     if wanted is not None and mine.name != wanted.name:
         return f"the GPU here is {info.name} ({mine.name}); kernels for {wanted.name} are compiled, not measured"
-    from eqsat.search import cuda_device
-
     return Place(mine, info.name, cuda_device.fingerprint(), lambda store: cuda_device.open_device(store))
 
 

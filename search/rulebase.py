@@ -21,7 +21,7 @@ def admitted_rules(options: Options) -> tuple[RuleSet, dict[str, Evidence]]:
     FalseRuleError
         If a law is refuted; RuleError if a file is malformed.
     """
-    found = builtin_rules()
+    found = builtin_rules(unstable="unstable" in options.numerics)
     if options.rules:
         found = found + load_rules(options.rules)
     kept = found.admit(options.numerics)
