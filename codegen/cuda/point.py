@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -81,6 +82,7 @@ class PointShape:
         return lanes_of(width, [self.problem.output.dtype, *wide])
 
 
+@functools.lru_cache(maxsize=256)  # asked once for each schedule of a space
 def point_shape(problem: PointProblem) -> PointShape:
     """Return the loops of a point problem, axes joined wherever all accesses allow it."""
     program = problem.program

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -81,6 +82,7 @@ class ReduceShape:
         return access_mode(load, inner, lanes)
 
 
+@functools.lru_cache(maxsize=256)  # asked once for each schedule of a space
 def reduce_shape(problem: ReduceProblem) -> ReduceShape:
     """Return loops, loads and passes of a reduce problem."""
     program, out = problem.program, problem.output
@@ -161,17 +163,23 @@ def _worth_keeping(nodes: list[Expr], elements: int) -> bool:
 
 def row_registers(shape: ReduceShape, elements: int, inner: LoopAxis, lanes: int) -> int:
     """Return the most registers that hold `elements` of a row between two passes: loads still needed, and kept values."""
+    return elements * _live_bytes(shape, min(elements, LIGHT_ELEMENTS + 1), inner, lanes) // 4
+
+
+@functools.lru_cache(maxsize=1024)
+def _live_bytes(shape: ReduceShape, elements: int, inner: LoopAxis, lanes: int) -> int:
+    """Return the most register bytes of one element between two passes."""
     held = [x for x in shape.loads if shape.varies(x.expr) and bool(x.axes - shape.over)]
     roots, kept = pass_roots(shape), kept_values(shape, elements)
-    most, known = 0.0, list[Expr]()
+    most, known = 0, list[Expr]()
     for n in range(len(roots)):
         later = [r for group in roots[n:] for r in group]
         needed = {e.digest for e in walk_elements(later, [e.digest for e in known], shape)}
         live = sum(_load_bytes(x, shape, inner, lanes) for x in held if x.expr.digest in needed)
         live += sum(max(e.dtype.accumulator.bytes, 4) for e in known if e.digest in needed)
-        most = max(most, elements * live / 4)
+        most = max(most, live)
         known += kept[n]
-    return int(most)
+    return most
 
 
 def _load_bytes(load: Load, shape: ReduceShape, inner: LoopAxis, lanes: int) -> int:

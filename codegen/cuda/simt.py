@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -84,6 +85,7 @@ class ContractShape:
         return [(n, x) for n, x in enumerate(self.loads) if x.expr.digest in inside]
 
 
+@functools.lru_cache(maxsize=256)  # asked once for each schedule of a space
 def contract_shape(problem: ContractProblem) -> ContractShape:
     """Return loops and loads of a contract problem."""
     program, out = problem.program, problem.output
