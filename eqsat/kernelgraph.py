@@ -59,7 +59,7 @@ class KernelGraph:
         stack, seen = list(self.goals), set(self.goals)
         while stack:
             b = stack.pop()
-            for cut in self.cuts.of[b].values():
+            for cut in self.cuts.of[b]:
                 needs = frozenset(int(x[1]) for x in cut.loads if x[0] == "buf")
                 self.kernels.append(KernelNode(b, needs, cut.mode.family, self._program(b, cut)))
                 for x in sorted(needs - seen):
