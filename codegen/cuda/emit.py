@@ -140,7 +140,7 @@ def parameters(program: Program, workspace: str = "") -> str:
 
 
 def arguments(program: Program, workspace: bool = False) -> tuple[Arg, ...]:
-    """Return the launch arguments that go with `parameters`; a workspace is zeroed once and left zeroed by each launch."""
+    """Return the launch arguments that go with `parameters`; a workspace is zeroed once, and each launch leaves its counters at 0."""
     buffers: list[Arg] = [BufferArg(i.name) for i in used_inputs(program)]
     buffers.append(BufferArg(program.outputs[0].name))
     return (*buffers, WorkspaceArg(zeroed=True)) if workspace else tuple(buffers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
@@ -114,7 +115,14 @@ def compile_many(
         import joblib  # slow import; only large sweeps need it
 
         pool = joblib.Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered", batch_size=1)
-        yield from pool(joblib.delayed(_compile_one)(i, s, target, ptx) for i, s in enumerate(sources))
+        results = pool(joblib.delayed(_compile_one)(i, s, target, ptx) for i, s in enumerate(sources))
+        try:
+            for result in results:  # noqa: UP028  (`yield from` would close `results` outside the block below)
+                yield result
+        finally:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # a caller whose time is up leaves the rest on purpose
+                results.close()
         return
     with ThreadPoolExecutor(workers) as threads_pool:
         jobs = [threads_pool.submit(_compile_one, i, s, target, ptx) for i, s in enumerate(sources)]

@@ -237,3 +237,14 @@ def test_an_output_of_integers_divides_as_floats():
     found = point_problem(program)
     assert isinstance(found, PointProblem)
     assert "eq_div(" in PointFamily().emit(found, PointTile(64, 1, 1, 0)).text
+
+
+@pytest.mark.slow
+def test_many_sources_compile_in_processes_and_a_caller_may_leave_early():
+    sources = [point(swiglu(), PointTile(t, c, 16, h)) for t in (128, 256, 512, 1024) for c in (1, 2) for h in (0, 1)]
+    found = dict(compile_many(sources, SM90, 5))
+    assert sorted(found) == list(range(16))
+    assert not any(isinstance(b, CompileError) for b in found.values())
+    results = compile_many(sources, SM90, 5)
+    next(results)
+    results.close()  # type: ignore[attr-defined]
