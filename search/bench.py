@@ -1,11 +1,12 @@
 """The bench tool: optimize every row of the board, then time results and baselines side by side in a fresh process.
 
 The timing process gets saved bundles only, a cleaned environment (variables that pin a slower BLAS kernel are removed, one
-thread on the CPU), and interleaves all contestants of a row.
+thread on the CPU, as in the search), and interleaves all contestants of a row.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,26 @@ def run_board(
     EnvironmentMissingError
         The target cannot be measured on this machine.
     """
+    kind = machine.resolve(target).target.kind
+    with _environment(dict.fromkeys(_ONE_THREAD, "1") if kind == "cpu" else {}):
+        return _run(names, target, budget, store, out, modes)
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for this process and those that it starts meanwhile."""
+    before = {k: os.environ.get(k) for k in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for k, old in before.items():
+            os.environ.pop(k) if old is None else os.environ.update({k: old})
+
+
+def _run(
+    names: Sequence[str], target: str, budget: str | float, store: Path | None, out: Path | None, modes: Sequence[str]
+) -> dict[str, Any]:
     place = machine.resolve(target)
     if place.open_device is None:
         raise EnvironmentMissingError(f"expected a device to measure {target} on; {place.note}. Use --target cpu.")
@@ -127,8 +148,6 @@ def _search(w: Workload, target: str, budget: str | float, store: Store, folder:
 def _time_rows(rows: Sequence[Workload], place: Place, folder: Path, modes: Sequence[str]) -> dict[str, Any]:
     """Time all rows in a fresh process; a row whose process dies is left without times."""
     env = {k: v for k, v in os.environ.items() if k not in MISLEADING}
-    if place.target.kind == "cpu":
-        env |= dict.fromkeys(_ONE_THREAD, "1")
     answer = folder / "timed.json"
     request = {"kind": place.target.kind, "rows": [w.name for w in rows], "modes": list(modes), "answer": str(answer)}
     command = [sys.executable, "-m", "eqsat.search.bench_timing", json.dumps(request)]
@@ -159,7 +178,7 @@ def _written(record: dict[str, Any], out: Path) -> dict[str, Any]:
 
 def table(record: dict[str, Any]) -> str:
     """Return the rows as text: times with their 95 % interval, ratio to the best baseline, share of the measured rate."""
-    head = f"{'workload':<44}{'eqsat µs':>20}{'best baseline':>24}{'ratio':>7}{'GB/s':>8}{'GFLOP/s':>10}  search"
+    head = f"{'workload':<44}{'eqsat µs':>30}{'best baseline':>24}{'ratio':>7}{'GB/s':>8}{'GFLOP/s':>10}  search"
     lines = [f"{record['device']}, {record['created']}", head]
     for name, row in record["rows"].items():
         if "times" not in row or "eqsat" not in row["times"]:
@@ -172,7 +191,7 @@ def table(record: dict[str, Any]) -> str:
         shown = f"{own['median_ns'] / 1e3:.2f} [{own['low_ns'] / 1e3:.2f}, {own['high_ns'] / 1e3:.2f}]"
         other = f"{others[best]['median_ns'] / 1e3:.2f} {best}" if best else "none"
         rate, flops = row["program_bytes"] / own["median_ns"], row["plan_flops"] / own["median_ns"]
-        lines.append(f"{name:<44}{shown:>20}{other:>24}{ratio:>7}{rate:>8.0f}{flops:>10.0f}  {row['verdict']}")
+        lines.append(f"{name:<44}{shown:>30}{other:>24}{ratio:>7}{rate:>8.0f}{flops:>10.0f}  {row['verdict']}")
     return "\n".join(lines)
 
 

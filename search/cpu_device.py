@@ -7,6 +7,7 @@ The objective: the time of one run with the private caches cold and the last-lev
 from __future__ import annotations
 
 import math
+import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -68,7 +69,7 @@ class CpuDevice:
 
     @property
     def fingerprint(self) -> str:
-        """CPU and compilers: what a measurement depends on besides the kernel."""
+        """CPU, threads and compilers: what a measurement depends on besides the kernel."""
         return fingerprint()
 
     @property
@@ -151,8 +152,9 @@ def cpu_name() -> str:
 
 
 def fingerprint() -> str:
-    """Return CPU and compilers in one line, without starting a worker."""
-    return f"{cpu_name()}; {', '.join(str(c) for c in compilers()) or 'no C compiler'}"
+    """Return CPU, threads that OpenMP may use and compilers in one line, without starting a worker."""
+    threads = os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))
+    return f"{cpu_name()}; {threads} threads; {', '.join(str(c) for c in compilers()) or 'no C compiler'}"
 
 
 def open_device(_store: Store | None = None) -> CpuDevice:
