@@ -105,12 +105,12 @@ class ContractFamily:
         s = schedule
         batch, m, n, k = problem.shape
         columns = s.vectors * _lanes(problem, s)
-        loads_a_sum = (s.rows + s.vectors) / (s.rows * s.vectors)
-        slow = {16: 4.0, 32: 2.0, 64: 1.0}[s.vector_bytes] * (1.0 + max(0.0, loads_a_sum - 0.3))
+        # fewer than 8 sums wait for one another; more than 12 gain nothing and make edges dearer
+        slow = {16: 4.0, 32: 2.0, 64: 1.15}[s.vector_bytes] * (max(1.0, 8.0 / (s.rows * s.vectors)) + 0.002 * s.rows * s.vectors)
         blocks = 1.0 + 20.0 / min(s.kc, max(k, 1)) + 4.0 / min(s.mc, max(m, 1))
         padded = up(m, (s.rows,)) * up(n, (columns,))
         arithmetic = problem.flops / rates.rate("f64" if _lanes(problem, s) * 8 == s.vector_bytes else "f32")
-        packed = batch * (m * k * -(-n // s.nc) + k * n * len(problem.contractions)) * 1.0
+        packed = batch * (m * k * -(-n // s.nc) + k * n * len(problem.contractions)) * 0.2
         return shared(arithmetic * slow * blocks * padded + packed, s.threads) + rates.launch_ns
 
     def serves(self, target: Target) -> bool:

@@ -18,7 +18,7 @@ from eqsat.errors import IllegalScheduleError
 
 MOST_ROWS = 16
 _STACK_BYTES = 1 << 19  # the most that the sums of one block of columns take of a thread's stack
-_SUMS = 64  # accumulators beyond this spill in every iteration
+_SUMS = {16: 28, 32: 12, 64: 28}  # vector registers that sums may take, by bytes of a vector; b and a number take the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,10 @@ class CpuSkinnyTile(Schedule):
     ----------
     vector_bytes : int
         Bytes of a vector of sums: 16, 32 or 64.
-    unroll : int
-        Positions of k (columns, where the right operand is contiguous along k) taken in by one iteration.
+    depth : int
+        Positions of k that one visit to a tile of sums takes in: so many rows of the right operand stream side by side.
+    vectors : int
+        Vectors of columns in a tile of sums; single columns where the right operand is contiguous along k.
     columns : int
         Columns of a block, whose sums stay in a near cache.
     threads : int
@@ -40,7 +42,8 @@ class CpuSkinnyTile(Schedule):
     """
 
     vector_bytes: int
-    unroll: int
+    depth: int
+    vectors: int
     columns: int
     threads: int
     compiler: int
@@ -56,7 +59,7 @@ class SkinnyFamily:
         """Return why the schedule cannot serve the problem, or None."""
         if not isinstance(problem, ContractProblem) or not isinstance(schedule, CpuSkinnyTile):
             return f"expected a contract problem and a CpuSkinnyTile; got {problem.family} and {type(schedule).__name__}"
-        if refusal := common_refusal(schedule.vector_bytes, schedule.unroll, schedule.threads, schedule.compiler):
+        if refusal := common_refusal(schedule.vector_bytes, schedule.vectors, schedule.threads, schedule.compiler):
             return refusal
         _, m, n, k = problem.shape
         if m > MOST_ROWS:
@@ -69,10 +72,12 @@ class SkinnyFamily:
             return f"the sums of {m} x {schedule.columns} columns are more than {_STACK_BYTES} bytes"
         if schedule.columns >= 2 * max(n, 64):
             return f"blocks of {schedule.columns} columns for {n}"
-        if schedule.unroll > 1 and m * schedule.unroll > _SUMS:
-            return f"{m} rows times {schedule.unroll} unrolled are more than {_SUMS} values in registers"
-        if schedule.unroll > max(1, k, n):
-            return f"nothing is {schedule.unroll} long"
+        if schedule.vectors > _SUMS[schedule.vector_bytes]:
+            return f"{schedule.vectors} sums are more than {_SUMS[schedule.vector_bytes]} registers"
+        if schedule.vectors > 1 and schedule.vectors > n:
+            return f"there are not {schedule.vectors} columns"
+        if schedule.depth < 1 or schedule.depth > max(8, 2 * k):
+            return f"k has {k} positions; one visit takes in {schedule.depth}"
         return None
 
     def emit(self, problem: Problem, schedule: Schedule) -> KernelSource:
@@ -101,14 +106,25 @@ class SkinnyFamily:
         """Return the time that a model expects."""
         assert isinstance(problem, ContractProblem)
         assert isinstance(schedule, CpuSkinnyTile)
+        m, k = problem.shape[1], problem.shape[3]
         arithmetic = problem.flops / rates.rate("f32") * {16: 4.0, 32: 2.0, 64: 1.0}[schedule.vector_bytes]
-        memory = memory_bound_ns(problem.program, rates)
-        visits = 1.0 + 1.0 / schedule.unroll + 64.0 / schedule.columns
-        return shared(max(arithmetic, memory) * visits, schedule.threads) + rates.launch_ns
+        rows = -(-m // -(-m * schedule.vectors // _SUMS[schedule.vector_bytes]))
+        sums = rows * schedule.vectors
+        # a step loads the vectors of b and a number for each row; fewer sums than 8 wait for one another
+        step = max(1.0, 8.0 / sums) * (1.0 + (rows + schedule.vectors) / (2.0 * sums))
+        visits = 2.0 / min(schedule.depth, max(k, 1))
+        memory = memory_bound_ns(problem.program, rates) * (1.0 + 32.0 / schedule.columns + 0.02 * schedule.depth)
+        return shared(max(arithmetic * (step + visits), memory), schedule.threads) + rates.launch_ns
 
     def serves(self, target: Target) -> bool:
         """Return whether the target is a CPU."""
         return target.kind == "cpu"
+
+
+def _groups(m: int, vectors: int, registers: int) -> list[range]:
+    """Split m rows evenly into groups whose sums fit the registers."""
+    count = -(-m // max(1, registers // vectors))
+    return [range(m * g // count, m * (g + 1) // count) for g in range(count)]
 
 
 class _Skinny:
@@ -118,19 +134,21 @@ class _Skinny:
         self.nest, self.schedule = nest, schedule
         _, self.m, self.n, self.k = nest.problem.shape
         self.width = nest.printer.width
+        self.groups = _groups(self.m, schedule.vectors, _SUMS[schedule.vector_bytes])
         self.stride = -(-self.k // self.width) * self.width  # rows of the evaluated left operand, whole vectors
 
     def lines(self) -> list[str]:
         """Return what happens for one batch."""
         nest, step = self.nest, self.schedule.columns
         statistics = nest.statistics(1)
-        nest.scratch("left", self.m * self.stride, nest.element, nest.bytes)
+        ways = [not nest.along(x.b, nest.n) and nest.along(x.b, nest.k) for x in nest.problem.contractions]
+        for name in self._left_names(ways):
+            nest.scratch(name, self.m * self.stride, nest.element, nest.bytes)
         body = [f"const pos last = first + {step} < {self.n} ? first + {step} : {self.n};"]
         sums = range(len(nest.problem.contractions))
         body += [f"{nest.element} sums{c}[{self.m * step}] __attribute__((aligned(64)));" for c in sums]
-        for c, x in enumerate(nest.problem.contractions):
-            dots = not nest.along(x.b, nest.n) and nest.along(x.b, nest.k)
-            body += self._dots(c) if dots else self._axpys(c)
+        for c, dots in enumerate(ways):
+            body += self._dots(c) if dots else self._tiles(c)
 
         def address(c: int, position: str) -> str:
             return f"sums{c} + row * {step} + ({position} - first)"
@@ -138,10 +156,15 @@ class _Skinny:
         epilogue = nest.epilogue(address, "first", "last", "row")
         body += loop(f"for (pos row = 0; row < {self.m}; row++)", epilogue)
         blocks = loop(f"for (pos first = 0; first < {self.n}; first += {step})", body)
-        return [*statistics, *self._left(), *parallel(self.schedule.threads), *blocks]
+        return [*statistics, *self._left(self._left_names(ways)), *parallel(self.schedule.threads), *blocks]
 
-    def _left(self) -> list[str]:
-        """Evaluate the left operand into rows of scratch memory, 0 beyond k."""
+    @staticmethod
+    def _left_names(ways: list[bool]) -> list[str]:
+        """Return the forms of the left operand that are needed: `rows` for inner products, `across` for tiles."""
+        return [name for name, needed in (("rows", any(ways)), ("across", not all(ways))) if needed]
+
+    def _left(self, names: list[str]) -> list[str]:
+        """Evaluate the left operand once, 0 beyond k: row by row, and with the numbers of one k side by side."""
         nest = self.nest
         nest.place(nest.m, "row")
         row = Scope(frozenset().union(*(x.covers for x in nest.m)))
@@ -152,93 +175,98 @@ class _Skinny:
             value = converted(nest.printer.value(a, [*nest.outer, row, last], lanes), a.dtype, nest.dtype)
             if part is not None:
                 value = f"eq_where_{nest.register}(eq_first({part}), {value}, (v{nest.register}){{0}})"
-            last.lines.append(f"eq_store_{nest.register}(left + row * {self.stride} + {position}, {value});")
-            return last.lines
+            last.lines.append(f"const v{nest.register} x = {value};")
+            if "rows" in names:
+                last.lines.append(f"eq_store_{nest.register}(rows + row * {self.stride} + {position}, x);")
+            if "across" in names:
+                last.lines.append(f"for (int l = 0; l < {self.width}; l++) across[({position} + l) * {self.m} + row] = x[l];")
+            return loop("", last.lines)
 
         lines = list(vector_loop("k", "0", self.k, self.width, 1, body))
         return loop(f"for (pos row = 0; row < {self.m}; row++)", [*row.lines, *lines])
 
     def _value(self, c: int, scope: Scope, last: Scope, lanes: Lanes) -> str:
+        """Print the right operand at one place, in the type of the sums."""
         b = self.nest.problem.contractions[c].b
         value = converted(self.nest.printer.value(b, [*self.nest.outer, scope, last], lanes), b.dtype, self.nest.dtype)
-        return f"({self.nest.vector}){value}" if self.nest.register[0] == "i" else value
+        return f"({self.nest.vector})({value})" if self.nest.register[0] == "i" else value
 
-    def _axpys(self, c: int) -> list[str]:
-        """Vectors along the columns: every row of b that is read is added, times a number, to the sums of each row of a."""
-        nest, v = self.nest, self.nest.vector
-        covers = frozenset().union(*(x.covers for x in nest.k))
-
-        def iteration(count: int) -> list[str]:
-            shared: list[str] = []
-            scopes = [Scope(covers, shared) for _ in range(count)]
-            numbers = [
-                f"const {nest.scalar} a{i}_{u} = ({nest.scalar})left[{i * self.stride} + k + {u}];"
-                for i in range(self.m)
-                for u in range(count)
-            ]
-
-            def body(position: str, part: str | None, _: int) -> list[str]:
-                last = Scope(frozenset().union(*(x.covers for x in nest.n)))
-                lanes = Lanes(nest.n, position, part)
-                names = []
-                for u in range(count):
-                    nest.place(nest.k, f"(k + {u})" if u else "k")
-                    mine = Scope(last.covers, last.lines)
-                    names.append(self._value(c, scopes[u], mine, lanes))
-                for i in range(self.m):
-                    at = f"(sums{c} + {i * self.schedule.columns} + ({position} - first))"
-                    total = " + ".join(f"a{i}_{u} * {b}" for u, b in enumerate(names))
-                    last.lines.append(f"*({v} *){at} += {total};")
-                return last.lines
-
-            columns = list(vector_loop("column", "first", "last", self.width, 1, body))
-            return [*numbers, *shared, *columns]
-
-        unroll = min(self.schedule.unroll, max(self.k, 1))
+    def _tiles(self, c: int) -> list[str]:
+        """Vectors along the columns: a tile of sums in registers takes in `depth` rows of b, then the next tile does."""
+        nest, depth = self.nest, self.schedule.depth
+        nest.place(nest.k, "k")
+        step = self.width * self.schedule.vectors
+        lines = [f"const pos k_last = k_first + {depth} < {self.k} ? k_first + {depth} : {self.k};", "pos column = first;"]
+        lines += loop(f"for (; column + {step} <= last; column += {step})", self._tile(c, self.schedule.vectors, None))
+        if self.schedule.vectors > 1:
+            lines += loop(f"for (; column + {self.width} <= last; column += {self.width})", self._tile(c, 1, None))
+        lines += loop("if (column < last)", self._tile(c, 1, "(int)(last - column)"))
         clear = f"memset(sums{c}, 0, sizeof sums{c});"
-        lines = loop(f"for (; k + {unroll} <= {self.k}; k += {unroll})", iteration(unroll))
-        if unroll > 1 and self.k % unroll:
-            lines += loop(f"for (; k < {self.k}; k++)", iteration(1))
-        return [clear, *loop("", ["pos k = 0;", *lines])]
+        return [clear, *loop(f"for (pos k_first = 0; k_first < {self.k}; k_first += {depth})", lines)]
+
+    def _tile(self, c: int, vectors: int, part: str | None) -> list[str]:
+        """One tile after another for groups of rows: the piece of b that they share stays in the nearest cache."""
+        nest, v = self.nest, self.nest.vector
+        before: list[str] = []
+        each: list[str] = []
+        k_covers, n_covers = (frozenset().union(*(x.covers for x in group)) for group in (nest.k, nest.n))
+        for j in range(vectors):
+            position = f"(column + {j * self.width})" if j else "column"
+            # what varies along the columns alone is at hand before the loop over k
+            value = self._value(c, Scope(n_covers, before), Scope(k_covers, each), Lanes(nest.n, position, part))
+            each.append(f"const {v} b{j} = {value};")
+        out: list[str] = []
+        for rows in self.groups:
+            grid = [(i, j) for i in rows for j in range(vectors)]
+            at = {(i, j): f"sums{c} + {i * self.schedule.columns + j * self.width} + (column - first)" for i, j in grid}
+            step = list(each)
+            for i in rows:
+                sums = " ".join(f"c{i}_{j} += x * b{j};" for j in range(vectors))
+                step.append(f"{{ const {nest.scalar} x = ({nest.scalar})across[k * {self.m} + {i}]; {sums} }}")
+            load = [f"{v} c{i}_{j} = ({v})eq_load_{nest.register}({at[i, j]});" for i, j in grid]
+            store = [f"eq_store_{nest.register}({at[i, j]}, (v{nest.register})c{i}_{j});" for i, j in grid]
+            out += loop("", [*load, *loop("for (pos k = k_first; k < k_last; k++)", step), *store])
+        return [*before, *out]
 
     def _dots(self, c: int) -> list[str]:
         """Vectors along k: inner products of the rows of a with a few columns of b at a time."""
+        unroll = self.schedule.vectors
+        lines = loop(f"for (; column + {unroll} <= last; column += {unroll})", self._products(c, unroll))
+        if unroll > 1:
+            lines += loop("for (; column < last; column++)", self._products(c, 1))
+        return loop("", ["pos column = first;", *lines])
+
+    def _products(self, c: int, count: int) -> list[str]:
         nest, v = self.nest, self.nest.vector
         covers = frozenset().union(*(x.covers for x in nest.n))
+        shared: list[str] = []
+        scopes = [Scope(covers, shared) for _ in range(count)]
+        out: list[str] = []
+        for rows in self.groups:
 
-        def iteration(count: int) -> list[str]:
-            shared: list[str] = []
-            scopes = [Scope(covers, shared) for _ in range(count)]
-            pairs = [(i, u) for i in range(self.m) for u in range(count)]
-
-            def body(position: str, part: str | None, _: int) -> list[str]:
+            def body(position: str, part: str | None, _: int, rows: range = rows) -> list[str]:
                 last = Scope(frozenset().union(*(x.covers for x in nest.k)))
                 lanes = Lanes(nest.k, position, part)
-                names = []
                 for u in range(count):
                     nest.place(nest.n, f"(column + {u})" if u else "column")
-                    mine = Scope(last.covers, last.lines)
-                    value = self._value(c, scopes[u], mine, lanes)
+                    value = self._value(c, scopes[u], Scope(last.covers, last.lines), lanes)
                     if part is not None:  # 0 times an infinity that an expression makes of nothing would be NaN
                         value = (
                             f"({v})eq_where_{nest.register}(eq_first({part}), (v{nest.register}){value}, (v{nest.register}){{0}})"
                         )
-                    names.append(value)
-                for i in range(self.m):
-                    last.lines.append(f"const {v} a{i} = ({v})eq_load_{nest.register}(left + {i * self.stride} + {position});")
-                    last.lines += [f"d{i}_{u} += a{i} * {b};" for u, b in enumerate(names)]
-                return [*loop("", last.lines)]
+                    last.lines.append(f"const {v} b{u} = {value};")
+                for i in rows:
+                    sums = " ".join(f"d{i}_{u} += x * b{u};" for u in range(count))
+                    load = f"({v})eq_load_{nest.register}(rows + {i * self.stride} + {position})"
+                    last.lines.append(f"{{ const {v} x = {load}; {sums} }}")
+                return loop("", last.lines)
 
+            pairs = [(i, u) for i in rows for u in range(count)]
             inner = list(vector_loop("k", "0", self.k, self.width, 1, body))
             fold = [
                 f"sums{c}[{i * self.schedule.columns} + column + {u} - first] = "
                 f"eq_fold_add_{nest.register}((v{nest.register})d{i}_{u})[0];"
                 for i, u in pairs
             ]
-            return [*(f"{v} d{i}_{u} = {{0}};" for i, u in pairs), *shared, *inner, *fold]
-
-        unroll = self.schedule.unroll
-        lines = loop(f"for (; column + {unroll} <= last; column += {unroll})", iteration(unroll))
-        if unroll > 1:
-            lines += loop("for (; column < last; column++)", iteration(1))
-        return loop("", ["pos column = first;", *lines])
+            out += loop("", [*(f"{v} d{i}_{u} = {{0}};" for i, u in pairs), *inner, *fold])
+        return [*shared, *out]

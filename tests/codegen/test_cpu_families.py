@@ -42,7 +42,7 @@ MENU: tuple[Schedule, ...] = (
     *(CpuColumnTile(b, u, w, p, 0) for b, u, w, p in itertools.product((16, 32, 64), (1, 3, 4), (16, 64, 256), (1, 0))),
     CpuContractTile(64, 6, 4, 384, 192, 1536, 1, 0), CpuContractTile(64, 8, 3, 16, 16, 96, 1, 0),
     CpuContractTile(32, 6, 2, 5, 6, 32, 0, 0), CpuContractTile(16, 3, 1, 7, 9, 8, 1, 0), CpuContractTile(64, 12, 2, 32, 24, 64, 0, 0),
-    *(CpuSkinnyTile(b, u, w, p, 0) for b, u, w, p in itertools.product((16, 32, 64), (1, 2, 4), (16, 64, 128), (1, 0))),
+    *(CpuSkinnyTile(b, d, j, w, p, 0) for b, d, j, w, p in itertools.product((16, 32, 64), (3, 16), (1, 2, 4), (16, 64, 128), (1, 0))),
 )  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def test_zig_compiles_every_family(tmp_path: Path) -> None:
         (PROBLEMS["reduce-softmax-odd"], CpuReduceTile(32, 1, 1, 1, 2)),
         (PROBLEMS["reduce-argmin-column"], CpuColumnTile(64, 4, 64, 1, 2)),
         (PROBLEMS["contract-rms"], CpuContractTile(64, 6, 4, 384, 192, 1536, 1, 2)),
-        (PROBLEMS["contract-skinny"], CpuSkinnyTile(64, 2, 64, 1, 2)),
+        (PROBLEMS["contract-skinny"], CpuSkinnyTile(64, 8, 2, 64, 1, 2)),
         (PROBLEMS["function-sqrt-f32"], CpuPointTile(64, 1, 0, 1, 2)),
         (PROBLEMS["function-pow-f64"], CpuPointTile(64, 1, 0, 1, 2)),
     ]
