@@ -75,7 +75,10 @@ def select(device: Device, made: Sequence[Executable], baseline: Callable[..., A
     best = order[0]
     if baseline is not None:
         own, other = device.time_beside(right[best][0], baseline)
-        alternatives.append({"plan": "baseline", "kernels": 0, "median_ns": other.median_ns, "note": "the caller's baseline"})
+        chosen = {"plan": right[best][0].plan.digest, "kernels": len(right[best][0].steps)}
+        called = "called from Python, result allocated, beside the other"
+        alternatives.append({**chosen, "median_ns": own.median_ns, "note": called})
+        alternatives.append({"plan": "baseline", "kernels": 0, "median_ns": other.median_ns, "note": called})
         ratio = other.median_ns / own.median_ns
         won = "beats" if own.high_ns < other.low_ns else "does not beat"
         notes.append(f"the plan {won} the baseline: {ratio:.2f}x, called from Python, interleaved")

@@ -39,8 +39,8 @@ class Leaderboard:
 class Optimized:
     """The fastest verified plan for a program.
 
-    Call it with the program's inputs in order: NumPy arrays on the CPU, CuPy or PyTorch arrays on CUDA (on the current
-    stream); it returns the output (a tuple if there are several).
+    Call it with the program's inputs in order (a function's parameters; an expression's tensors by first use): NumPy arrays
+    on the CPU, CuPy or PyTorch arrays on CUDA (on the current stream); it returns the output (a tuple if there are several).
     """
 
     executable: Executable
@@ -66,7 +66,7 @@ class Optimized:
     def leaderboard(self) -> Leaderboard:
         """Plans that were timed whole, then each kernel's schedules, fastest first."""
         rows: list[tuple[str, float | None, str]] = [
-            (f"plan of {a['kernels']} kernels", a["median_ns"], a["note"]) for a in self.receipt.record["alternatives"]
+            (_contestant(a), a["median_ns"], a["note"]) for a in self.receipt.record["alternatives"]
         ]
         for k in self.receipt.record["plan"]["kernels"]:
             timed = [t for t in k["trials"] if t.get("measurement")]
@@ -97,6 +97,12 @@ class Optimized:
 
     def __str__(self) -> str:
         return str(self.receipt)
+
+
+def _contestant(alternative: Mapping[str, Any]) -> str:
+    if alternative["plan"] == "baseline":
+        return "the caller's baseline"
+    return f"plan of {alternative['kernels']} kernel" + ("s" if alternative["kernels"] != 1 else "")
 
 
 def from_bundle(files: Mapping[str, bytes]) -> Optimized:
