@@ -26,7 +26,7 @@ from eqsat.search.machine import Place
 from eqsat.search.options import Options, parse_budget
 from eqsat.search.progress import Progress, progress_for
 from eqsat.search.result import Optimized, from_bundle
-from eqsat.search.rulebase import admitted_rules, code_digest, declarations
+from eqsat.search.rulebase import admitted_rules, code_digest, declarations, package_rules
 from eqsat.search.schedules import family_of, points, space_term
 from eqsat.search.store import Store, default_path
 from eqsat.search.sweep import Sweeper
@@ -65,7 +65,8 @@ def optimize(
         Time for the search: "60s", "5min", or seconds. When it ends the best so far is returned. Checking rules that were
         never checked before comes on top (seconds, once).
     rules : sequence of path
-        Rule files added to the built-in ones; each law is checked before it is used.
+        Rule files added to the built-in ones and to those of installed packages (entry point `eqsat.rules`: a package's
+        folder of .egg files); each law is checked before it is used.
     precision : {"strict", "tf32", "fast"}
         "strict": errors no worse than IEEE arithmetic in the accumulator type.
     numerics : sequence of str
@@ -101,7 +102,7 @@ def optimize(
     Ctrl-C ends the search at any stage after the first plan is measured and returns the best so far, marked in the receipt.
     """
     began = time.monotonic()
-    files = tuple(Path(r) for r in rules)
+    files = (*package_rules(), *(Path(r) for r in rules))
     options = Options(target, parse_budget(budget), files, precision, tuple(numerics), measure, epsilon)
     program = as_program(expr, *specs)
     place = machine.resolve(options.target)

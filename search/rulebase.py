@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
+import importlib.util
 from pathlib import Path
 
 import eqsat
+from eqsat.errors import UsageError
 from eqsat.rulecheck import Evidence, check_rules
 from eqsat.rulefile import RuleSet, builtin_rules, load_rules
 from eqsat.search.options import Options
@@ -27,6 +30,24 @@ def admitted_rules(options: Options) -> tuple[RuleSet, dict[str, Evidence]]:
     kept = found.admit(options.numerics)
     evidence = check_rules(kept.rules, cache_dir=default_path().parent / "evidence")
     return kept, {e.rule: e for e in evidence}
+
+
+def package_rules() -> tuple[Path, ...]:
+    """Return the rule files of installed packages: all `.egg` files in the folder that an entry point `eqsat.rules` names.
+
+    Nothing of the packages is imported: rules are data.
+    """
+    found: list[Path] = []
+    for point in sorted(importlib.metadata.entry_points(group="eqsat.rules"), key=lambda p: (p.name, p.value)):
+        top, *rest = point.value.split(".")
+        spec = importlib.util.find_spec(top)
+        folders = [Path(f).joinpath(*rest) for f in (spec.submodule_search_locations or ())] if spec else []
+        files = [file for folder in folders for file in sorted(folder.glob("*.egg"))]
+        if not files:
+            owner = point.dist.name if point.dist else point.name
+            raise UsageError(f"expected .egg files in {point.value}, which {owner} names as its rules; found none. Uninstall it.")
+        found += files
+    return tuple(found)
 
 
 def declarations(ruleset: RuleSet) -> str:

@@ -1,0 +1,130 @@
+"""Fill in the README: code and its real output, and the tables, from files that running made. Nothing here is typed by hand.
+
+`python bench/tables.py` rewrites the parts of README.md between markers; `--check` only says whether they are up to date;
+`--run` runs the first example on this machine before that and keeps its output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+FIRST, FIRST_OUTPUT = ROOT / "examples" / "first.py", RESULTS / "first.txt"
+SECTION = re.compile(r"(<!-- begin (?P<name>[a-z-]+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; 1 if a check failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if README.md is not up to date")
+    parser.add_argument("--run", action="store_true", help="run the first example and keep its output")
+    options = parser.parse_args(arguments)
+    if options.run:
+        FIRST_OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+        FIRST_OUTPUT.write_text(run_first(), encoding="utf-8")
+    readme = ROOT / "README.md"
+    before = readme.read_text(encoding="utf-8")
+    after = filled(before, RESULTS)
+    if options.check:
+        print("README.md is up to date" if after == before else "README.md is out of date: run `make tables`")
+        return int(after != before)
+    readme.write_text(after, encoding="utf-8")
+    return 0
+
+
+def run_first() -> str:
+    """Return what the first example prints on this machine, in an environment that slows nothing down."""
+    from eqsat.search.beside import MISLEADING
+    from eqsat.search.cpu_device import fingerprint
+
+    clean = {k: v for k, v in os.environ.items() if k not in MISLEADING} | {"PYTHONPATH": str(ROOT)}
+    with tempfile.TemporaryDirectory() as folder:
+        clean["XDG_CACHE_HOME"] = folder
+        done = subprocess.run([sys.executable, str(FIRST)], cwd=folder, env=clean, capture_output=True, text=True, check=True)
+    today = datetime.datetime.now(datetime.UTC).date()
+    return f"# {fingerprint()}; {today}\n{done.stdout}"
+
+
+def filled(readme: str, results: Path) -> str:
+    """Return the README with every marked part made anew from files.
+
+    Raises
+    ------
+    KeyError
+        If the README marks a part that nothing makes.
+    """
+    makers: dict[str, Callable[[], str]] = {
+        "first-code": lambda: f"```python\n{FIRST.read_text(encoding='utf-8').strip()}\n```\n",
+        "first-output": lambda: f"```text\n{(results / 'first.txt').read_text(encoding='utf-8').strip()}\n```\n",
+        "tables": lambda: "\n".join(board(json.loads(p.read_text(encoding="utf-8"))) for p in sorted(results.glob("*.json"))),
+    }
+    return SECTION.sub(lambda m: m[1] + makers[m["name"]]() + m[3], readme)
+
+
+def board(record: dict[str, Any]) -> str:
+    """Return one device's results as a Markdown table, with what they were measured on and when."""
+    versions = ", ".join(f"{k} {v}" for k, v in record["environment"].items() if isinstance(v, str))
+    rates = record["rates"]
+    lines = [
+        f"**{record['device']}**, {record['created'][:10]} ({versions})  ",
+        f"Ceilings measured in the same run: read {rates['read']:.0f} GB/s, copy {rates['copy']:.0f} GB/s, "
+        + ", ".join(f"{name} {rate / 1e3:.3g} TFLOP/s" for name, rate in rates["flops"].items()),
+        "",
+        "| workload | eqsat, µs [95 %] | baselines, µs | × best baseline | GB/s | GFLOP/s | search |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [_row(name, row) for name, row in record["rows"].items()]
+    ratios = [r for row in record["rows"].values() if (r := _ratio(row)) and row["bound"] != "algebra"]
+    if ratios:
+        mean = math.exp(sum(math.log(r) for r in ratios) / len(ratios))
+        lines += ["", f"Geometric mean of the ratios, rows won by algebra left out: {mean:.2f} ({len(ratios)} rows)."]
+    return "\n".join([*lines, ""])
+
+
+def _baselines(row: dict[str, Any]) -> dict[str, float]:
+    times = row.get("times", {})
+    return {name: t["median_ns"] for name, t in times.items() if name not in ("eqsat", "again")}
+
+
+def _ratio(row: dict[str, Any]) -> float | None:
+    others = _baselines(row)
+    return min(others.values()) / row["times"]["eqsat"]["median_ns"] if others and "eqsat" in row["times"] else None
+
+
+def _row(name: str, row: dict[str, Any]) -> str:
+    if "eqsat" not in row.get("times", {}):
+        return f"| {name} | {row.get('error', 'not timed')} | | | | | |"
+    own = row["times"]["eqsat"]
+    others = ", ".join(f"{k} {_us(v)}" for k, v in sorted(_baselines(row).items(), key=lambda pair: pair[1])) or "–"
+    ratio = _ratio(row)
+    verdict = row["verdict"] if row["verdict"] != "open" else f"open, {100 * row['gap']:.0f} %"
+    cells = [
+        name,
+        f"{_us(own['median_ns'])} [{_us(own['low_ns'])}, {_us(own['high_ns'])}]",
+        others,
+        f"{ratio:.2f}" if ratio else "–",
+        f"{row['program_bytes'] / own['median_ns']:.0f}",
+        f"{row['plan_flops'] / own['median_ns']:.0f}",
+        verdict,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _us(ns: float) -> str:
+    return f"{ns / 1e3:.4g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
