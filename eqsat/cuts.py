@@ -27,13 +27,13 @@ class Mode:
     """What anchors a cut: nothing ("point"), reductions over one set of axes, or contractions that share an operand.
 
     `over` are the reduced axes. For "reduce", `free` holds the axes of the reductions' results; for "contract" the axes
-    of the products' sums, and `left` the loads of the shared operand.
+    of the products' sums, and `shared` the loads of each operand that all contractions have in common.
     """
 
     family: str = "point"
     over: frozenset[str] = frozenset()
     free: frozenset[str] = frozenset()
-    left: frozenset[Load] = frozenset()
+    shared: frozenset[frozenset[Load]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,9 @@ class Cut:
     form: Form
 
     @property
-    def rank(self) -> tuple[int, float]:
-        """Order in which a full class keeps its cuts: fewer loads, then less work."""
-        return len(self.loads), self.work
+    def rank(self) -> tuple[int, int, float]:
+        """Order in which a full class keeps its cuts: fewer intermediates, fewer loads, less work."""
+        return sum(x[0] == "buf" for x in self.loads), len(self.loads), self.work
 
 
 @dataclass(slots=True)
@@ -57,7 +57,7 @@ class CutLimits:
     """The stated space: at most `loads` buffers a kernel and `per_class` regions a class."""
 
     loads: int = 8
-    per_class: int = 64
+    per_class: int = 96
     contractions: int = 3
 
 
@@ -238,11 +238,12 @@ class Cuts:
             free = frozenset().union(*(m.free for m in anchored))
             return Mode("reduce", over, free) if axes - over <= free else None
         lead = contracts[0]
-        if any(m.left != lead.left or m.free != lead.free for m in contracts):
+        shared = frozenset.intersection(*(m.shared for m in contracts))
+        if not shared or any(m.free != lead.free for m in contracts):
             return None
         if any(not m.free <= lead.free for m in anchored) or not axes <= lead.free:
             return None
-        return lead
+        return Mode("contract", over, lead.free, shared)
 
     def _reduce(self, c: int, n: Node) -> Iterator[Cut]:
         op, axes = n.literals
@@ -262,7 +263,7 @@ class Cuts:
         axes = n.literals[0]
         assert isinstance(axes, tuple)
         over = frozenset(axes)
-        a, b = n.children
+        a, b = sorted(n.children)  # commutativity makes both orders: they are one anchor
         free = frozenset(self.frozen.axes[c])
         elements = self.elements(free | over)
         for left, right in itertools.product(self._options(a), self._options(b)):
@@ -270,9 +271,8 @@ class Cuts:
                 continue
             anchors = frozenset([("contract", over, a, b)])
             form = ("contract", tuple(sorted(over)), left.form, right.form)
-            for shared in {left.loads, right.loads}:
-                mode = Mode("contract", over, free, shared)
-                yield Cut(mode, anchors, left.loads | right.loads, left.work + right.work + 2 * elements, form)
+            mode = Mode("contract", over, free, frozenset([left.loads, right.loads]))
+            yield Cut(mode, anchors, left.loads | right.loads, left.work + right.work + 2 * elements, form)
 
 
 def _load(c: int) -> Cut:
