@@ -195,6 +195,12 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _stream_ratio(times: dict[str, Any]) -> str:
+    """Return best baseline / eqsat for calls back to back, "" where that was not measured."""
+    others = [v["median_ns"] for k, v in times.items() if k not in ("eqsat", "again")]
+    return f"{min(others) / times['eqsat']['median_ns']:.2f}" if others and "eqsat" in times else ""
+
+
 def interval(measured: Any) -> dict[str, Any]:
     """Return a measurement as plain data without its samples."""
     record = dataclasses.asdict(measured)
