@@ -80,6 +80,9 @@ class Extraction:
         Classes that a plan must write.
     sweep : callable
         Measures one candidate: `sweep(candidate, stop_above_ns) -> Sweep`.
+    rush : callable, optional
+        Finds one right schedule of a candidate, whatever the deadline: `rush(candidate) -> Sweep`. Used when the time ends
+        before there is any plan.
     deadline_s : float
         On the monotonic clock.
     """
@@ -91,6 +94,7 @@ class Extraction:
     epsilon: float = 0.02
     space: str = ""
     empirical: bool = False
+    rush: Callable[[Candidate], Sweep] | None = None
     floors: Floors = field(default_factory=lambda: Floors())
     swept: dict[str, Sweep] = field(default_factory=dict)
     plans: dict[tuple[int, ...], float] = field(default_factory=dict)
@@ -134,8 +138,13 @@ class Extraction:
         return [self.swept[c.key].cost_ns if c.key in self.swept else c.low_ns * floors[c.node.family] for c in self.candidates]
 
     def run(self) -> None:
-        """Search until closed within ε or out of time."""
+        """Search until closed within ε or out of time; there is a plan at the end if any kernel of one is right."""
         self._measure_greedily()
+        self._improve()
+        if not self.plans and self.rush is not None:
+            self._rush(self.rush)
+
+    def _improve(self) -> None:
         while time.monotonic() < self.deadline_s:
             self.rounds += 1
             low = self.costs()
@@ -174,6 +183,24 @@ class Extraction:
             for i in plan:
                 known = self.swept.get(self.candidates[i].key)
                 if math.isinf(known.cost_ns if known else self._measure(i)):
+                    break
+            else:
+                self._note(plan)
+                return
+
+    def _rush(self, rush: Callable[[Candidate], Sweep]) -> None:
+        """Complete the plan of least bounds with the first right schedule of each kernel that the deadline left without one."""
+        while True:
+            cut = {k for k, s in self.swept.items() if s.best is None and not s.complete}
+            costs = [c.low_ns if c.key in cut else cost for c, cost in zip(self.candidates, self.costs(), strict=True)]
+            cost, plan = self._chooser.greedy(costs)
+            if not plan or not math.isfinite(cost):
+                return
+            for i in plan:
+                c = self.candidates[i]
+                if c.key in cut or c.key not in self.swept:
+                    self.swept[c.key] = rush(c)
+                if math.isinf(self.swept[c.key].cost_ns):
                     break
             else:
                 self._note(plan)

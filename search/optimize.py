@@ -212,7 +212,15 @@ class Search:
         known = self.store.fact(self._floors_key())
         floors = Floors({k: list(v) for k, v in known.items()}) if isinstance(known, dict) else Floors()
         extraction = Extraction(
-            candidates, graph.goals, sweeper, self._kernel_deadline(), self.options.epsilon, space, rates.empirical, floors
+            candidates,
+            graph.goals,
+            sweeper,
+            self._kernel_deadline(),
+            self.options.epsilon,
+            space,
+            rates.empirical,
+            sweeper.rush,
+            floors,
         )
         try:
             extraction.run()
@@ -223,8 +231,8 @@ class Search:
         self.store.put_fact(self._floors_key(), {k: sorted(v)[:_REMEMBERED_RATIOS] for k, v in floors.ratios.items()})
         if not extraction.plans:
             raise NoKernelError(
-                f"no plan was verified in {self.options.budget_s:g} s: {dict(sweeper.counts)}. "
-                "Give a larger budget, or look at the counts: wrong kernels are defects."
+                f"no plan could be verified: {dict(sweeper.counts)}. "
+                "Every schedule of some kernel was refused or wrong; EQSAT_DEBUG=3 shows which, and wrong ones are defects."
             )
         return extraction
 

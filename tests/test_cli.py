@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 
 import eqsat
 from eqsat import cli, text
-from eqsat.errors import EnvironmentMissingError
-from eqsat.search import machine
+from eqsat.codegen.kernel import KernelSource
+from eqsat.errors import CompileError, EnvironmentMissingError
+from eqsat.search import cpu_device, machine
 from eqsat.search.optimize import Search
 from eqsat.search.result import Optimized
 from eqsat.trace import to_program
@@ -184,10 +186,16 @@ def test_a_folder_that_cannot_be_written_ends_with_3(program: Path, tmp_path: Pa
     assert "Choose a folder" in capsys.readouterr().err
 
 
-def test_no_verified_kernel_ends_with_1(program: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["optimize", str(program), "--target", "cpu", "--budget", "1ms", "--store", str(tmp_path / "s.sqlite")]
+def test_no_verified_kernel_ends_with_1(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(sources: list[KernelSource], threads: int = 0) -> Iterator[tuple[int, CompileError]]:
+        return ((i, CompileError("the compiler is out of order")) for i in range(len(sources)))
+
+    monkeypatch.setattr(cpu_device, "compile_many", refuse)
+    arguments = ["optimize", str(program), "--target", "cpu", "--budget", "2s", "--store", str(tmp_path / "s.sqlite")]
     assert cli.run(arguments) == cli.FAILED
-    assert "larger budget" in capsys.readouterr().err
+    assert "'refused': " in capsys.readouterr().err
 
 
 def test_an_interrupt_ends_with_130_and_the_best_is_saved(

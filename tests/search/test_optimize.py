@@ -134,6 +134,16 @@ def test_a_budget_that_ends_early_leaves_the_search_open(on: Rigged, monkeypatch
     assert 0 < found.receipt.counts["ok"] <= 3
 
 
+def test_a_budget_too_short_for_anything_still_ends_with_a_verified_plan(on: Rigged, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = on(FakeDevice(trial_s=1.0, compile_s=1.0))
+    for module in (optimize, extraction, sweep):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: device.clock_s))
+    found = search(two_steps(), budget="1ms", store=":memory:")
+    assert found.receipt.search["verdict"] == "open"
+    assert found.receipt.verification["checks"]
+    assert found.receipt.counts["ok"] == len(found.executable.steps)
+
+
 def test_an_open_search_is_taken_up_again_where_it_ended(on: Rigged, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     device = on(FakeDevice(trial_s=1.0, compile_s=0.0))
     with monkeypatch.context() as m:
