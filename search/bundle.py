@@ -87,7 +87,8 @@ def _arg(record: Mapping[str, Any]) -> Arg:
     fields: dict[str, Any] = {k: _frozen(v) for k, v in record.items() if k != "kind"}
     if "dtype" in fields:
         fields["dtype"] = DType.parse(fields["dtype"])
-    return _ARGS[record["kind"]](**fields)
+    made: Arg = _ARGS[record["kind"]](**fields)
+    return made
 
 
 def from_files(files: Mapping[str, bytes]) -> tuple[Executable, dict[str, Any]]:

@@ -10,11 +10,10 @@ from eqsat.planchoice import Action, Chooser
 
 
 def random_actions(rng: np.random.Generator, buffers: int, count: int) -> list[Action]:
-    out = []
-    for b in range(buffers):
-        out.append(
-            Action(b, frozenset()) if b < 2 else Action(b, frozenset(rng.choice(b, size=min(b, 2), replace=False).tolist()))
-        )
+    out = [
+        Action(b, frozenset() if b < 2 else frozenset(rng.choice(b, size=min(b, 2), replace=False).tolist()))
+        for b in range(buffers)
+    ]
     for _ in range(count - buffers):
         b = int(rng.integers(buffers))
         needs = rng.choice(buffers, size=int(rng.integers(0, 3)), replace=False).tolist()

@@ -8,7 +8,9 @@ from eqsat.errors import UsageError
 from eqsat.search.options import Options, parse_budget
 
 
-@pytest.mark.parametrize(("given", "seconds"), [("60s", 60), ("500ms", 0.5), ("2min", 120), ("1h", 3600), (3, 3), ("7", 7), ("1.5m", 90)])
+@pytest.mark.parametrize(
+    ("given", "seconds"), [("60s", 60), ("500ms", 0.5), ("2min", 120), ("1h", 3600), (3, 3), ("7", 7), ("1.5m", 90)]
+)
 def test_budgets_are_read_with_their_units(given: object, seconds: float) -> None:
     assert parse_budget(given) == pytest.approx(seconds)  # type: ignore[arg-type]
 
