@@ -121,6 +121,7 @@ class Rates:
     `read` and `copy` in bytes per ns (= GB/s); `flops` in operations per ns (= GFLOP/s) for a multiply-add path by name
     ("f32", "bf16", "tf32", …); `issue` in bytes per ns that loads can bring to registers from the nearest cache;
     `launch_ns` the least time of a kernel that does nothing useful; `empirical` says whether they were measured here;
+    `cores` that share a kernel whose schedule asks for all of them (the other figures are then of one core);
     `cache_bytes` the bytes that may still be in a cache from the call before (0: unknown, so bounds assume everything is).
     """
 
@@ -131,6 +132,7 @@ class Rates:
     launch_ns: float
     empirical: bool = False
     cache_bytes: int = 0
+    cores: int = 1
 
     def rate(self, path: str) -> float:
         """Return the arithmetic rate of `path` (GFLOP/s); the f32 rate if the path is unknown."""

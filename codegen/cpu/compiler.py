@@ -23,6 +23,7 @@ from eqsat.errors import CompileError, EnvironmentMissingError
 
 _LIMIT_S = 180.0
 _FLAGS = ("-march=native", "-ffp-contract=fast", "-shared", "-fPIC", "-s")  # -s: zig would record its folder
+OPENMP = "-fopenmp"  # an option in KernelSource.options
 _CHOICE = "compiler="  # an option "compiler=gcc" in KernelSource.options names the compiler
 
 
@@ -100,10 +101,16 @@ def _has_openmp(compiler: Compiler) -> bool:
         return False  # the wheel has no OpenMP runtime
     probe = "int probe(void) { int s = 0;\n#pragma omp parallel for reduction(+ : s)\nfor (int i = 0; i < 8; i++) s += i; return s; }\n"
     try:
-        _run(compiler, probe, ("-fopenmp",), "-O0")
+        _run(compiler, probe, (OPENMP,), "-O0")
     except CompileError:
         return False
     return True
+
+
+def usable_threads() -> int:
+    """Return the number of threads that OpenMP would use: OMP_NUM_THREADS, else the cores of this process."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(wanted) if wanted.isdigit() and int(wanted) else len(os.sched_getaffinity(0))
 
 
 def compiler_for(source: KernelSource) -> Compiler:
@@ -121,8 +128,10 @@ def compiler_for(source: KernelSource) -> Compiler:
     known = {c.name: c for c in compilers()}
     if wanted not in known:
         raise CompileError(f"the schedule asks for the compiler {wanted!r}; this machine has {', '.join(known)}.")
-    if "-fopenmp" in source.options and not known[wanted].has_openmp:
+    if OPENMP in source.options and not known[wanted].has_openmp:
         raise CompileError(f"the schedule asks for OpenMP, which {known[wanted]} does not have here.")
+    if OPENMP in source.options and usable_threads() == 1:
+        raise CompileError("the schedule asks for threads; this process may use one (OMP_NUM_THREADS, or its cores).")
     return known[wanted]
 
 

@@ -111,7 +111,7 @@ class ContractFamily:
         padded = up(m, (s.rows,)) * up(n, (columns,))
         arithmetic = problem.flops / rates.rate("f64" if _lanes(problem, s) * 8 == s.vector_bytes else "f32")
         packed = batch * (m * k * -(-n // s.nc) + k * n * len(problem.contractions)) * 0.2
-        return shared(arithmetic * slow * blocks * padded + packed, s.threads) + rates.launch_ns
+        return shared(arithmetic * slow * blocks * padded + packed, s.threads, rates) + rates.launch_ns
 
     def serves(self, target: Target) -> bool:
         """Return whether the target is a CPU."""

@@ -19,7 +19,6 @@ _WEIGHTS = {
 _WIDTH = {16: 2.0, 32: 1.2, 64: 1.0}  # by bytes of a vector
 _GATHER_NS = 0.6  # for one element that is not read as part of a vector
 _FORK_NS = 3000.0  # to start and join the threads
-_CORES = 4.0  # assumed where threads are asked for: the model must not depend on the machine that compiles
 
 
 def work(program: Program) -> float:
@@ -39,12 +38,14 @@ def streaming_ns(
     """Return the expected time of a kernel that streams: memory for each pass, arithmetic, and what is read in pieces."""
     arithmetic = 2 * work(program) / rates.rate("f32") * _WIDTH[vector_bytes] * (1.0 + 0.1 / unroll)
     memory = memory_bound_ns(program, rates) * passes * (1.0 + 0.1 * (_WIDTH[vector_bytes] - 1.0) + 0.05 / unroll)
-    return shared(max(arithmetic, memory) + 0.2 * min(arithmetic, memory) + gathered * _GATHER_NS, threads) + rates.launch_ns
+    return (
+        shared(max(arithmetic, memory) + 0.2 * min(arithmetic, memory) + gathered * _GATHER_NS, threads, rates) + rates.launch_ns
+    )
 
 
-def shared(time_ns: float, threads: int) -> float:
-    """Return the time when the work is shared among threads."""
-    return time_ns if threads == 1 else time_ns / _CORES + _FORK_NS
+def shared(time_ns: float, threads: int, rates: Rates) -> float:
+    """Return the time when the work is shared among threads, if the schedule asks for that."""
+    return time_ns if threads == 1 else time_ns / rates.cores + _FORK_NS
 
 
 def up(count: int, steps: Iterable[int]) -> float:

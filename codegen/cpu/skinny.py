@@ -114,7 +114,7 @@ class SkinnyFamily:
         step = max(1.0, 8.0 / sums) * (1.0 + (rows + schedule.vectors) / (2.0 * sums))
         visits = 2.0 / min(schedule.depth, max(k, 1))
         memory = memory_bound_ns(problem.program, rates) * (1.0 + 32.0 / schedule.columns + 0.02 * schedule.depth)
-        return shared(max(arithmetic * (step + visits), memory), schedule.threads) + rates.launch_ns
+        return shared(max(arithmetic * (step + visits), memory), schedule.threads, rates) + rates.launch_ns
 
     def serves(self, target: Target) -> bool:
         """Return whether the target is a CPU."""

@@ -234,6 +234,16 @@ def test_bounds_charge_memory_only_beyond_the_cache() -> None:
     assert family.bound_ns(problem_of(p), some) == pytest.approx((1 << 20) / 1000 + (p.bytes - (1 << 20)) / 10)
 
 
+def test_bounds_allow_for_every_core() -> None:
+    one = Rates(read=10, copy=10, flops=(("f32", 100.0),), issue=400, launch_ns=1)
+    for name in ("point-swiglu", "reduce-softmax", "contract-f32"):
+        problem = problem_of(PROBLEMS[name])
+        for family in FAMILIES:
+            if any(type(s) in family.schedules for s in serving(problem)):
+                many = family.bound_ns(problem, dataclasses.replace(one, cores=4))
+                assert many == pytest.approx(family.bound_ns(problem, one) / 4), name
+
+
 def space_term(problem: Problem) -> str:
     if isinstance(problem, PointProblem):
         return f'(PointSpace "cpu" {problem.output.expr.type.elements})'
