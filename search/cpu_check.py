@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from eqsat.errorbound import Rounding
 from eqsat.ir import Program
 from eqsat.ops import Array
+from eqsat.search.cpu_steps import Clock
 from eqsat.search.device import Check, Verdict
 from eqsat.search.verify import GuardedBuffer, Prepared, check_outputs, power, prepare
 
@@ -18,6 +20,7 @@ from eqsat.search.verify import GuardedBuffer, Prepared, check_outputs, power, p
 _QUICK_FLOPS = 2e9
 _QUICK_ELEMENTS = 1 << 21
 _REPEATS = 2  # runs of the last suite: a kernel that keeps state, or a race, shows up
+_RUNS_TO_GIVE_UP = 2  # a single run may have met a context switch
 
 Run = Callable[[Mapping[str, int]], None]
 
@@ -39,28 +42,39 @@ class Verifier:
         """The suite whose inputs are used for timing: normally distributed, as real data are."""
         return next((p for p in self.prepared if p.suite.name == "normal"), self.prepared[0] if self.prepared else None)
 
-    def check(self, run: Run) -> Verdict:
-        """Run every suite and compare; `run` gets the addresses of inputs and outputs by name."""
+    def check(self, run: Run, enough_ns: float = math.inf, clock: Clock = time.perf_counter_ns) -> tuple[Verdict, float]:
+        """Run every suite and compare; `run` gets the addresses of inputs and outputs by name.
+
+        Returns the verdict and the time of the fastest run. A kernel whose runs take more than `enough_ns` is given up after
+        two of them: its verdict has fewer checks.
+        """
         checks: list[Check] = []
+        fastest, runs = math.inf, 0
         for i, p in enumerate(self.prepared):
             for _ in range(_REPEATS if i == len(self.prepared) - 1 else 1):
-                check = self._one(p, run)
+                check, passed_ns = self._one(p, run, clock)
+                fastest, runs = min(fastest, passed_ns), runs + 1
                 if not check.passed:
-                    return Verdict((*checks, check), self.power)
+                    return Verdict((*checks, check), self.power), fastest
             checks.append(check)
-        return Verdict(tuple(checks), self.power)
+            if fastest > enough_ns and runs >= _RUNS_TO_GIVE_UP:
+                break
+        return Verdict(tuple(checks), self.power), fastest
 
-    def _one(self, p: Prepared, run: Run) -> Check:
+    def _one(self, p: Prepared, run: Run, clock: Clock) -> tuple[Check, float]:
         for name, buffer in self._inputs.items():
             buffer.fill(p.inputs[name])
         for buffer in self._outputs.values():
             buffer.poison()
-        run({name: int(b.array.ctypes.data) for name, b in {**self._inputs, **self._outputs}.items()})
+        pointers = {name: int(b.array.ctypes.data) for name, b in {**self._inputs, **self._outputs}.items()}
+        start = clock()
+        run(pointers)
+        passed_ns = float(clock() - start)
         if damage := self._damage(p):
             self._inputs = {i.name: GuardedBuffer(i.shape, i.dtype, is_input=True) for i in self.program.inputs}
             self._outputs = {o.name: GuardedBuffer(o.shape, o.dtype) for o in self.program.outputs}
-            return Check(p.suite.name, passed=False, worst=math.inf, seed=p.suite.seed, note=damage)
-        return check_outputs([self._outputs[o.name].array for o in self.program.outputs], p.expected, p.suite)
+            return Check(p.suite.name, passed=False, worst=math.inf, seed=p.suite.seed, note=damage), passed_ns
+        return check_outputs([self._outputs[o.name].array for o in self.program.outputs], p.expected, p.suite), passed_ns
 
     def _damage(self, p: Prepared) -> str | None:
         for name, buffer in {**self._inputs, **self._outputs}.items():

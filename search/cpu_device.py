@@ -7,14 +7,13 @@ The objective: the time of one run with the private caches cold and the last-lev
 from __future__ import annotations
 
 import math
-import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from eqsat.codegen.cpu.compiler import compile_many, compilers, default_compiler
+from eqsat.codegen.cpu.compiler import compile_many, compilers, default_compiler, usable_threads
 from eqsat.codegen.kernel import KernelBinary, KernelSource, Rates
 from eqsat.codegen.plan import Executable
 from eqsat.errors import CompileError, KernelFaultError
@@ -153,8 +152,7 @@ def cpu_name() -> str:
 
 def fingerprint() -> str:
     """Return CPU, threads that OpenMP may use and compilers in one line, without starting a worker."""
-    threads = os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))
-    return f"{cpu_name()}; {threads} threads; {', '.join(str(c) for c in compilers()) or 'no C compiler'}"
+    return f"{cpu_name()}; {usable_threads()} threads; {', '.join(str(c) for c in compilers()) or 'no C compiler'}"
 
 
 def open_device(_store: Store | None = None) -> CpuDevice:

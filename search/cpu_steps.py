@@ -7,10 +7,12 @@ import ctypes
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from eqsat.codegen.cpu.compiler import OPENMP
 from eqsat.codegen.kernel import BufferArg, KernelBinary, WorkspaceArg
 from eqsat.codegen.plan import Executable
 from eqsat.errors import EnvironmentMissingError, IllegalScheduleError
@@ -18,6 +20,7 @@ from eqsat.types import DType
 
 ALIGNMENT = 64  # a cache line, and the widest vector
 
+Clock = Callable[[], int]
 Entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
@@ -67,7 +70,7 @@ class LoadedKernel:
             if not isinstance(arg, BufferArg | WorkspaceArg):
                 raise IllegalScheduleError(f"a C kernel takes buffers and a workspace; {binary.source.entry!r} takes {arg}.")
         self._object = SharedObject(binary.image)
-        self.args = binary.source.args
+        self.args, self.threaded = binary.source.args, OPENMP in binary.source.options
         self.workspace_bytes = binary.source.workspace_bytes
         try:
             self.function = getattr(self._object.library, binary.source.entry)
@@ -84,8 +87,9 @@ class LoadedKernel:
         return (ctypes.c_void_p * max(1, len(values)))(*values)
 
     def close(self) -> None:
-        """Unload the kernel."""
-        self._object.close()
+        """Unload the kernel; one with OpenMP stays, as its runtime's threads outlive each call and would lose their code."""
+        if not self.threaded:
+            self._object.close()
 
 
 class LoadedSteps:
@@ -106,6 +110,11 @@ class LoadedSteps:
         for memory in self._zeroed.values():
             memory.array[...] = 0
         self.intermediates = {name: Memory(size) for name, size in (intermediates or {}).items()}
+
+    @property
+    def clock(self) -> Clock:
+        """The clock to time them by: of this thread, which stands while another process has the core, unless they use more."""
+        return time.perf_counter_ns if any(k.threaded for k in self.kernels) else time.thread_time_ns
 
     def workspace(self, kernel: LoadedKernel) -> int:
         """Return the address of a kernel's workspace."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import math
 import resource
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +30,9 @@ MOST_REPEATS = 1 << 16
 ATTEMPTS = 3  # to take a sample without a context switch, before the fastest one is taken as it is
 UNDISTURBED_NS = 10e6  # a longer sample meets a context switch on any machine that does something else as well
 LONGEST_PASS_NS = 4e6  # of runs over the copies, one after the other
+LEAST_ROUNDS = 5  # of a race, whatever they take
+MOST_RACE_NS = 1e9  # of samples in a race, all contestants together
+RETIRED = 1.03  # times the fastest: after a few rounds such a contestant cannot win by noise alone
 STAGGER = 192  # bytes between the starts of buffers modulo a page: equal offsets would alias in the L1
 
 _HARNESS = """
@@ -113,10 +115,15 @@ class BufferSets:
 
 
 class Contestant:
-    """A plan bound to every buffer set; collects its own samples."""
+    """A plan bound to every buffer set; collects its own samples.
 
-    def __init__(self, index: int, steps: LoadedSteps, sets: BufferSets, harness: Harness) -> None:
+    Its time is that of the thread, if one is all it uses: another process on the core then costs the cache contents only.
+    `known_ns` is the time of one run where that was seen; a long one is not measured again to see how often to repeat it.
+    """
+
+    def __init__(self, index: int, steps: LoadedSteps, sets: BufferSets, harness: Harness, known_ns: float = 0.0) -> None:
         self.index, self.steps = index, steps
+        self._clock = steps.clock
         self.samples: list[float] = []
         self.rejected = 0
         self._harness = harness
@@ -124,11 +131,16 @@ class Contestant:
         addresses = [k.address for _ in range(sets.count) for k in steps.kernels]
         self._functions = (ctypes.c_void_p * len(addresses))(*addresses)
         self._arguments = (ctypes.c_void_p * len(addresses))(*(ctypes.addressof(a) for a in self._bound))
-        self._steps_count = len(steps.kernels)
+        self._steps_count, self._count = len(steps.kernels), sets.count
         self._runs, self._times = 1, 1
+        self.estimate_ns = known_ns
+        if known_ns < UNDISTURBED_NS:
+            self._find_repeats()
+
+    def _find_repeats(self) -> None:
         first = min(self._elapsed(), self._elapsed())  # the first run loads code and pages
         # a run that takes long for its bytes does not wait for them: it needs no other copies to be timed fairly
-        self._runs = max(1, min(sets.count, int(LONGEST_PASS_NS / max(first, 1.0))))
+        self._runs = max(1, min(self._count, int(LONGEST_PASS_NS / max(first, 1.0))))
         elapsed = self._elapsed()
         while elapsed < SAMPLE_NS / 4 and self._times < MOST_REPEATS:
             grown = math.ceil(self._times * min(16.0, SAMPLE_NS / max(elapsed, 1.0)))
@@ -138,9 +150,9 @@ class Contestant:
         self._times = max(1, min(MOST_REPEATS, round(SAMPLE_NS / max(self.estimate_ns * self._runs, 1e-3))))
 
     def _elapsed(self) -> float:
-        start = time.perf_counter_ns()
+        start = self._clock()
         self._harness.repeat(self._functions, self._arguments, self._steps_count * self._runs, self._times)
-        return float(time.perf_counter_ns() - start)
+        return float(self._clock() - start)
 
     def sample(self) -> float:
         """Take one sample: ns for one run, free of context switches if one of a few attempts is."""
@@ -168,8 +180,19 @@ class Contestant:
 
 
 def race(contestants: Sequence[Contestant], rounds: int, seed: int) -> None:
-    """Take `rounds` samples of each contestant, interleaved in random order; earlier samples are forgotten."""
+    """Take up to `rounds` samples of each contestant, interleaved in random order; earlier samples are forgotten.
+
+    Every few rounds those that are clearly not the fastest retire with the samples they have. Long kernels get fewer rounds:
+    the race ends when its samples add up to `MOST_RACE_NS`.
+    """
     for c in contestants:
         c.samples.clear()
-    for i in interleaved(len(contestants), rounds, seed):
-        contestants[i].sample()
+    left, spent_ns = list(contestants), 0.0
+    for start in range(0, rounds, LEAST_ROUNDS):
+        if start and spent_ns > MOST_RACE_NS:
+            break
+        for i in interleaved(len(left), min(LEAST_ROUNDS, rounds - start), seed + start):
+            left[i].sample()
+        spent_ns += LEAST_ROUNDS * sum(c.sample_ns for c in left)
+        best = min(c.fastest_ns for c in left)
+        left = [c for c in left if c.fastest_ns <= RETIRED * best]

@@ -20,7 +20,7 @@ from eqsat.ir import Program
 from eqsat.search.cpu_check import Verifier
 from eqsat.search.cpu_probe import measure_rates
 from eqsat.search.cpu_steps import LoadedSteps, intermediate_bytes
-from eqsat.search.cpu_timing import BufferSets, Contestant, Harness, cache_bytes, race
+from eqsat.search.cpu_timing import LEAST_ROUNDS, MOST_RACE_NS, UNDISTURBED_NS, BufferSets, Contestant, Harness, cache_bytes, race
 from eqsat.search.device import Trial, Verdict
 from eqsat.search.statistics import summarize
 from eqsat.search.supervised import Begin
@@ -38,8 +38,8 @@ FIRST_SAMPLES = 3
 FINAL_ROUNDS = 25
 FINALISTS = 5
 FINALIST_SHARE = 1.10
-MOST_RACE_NS = 3e9  # for all finalists together: long kernels get fewer rounds
-LEAST_ROUNDS = 5
+HOPELESS = 1.5  # times the best so far: a kernel that takes longer is given up …
+LEAST_HOPELESS_NS = 10e6  # … unless it is short: its checks cost little, and a cold start may explain the time
 
 
 class CpuBackend:
@@ -72,10 +72,10 @@ class CpuBackend:
             if time.monotonic() > until:
                 break
             yield Begin(index, job.limit_s, f"kernel {binary.source.entry!r} number {index}")
-            contestant = yield from self._admit(job, index, binary, verifier, sets)
+            best = min((c.fastest_ns for c in running), default=math.inf)
+            contestant = yield from self._admit(job, index, binary, verifier, sets, min(job.stop_above_ns, best))
             if contestant is None:
                 continue
-            best = min((c.fastest_ns for c in running), default=math.inf)
             if contestant.fastest_ns > min(job.stop_above_ns, FINALIST_SHARE * best):
                 yield Finished(index, _timed(contestant, job.verdicts[index]))
                 contestant.steps.close()
@@ -96,8 +96,7 @@ class CpuBackend:
                 normal = next((s for s in found if s.name == "normal"), found[0])
                 sets[program.digest] = BufferSets(program, normal.inputs(), *self._caches)
             contestants.append(Contestant(i, _load(plan), sets[program.digest], self._harness))
-        total = sum(c.estimate_ns for c in contestants) * rounds
-        yield Begin(None, PLAN_LIMIT_S + 1e-9 * total * 4, "timing the plans interleaved")
+        yield Begin(None, PLAN_LIMIT_S + _race_limit_s(contestants), "timing the plans interleaved")
         race(contestants, rounds, self._seed)
         for c in contestants:
             c.steps.close()
@@ -108,32 +107,45 @@ class CpuBackend:
         yield Begin(None, REFERENCE_LIMIT_S, "computing the references of the program")
         verifier = self._verifier(plan.plan.program, PLAN if len(plan.steps) > 1 else KERNEL)
         yield Begin(0, PLAN_LIMIT_S, "running the plan")
-        return _check(verifier, _load(plan))
+        verdict, _ = _check(verifier, _load(plan))
+        return verdict
 
     # -- stages of a sweep -------------------------------------------------------------------------------------------
 
     def _admit(
-        self, job: SweepJob, index: int, binary: KernelBinary, verifier: Verifier, sets: BufferSets
+        self, job: SweepJob, index: int, binary: KernelBinary, verifier: Verifier, sets: BufferSets, best_ns: float
     ) -> Generator[Any, None, Contestant | None]:
-        """Verify a kernel and take its first samples; None if it is out, which has then been said."""
+        """Verify a kernel and take its first samples; None if it is out, which has then been said.
+
+        One that takes several times `best_ns` is given up as soon as that is seen, with fewer checks and no more samples.
+        """
         try:
             steps = LoadedSteps([binary])
         except EqsatError as reason:
             yield Finished(index, Trial("fault", None, note=str(reason)))
             return None
-        verdict = job.verdicts.get(index) or _check(verifier, steps)
+        enough_ns = max(HOPELESS * best_ns, LEAST_HOPELESS_NS)
+        verdict, fastest_ns = job.verdicts.get(index), 0.0
+        if verdict is None:
+            verdict, fastest_ns = _check(verifier, steps, enough_ns)
         job.verdicts[index] = verdict
         yield Verified(index, verdict)
         if not verdict.ok:
             yield Finished(index, Trial("wrong", verdict, note=verdict.reason or "no check could be made"))
             steps.close()
             return None
-        contestant = Contestant(index, steps, sets, self._harness)
-        if contestant.estimate_ns <= 2 * job.stop_above_ns:
+        if fastest_ns > enough_ns:
+            yield Finished(
+                index, Trial("ok", verdict, summarize([fastest_ns]), note="too slow to be checked and timed at length")
+            )
+            steps.close()
+            return None
+        contestant = Contestant(index, steps, sets, self._harness, fastest_ns)
+        if contestant.estimate_ns > 2 * job.stop_above_ns or contestant.sample_ns > UNDISTURBED_NS:
+            contestant.samples.append(contestant.estimate_ns)
+        else:
             for _ in range(FIRST_SAMPLES):
                 contestant.sample()
-        else:
-            contestant.samples.append(contestant.estimate_ns)
         return contestant
 
     def _contest(self, job: SweepJob, running: list[Contestant], verifier: Verifier, sets: BufferSets, until: float) -> Messages:
@@ -144,12 +156,10 @@ class CpuBackend:
         for c in running:
             if c not in finalists:
                 yield Finished(c.index, _timed(c, job.verdicts[c.index]))
-        one_round = sum(c.sample_ns for c in finalists)
-        rounds = max(LEAST_ROUNDS, min(FINAL_ROUNDS, int(MOST_RACE_NS / max(one_round, 1.0))))
         if finalists and time.monotonic() < until:
             for c in finalists:
-                yield Begin(c.index if job.isolate else None, job.limit_s + 10e-9 * one_round * rounds, "timing the finalists")
-            race(finalists, rounds, job.seed)
+                yield Begin(c.index if job.isolate else None, job.limit_s + _race_limit_s(finalists), "timing the finalists")
+            race(finalists, FINAL_ROUNDS, job.seed)
         for c in finalists:
             yield Finished(c.index, self._rechecked(job, c, verifier, sets))
         for c in running:
@@ -181,12 +191,17 @@ def _load(plan: Executable) -> LoadedSteps:
     return LoadedSteps([s.binary for s in plan.steps], intermediate_bytes(plan))
 
 
-def _check(verifier: Verifier, steps: LoadedSteps) -> Verdict:
+def _check(verifier: Verifier, steps: LoadedSteps, enough_ns: float = math.inf) -> tuple[Verdict, float]:
     def run(pointers: Any) -> None:
         steps.poison()
         steps.run(pointers)
 
-    return verifier.check(run)
+    return verifier.check(run, enough_ns, steps.clock)
+
+
+def _race_limit_s(contestants: Sequence[Contestant]) -> float:
+    """Return how long a race may take: several times what it should."""
+    return 10e-9 * (MOST_RACE_NS + LEAST_ROUNDS * sum(c.sample_ns for c in contestants))
 
 
 def _timed(c: Contestant, verdict: Verdict) -> Trial:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -89,11 +90,7 @@ def rates_of(place: Place, device: Device | None, store: Store) -> Rates:
     key = f"rates {place.fingerprint}"
     known = store.fact(key)
     if isinstance(known, dict):
-        flops = tuple((str(k), float(v)) for k, v in known["flops"])
-        return Rates(known["read"], known["copy"], flops, known["issue"], known["launch_ns"], empirical=True)
+        return Rates(**{**known, "flops": tuple((str(path), float(rate)) for path, rate in known["flops"])})
     rates = device.rates()
-    store.put_fact(
-        key,
-        {"read": rates.read, "copy": rates.copy, "flops": rates.flops, "issue": rates.issue, "launch_ns": rates.launch_ns},
-    )
+    store.put_fact(key, dataclasses.asdict(rates))
     return rates

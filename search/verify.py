@@ -32,6 +32,7 @@ PLAN = Rounding(stored=True)  # several launches: any 16-bit value may have been
 
 _PALETTE = (0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.0, 3.0, -3.0, 1e4, -1e4, 1e-3)
 _PIECE = 1 << 15  # elements compared at once
+_LEAST = 1e-300  # a divisor that is not 0
 _EDGE = 16.0  # how much the last position along each dimension outweighs the others in the suite "edges"
 
 
@@ -187,6 +188,9 @@ def _compare(xp: Any, got: Array, ref: Reference) -> tuple[Array, float]:
         else:
             value = ref.value
         error = xp.abs(got - value).astype(np.float64)
+        right = error <= ref.bound
+        if bool(right.all()) and float(ref.bound.max()) < math.inf:  # nearly always, and half the work
+            return ~right, float((error / xp.maximum(ref.bound, _LEAST)).max())  # where the bound is 0, so is the error
         same = (got == value) | ((got != got) & (value != value))
         error = xp.where(same, 0.0, xp.where(error == error, error, math.inf))
         counted = ref.bound < math.inf
