@@ -9,14 +9,17 @@ from dataclasses import dataclass, field
 from eqsat.canonical import canonical_key
 from eqsat.codegen.kernel import Family, KernelBinary, Rates, Schedule
 from eqsat.codegen.plan import Kernel
-from eqsat.codegen.problem import Problem
+from eqsat.codegen.problem import ContractProblem, Problem, contract_problem
 from eqsat.codegen.targets import Target
 from eqsat.errors import UsageError
+from eqsat.ir import Program
 from eqsat.kernelgraph import KernelNode
 from eqsat.search.bundle import find_problem
 from eqsat.search.device import Measurement, Verdict
 from eqsat.search.schedules import Space, families, space_of
 from eqsat.text import show
+
+_WIDE = 16  # rows and columns of a matrix product, at least, that only the family "contract" is tried for
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,20 @@ def bound_candidates(found: list[Candidate], spaces: Mapping[Space, tuple[Schedu
         if c.key not in memo:
             memo[c.key] = _bounded(c.problem, spaces.get(c.space, ()), served, rates)
         c.legal, c.illegal, c.low_ns = memo[c.key]
+    products = {(c.node.writes, c.node.needs) for c in found if c.node.family == "contract" and c.legal}
+    for c in found:
+        if c.node.family == "reduce" and (c.node.writes, c.node.needs) in products and is_wide_product(c.node.program):
+            c.legal, c.illegal, c.low_ns = (), c.illegal + len(c.legal), math.inf
+
+
+def is_wide_product(program: Program) -> bool:
+    """Whether a kernel is a matrix product whose every operand is used many times.
+
+    Only "contract" keeps tiles of both operands at hand; "reduce", which serves it too, reads them again for every row and
+    column: seconds where the other takes milliseconds. The space of the search leaves such kernels out.
+    """
+    problem = contract_problem(program)
+    return isinstance(problem, ContractProblem) and min(problem.shape[1:3]) >= _WIDE
 
 
 def _bounded(
