@@ -11,7 +11,7 @@ from eqsat.canonical import canonical_key
 from eqsat.codegen.kernel import Rates, Schedule
 from eqsat.codegen.plan import Executable, Step
 from eqsat.derivation import derive
-from eqsat.errors import CompileError, NoKernelError, WrongResultError
+from eqsat.errors import CompileError, KernelFaultError, NoKernelError, WrongResultError
 from eqsat.ir import Program
 from eqsat.rulecheck import Evidence
 from eqsat.rulefile import RuleSet
@@ -61,7 +61,9 @@ def select(device: Device, made: Sequence[Executable], baseline: Callable[..., A
     ]
     if not right:
         raise WrongResultError("; ".join(notes))
-    times = device.time_plans([e for e, _ in right])
+    right, times = _timed(device, right, notes)
+    if not right:
+        raise WrongResultError("; ".join(notes))
     order = sorted(range(len(right)), key=lambda i: times[i].median_ns)
     alternatives = [
         {
@@ -87,6 +89,23 @@ def select(device: Device, made: Sequence[Executable], baseline: Callable[..., A
                 f"the baseline may be slowed by {', '.join(set_here)} in this environment: unset it for a fair comparison"
             )
     return Decision(right[best][0], right[best][1], times[best], tuple(alternatives), tuple(notes))
+
+
+def _timed(
+    device: Device, right: list[tuple[Executable, Verdict]], notes: list[str]
+) -> tuple[list[tuple[Executable, Verdict]], list[Measurement]]:
+    """Time plans side by side; if one faults they are timed one by one, and the faulty ones are left out and noted."""
+    try:
+        return right, device.time_plans([e for e, _ in right])
+    except KernelFaultError:
+        kept, times = [], []
+        for e, verdict in right:
+            try:
+                times += device.time_plans([e])
+                kept.append((e, verdict))
+            except KernelFaultError as fault:
+                notes.append(f"plan {e.plan.digest[:12]} faulted when it was timed: {fault}")
+        return kept, times
 
 
 def compile_by_model(place: Place, candidate: Candidate, rates: Rates, counts: dict[str, int]) -> Step:

@@ -248,6 +248,7 @@ class Search:
             return finish.select(self.device, made, baseline)
         except KeyboardInterrupt:
             self.interrupted = True
+            self.notes.append("interrupted before the plan was checked and timed as a whole; each of its kernels was")
             return finish.Decision(made[0])
         except WrongResultError as e:
             raise NoKernelError(f"every plan failed its check as a whole: {e}") from e

@@ -15,7 +15,7 @@ from eqsat.array import Array
 from eqsat.codegen.kernel import KernelBinary, KernelSource
 from eqsat.codegen.plan import Executable
 from eqsat.codegen.targets import parse_target
-from eqsat.errors import EnvironmentMissingError, FalseRuleError, NoKernelError, UsageError
+from eqsat.errors import EnvironmentMissingError, FalseRuleError, KernelFaultError, NoKernelError, UsageError
 from eqsat.ir import Program
 from eqsat.search import extraction, machine, optimize, sweep
 from eqsat.search.device import Measurement, Trial
@@ -154,6 +154,40 @@ def test_an_open_search_is_taken_up_again_where_it_ended(on: Rigged, monkeypatch
     second = search(row_max(), store=tmp_path / "s.sqlite")
     assert second.receipt.closed
     assert second.receipt.counts["remembered"] == first.receipt.counts["ok"]
+
+
+def test_a_plan_that_faults_when_it_is_timed_is_left_out_and_noted(on: Rigged) -> None:
+    def times_ns(program: Program, source: KernelSource) -> float:
+        alone = [i.name for i in program.inputs] == ["x"] and program.outputs[0].name == "out"
+        return 10_100.0 if alone else 5_000.0  # two kernels are a little faster than one
+
+    on(FakeDevice(times_ns=times_ns))
+    first = search(two_steps(), store=":memory:")
+    winner = first.executable.plan.digest
+    assert len(first.receipt.alternatives) > 1
+
+    class Faulty(FakeDevice):
+        def time_plans(self, plans: Any, *, rounds: int = 30) -> list[Measurement]:
+            if any(p.plan.digest == winner for p in plans):
+                raise KernelFaultError("injected fault")
+            return FakeDevice.time_plans(self, plans, rounds=rounds)
+
+    on(Faulty(times_ns=times_ns))
+    found = search(two_steps(), store=":memory:")
+    assert found.executable.plan.digest != winner
+    assert any("faulted when it was timed" in note for note in found.receipt.notes)
+
+
+def test_looking_inside_writes_every_stage_as_a_numbered_file(
+    on: Rigged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(FakeDevice())
+    monkeypatch.setenv("EQSAT_DUMP", str(tmp_path / "dump"))
+    found = search(row_max(), store=":memory:")
+    names = sorted(p.name for p in (tmp_path / "dump").iterdir())
+    assert [n[:3] for n in names] == [f"{i:03d}" for i in range(len(names))]
+    assert {n[4:] for n in names} >= {"saturation.txt", "kernels.txt", "sources.c", "leaderboard.txt"}
+    assert found.source in [p.read_text() for p in (tmp_path / "dump").glob("*sources.c")]
 
 
 @dataclasses.dataclass(slots=True)
