@@ -54,6 +54,10 @@ bench: .venv/base  ## the board for the device at hand beside its baselines; wri
 tables: .venv/base  ## README tables from bench/results
 	$(PY) bench/tables.py
 
+.PHONY: first
+first: .venv/base  ## run the README's first example here and keep its output
+	$(PY) bench/tables.py --run
+
 .PHONY: wheel
 wheel: .venv/test  ## sdist and wheel
 	$(PY) -m pip install -q build && $(PY) -m build
