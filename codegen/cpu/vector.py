@@ -165,7 +165,7 @@ class Printer:
 
     def _gather(self, storage: str, element: str, scope: Scope, lanes: Lanes) -> str:
         """Print a vector whose lane l is `element`; lanes that do not count are 0."""
-        name = self.fresh("g")
+        name = self.fresh("gathered")
         count = lanes.part if lanes.part is not None else str(self.width)
         scope.lines += [f"v{storage} {name} = {{0}};", f"for (int l = 0; l < {count}; l++) {name}[l] = {element};"]
         return name
@@ -194,7 +194,7 @@ class Printer:
             part = "" if lanes.part is None else "_part"
             scope.lines.append(f"eq_store{part}_{storage}({at}, {encoded}{f', {lanes.part}' if part else ''});")
             return
-        name = self.fresh("s")
+        name = self.fresh("scattered")
         count = lanes.part if lanes.part is not None else str(self.width)
         names = self.names | positions(lanes.loops, f"({lanes.position} + l)")
         scope.lines += [

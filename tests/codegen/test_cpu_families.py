@@ -24,7 +24,7 @@ from eqsat.codegen.cpu.skinny import CpuSkinnyTile
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
 from eqsat.codegen.problem import ContractProblem, PointProblem, Problem, contract_problem, point_problem, reduce_problem
 from eqsat.errors import IllegalScheduleError
-from eqsat.ir import Program, access, apply, const, reduce
+from eqsat.ir import Expr, Program, access, apply, const, reduce
 from eqsat.rulefile import builtin_rules
 from eqsat.search.verify import check_outputs, prepare
 from eqsat.session import Session
@@ -78,7 +78,7 @@ def test_a_program_is_right_with_every_kind_of_schedule(tmp_path: Path) -> None:
     cases = []
     for name in names:
         legal = serving(problem_of(PROBLEMS[name]))
-        cases += [(PROBLEMS[name], s) for s in (legal[0], *random.Random(name).sample(legal[1:], k=min(5, len(legal) - 1)))]
+        cases += [(PROBLEMS[name], s) for s in (legal[0], *random.Random(name).sample(legal[1:], k=min(3, len(legal) - 1)))]
     verify(cases, tmp_path, suites=1)
 
 
@@ -127,7 +127,7 @@ def test_drawn_programs_are_right(tmp_path: Path) -> None:
     rng = random.Random(5)
     cases: list[tuple[Program, Schedule]] = []
     kinds: set[str] = set()
-    for p in drawn(rounds=6):
+    for p in drawn(rounds=5):
         found = [x for x in (contract_problem(p), point_problem(p), reduce_problem(p)) if not isinstance(x, str)]
         if found:
             kinds.add(found[0].family)
@@ -135,6 +135,41 @@ def test_drawn_programs_are_right(tmp_path: Path) -> None:
     assert len(cases) > 60
     assert kinds >= {"point", "reduce"}
     verify(cases, tmp_path, suites=3)
+
+
+def contraction(rng: random.Random) -> Program:
+    """Draw a contraction: one or two axes in each group in any layout, two batch axes now and then, a prologue, an epilogue."""
+    extents = {a: rng.choice([1, 2, 3, 5, 7, 16, 17, 33]) for a in "bcmpnqkj"}
+    batch, m, n, k = (
+        rng.sample(group, rng.choice(sizes))
+        for group, sizes in (("bc", [0, 0, 2]), ("mp", [1, 2]), ("nq", [1, 2]), ("kj", [1, 2]))
+    )
+    kinds = [DType.F32, DType.F32, DType.BF16, DType.F16, DType.F64, DType.I32]
+
+    def read(name: str, axes: Sequence[str], dtype: DType) -> Expr:
+        order = rng.sample(list(axes), len(axes))
+        return array(name, dtype, **{a: extents[a] for a in order})
+
+    a, b = read("a", batch + m + k, rng.choice(kinds)), read("b", batch + n + k, rng.choice(kinds))
+    scaled = apply("mul", a, read("g", k, DType.F32)) if a.dtype.is_float and rng.random() < 0.4 else a
+    total = apply("mul", scaled, b)
+    for axis in k:
+        total = reduce("sum", axis, total)
+    if total.dtype.is_float and rng.random() < 0.5:
+        total = apply("mul", total, apply("sigmoid", read("r", [*n, *batch], DType.F32)))
+    return program(total, rng.sample(sorted(total.axes), len(total.axes)))
+
+
+def test_drawn_contractions_are_right(tmp_path: Path) -> None:
+    rng = random.Random(8)
+    cases: list[tuple[Program, Schedule]] = []
+    for _ in range(30):
+        p = contraction(rng)
+        found = contract_problem(p)
+        if not isinstance(found, str):
+            cases.append((p, rng.choice(serving(found))))
+    assert len(cases) > 15
+    verify(cases, tmp_path)
 
 
 def test_casts_to_integers_give_0_for_what_is_not_finite(tmp_path: Path) -> None:
