@@ -122,7 +122,9 @@ class Rates:
     ("f32", "bf16", "tf32", …); `issue` in bytes per ns that loads can bring to registers from the nearest cache;
     `launch_ns` the least time of a kernel that does nothing useful; `empirical` says whether they were measured here;
     `cores` that share a kernel whose schedule asks for all of them (the other figures are then of one core);
-    `cache_bytes` the bytes that may still be in a cache from the call before (0: unknown, so bounds assume everything is).
+    `cache_bytes` the bytes that may still be in the last-level cache from the call before (0: unknown, so bounds assume
+    everything is); `cached` the bytes per ns that come from there when the nearer caches hold something else (0: unknown, so
+    bounds assume `issue`).
     """
 
     read: float
@@ -133,6 +135,7 @@ class Rates:
     empirical: bool = False
     cache_bytes: int = 0
     cores: int = 1
+    cached: float = 0.0
 
     def rate(self, path: str) -> float:
         """Return the arithmetic rate of `path` (GFLOP/s); the f32 rate if the path is unknown."""

@@ -38,6 +38,13 @@ void library_copy(const float *x, float *y, long n, long times) {
   }
 }
 
+void fill_bytes(float *x, long n, long times) {
+  for (long t = 0; t < times; t++) {
+    __builtin_memset(x, 0, n * sizeof(float));
+    __asm__ volatile("" : "+r"(x) : : "memory");
+  }
+}
+
 void add_two(const float *x, const float *y, float *z, long n, long times) {
   for (long t = 0; t < times; t++) {
     for (long i = 0; i + 4 * STEP <= n; i += 4 * STEP)

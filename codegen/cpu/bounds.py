@@ -18,11 +18,11 @@ _PRODUCTS = {"exp": 9, "sigmoid": 9, "tanh": 9, "log": 12, "erf": 22, "sin": 24,
 def memory_bound_ns(program: Program, rates: Rates) -> float:
     """Return the least time for one core to move the program's bytes.
 
-    What a cache may hold from the call before is charged at `rates.issue`, the rate of loads from the nearest cache; only
-    bytes beyond it are charged to memory, at the better of its two rates.
+    What the last-level cache may hold from the call before is charged at the rate of that cache, as the nearer ones are cold
+    when a kernel is timed; only bytes beyond it are charged to memory, at the better of its two rates.
     """
     cached = min(program.bytes, rates.cache_bytes) if rates.cache_bytes else program.bytes
-    return cached / rates.issue + (program.bytes - cached) / max(rates.read, rates.copy)
+    return cached / (rates.cached or rates.issue) + (program.bytes - cached) / max(rates.read, rates.copy)
 
 
 def products(program: Program) -> int:
