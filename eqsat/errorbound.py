@@ -38,8 +38,10 @@ class Rounding:
     Parameters
     ----------
     stored : bool
-        Every value of a 16-bit dtype may be rounded to it, because some plan stores it. False for a single kernel: there
-        only its output, explicit casts and computed factors of a contraction (they pass through the matrix unit) are.
+        Every value of a 16-bit dtype may be rounded to it, because some plan stores it; and every 16-bit factor of a
+        contraction once more, because some plan stores it joined with another (a·b + a·c = a·(b + c)). False for a single
+        kernel: there only its output, explicit casts and computed factors of a contraction (they pass through the matrix
+        unit) are.
     confidence : float
         How many times the scale of a soft part is allowed (6: less than one element in 1e8).
     multiplicand : float
@@ -284,7 +286,7 @@ class _RunningError:
     def _as_factor(self, factor: Expr, b: Bounded, scaled: int) -> Bounded:
         """Add the rounding of a factor on its way into a matrix unit, or as a value before `scaled` scales were taken out."""
         if _short(factor.dtype):
-            times = scaled if self._rounding.stored else int(scaled > 0 or _computed(factor))
+            times = scaled + 1 if self._rounding.stored else int(scaled > 0 or _computed(factor))
             errors = b.errors
             for _ in range(times):
                 errors = self._round_to(factor.dtype, b.value, errors, self._free(factor))

@@ -44,8 +44,11 @@ class KernelGraph:
     _order: dict[str, int] = field(init=False)
     _outputs: dict[int, Output] = field(init=False)
     _inputs: dict[str, Input] = field(init=False)
+    _operands: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
+        regions = (n for found in self.frozen.nodes.values() for n in found if n.op == "ContractAnchor")
+        self._operands = frozenset(x for n in regions for x in n.children)
         self._inputs = {i.name: i for i in self.program.inputs}
         self._order = axis_order(self.program)
         self.goals = frozenset(self.frozen.roots)
@@ -84,14 +87,16 @@ class KernelGraph:
         """Return the stored type of an intermediate.
 
         The value's own type, except that an intermediate of less than an eighth of the largest buffer's elements is kept
-        in the accumulator type: row statistics lose nothing to storage, and cost nothing.
+        in the accumulator type: row statistics lose nothing to storage, and cost nothing. An operand of a contraction stays
+        in its own type, which is the one matrix units take.
         """
         if c in self._outputs:
             return self._outputs[c].dtype
         name = self.frozen.dtype[c]
         own = DType.F32 if name == "weak" else DType.parse(name)
         largest = max((i.elements for i in self.program.inputs), default=0)
-        return own.accumulator if 8 * self.cuts.elements(self.frozen.axes[c]) <= largest else own
+        small = 8 * self.cuts.elements(self.frozen.axes[c]) <= largest
+        return own.accumulator if small and c not in self._operands else own
 
     def _program(self, c: int, cut: Cut) -> Program:
         expr = self._build(cut.form, {})

@@ -55,6 +55,7 @@ class Chooser:
     goals: frozenset[int]
     alive: np.typing.NDArray[np.bool_] = field(init=False)
     _landmarks: list[frozenset[int]] = field(init=False, default_factory=list)
+    _forbidden: list[frozenset[int]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.alive = np.ones(len(self.actions), bool)
@@ -63,12 +64,24 @@ class Chooser:
         """Return the actions that may still be in a better plan."""
         return [int(i) for i in np.flatnonzero(self.alive)]
 
+    def forbid(self, plan: Iterable[int]) -> None:
+        """Never choose a plan that contains all of these actions again (it failed its check as a whole)."""
+        self._forbidden.append(frozenset(plan))
+        self.alive[:] = True  # what was dropped for the sake of an incumbent may be needed now that it is gone
+
+    def _is_forbidden(self, plan: Iterable[int]) -> bool:
+        chosen = set(plan)
+        return any(f <= chosen for f in self._forbidden)
+
     def greedy(self, cost: Sequence[float], allowed: Callable[[int], bool] = lambda _: True) -> tuple[float, tuple[int, ...]]:
         """Return (cost, plan) by cheapest supporters (h_add), the plan then costed as a DAG; infinite if none exists."""
         _, support = self._relax(cost, lambda x, y: x + y, allowed)
         if any(g not in support for g in self.goals):
             return math.inf, ()
         plan = self._order(self._reachable(support))
+        if self._is_forbidden(plan):
+            others = (self.greedy(cost, lambda j, i=i: j != i and allowed(j)) for i in plan)  # type: ignore[misc]
+            return min(others, key=lambda found: found[0])
         return sum(cost[i] for i in plan), plan
 
     def _relax(
@@ -275,6 +288,9 @@ class Chooser:
         for inside in self._landmarks:
             crossing = [i for i in shown if self.actions[i].needs <= inside and self.actions[i].writes not in inside]
             constrain([(column[i], 1.0) for i in crossing], 1, math.inf)
+        for plan in self._forbidden:
+            if all(i in column for i in plan):
+                constrain([(column[i], 1.0) for i in plan], -math.inf, len(plan) - 1)
         size = len(shown) + len(needed)
         scale = max((cost[i] for i in shown), default=1.0) or 1.0
         objective = np.concatenate([[cost[i] / scale for i in shown], np.zeros(len(needed))])

@@ -227,6 +227,11 @@ class Extraction:
             self.plans[plan] = cost
         return fresh
 
+    def forbid(self, plan: tuple[int, ...]) -> None:
+        """Take a plan out for good: it was wrong as a whole, though each kernel is right."""
+        self.plans = {p: cost for p, cost in self.plans.items() if not set(plan) <= set(p)}
+        self._chooser.forbid(plan)
+
     def finalists(self, count: int = 4, within: float = 0.10) -> list[tuple[int, ...]]:
         """Return the best measured plans, those within a share of the best alone: whole-plan timing decides among them."""
         ranked = sorted(self.plans, key=self.plans.__getitem__)

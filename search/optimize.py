@@ -240,18 +240,25 @@ class Search:
         """Compile the best plans whole, verify and time them, and keep the fastest."""
         self.progress.stage("select")
         assert self.device is not None
-        made: list[Executable] = []
-        for plan in extraction.finalists():
-            with contextlib.suppress(CompileError):
-                made.append(self.executable([extraction.candidates[i] for i in plan], extraction.swept))
-        try:
-            return finish.select(self.device, made, baseline)
-        except KeyboardInterrupt:
-            self.interrupted = True
-            self.notes.append("interrupted before the plan was checked and timed as a whole; each of its kernels was")
-            return finish.Decision(made[0])
-        except WrongResultError as e:
-            raise NoKernelError(f"every plan failed its check as a whole: {e}") from e
+        while plans := extraction.finalists():
+            made: list[Executable] = []
+            for plan in plans:
+                with contextlib.suppress(CompileError):
+                    made.append(self.executable([extraction.candidates[i] for i in plan], extraction.swept))
+            try:
+                return finish.select(self.device, made, baseline)
+            except KeyboardInterrupt:
+                self.interrupted = True
+                self.notes.append("interrupted before the plan was checked and timed as a whole; each of its kernels was")
+                return finish.Decision(made[0])
+            except WrongResultError as e:
+                # Each kernel is right, but together they round more than the program allows: go on without these plans.
+                self.notes.append(str(e))
+                for plan in plans:
+                    extraction.forbid(plan)
+                extraction.deadline_s = self.deadline_s
+                extraction.run()
+        raise NoKernelError(f"every plan that was measured failed its check as a whole: {'; '.join(self.notes)}")
 
     def executable(self, chosen: list[Candidate], swept: dict[str, Sweep]) -> Executable:
         """Return a plan with the best schedule of each kernel compiled."""

@@ -76,3 +76,14 @@ def test_a_goal_that_nothing_writes_gives_an_empty_plan_and_an_infinite_bound() 
 def test_kernels_of_infinite_cost_are_never_chosen() -> None:
     actions = [Action(0, frozenset()), Action(0, frozenset())]
     assert Chooser(actions, frozenset([0])).exact([math.inf, 3.0]).plan == (1,)
+
+
+def test_a_forbidden_plan_is_not_chosen_again_by_either_chooser() -> None:
+    actions = [Action(0, frozenset()), Action(1, frozenset([0])), Action(1, frozenset())]
+    chooser = Chooser(actions, frozenset([1]))
+    cost = [1.0, 1.0, 5.0]
+    assert chooser.exact(cost).plan == (0, 1)
+    chooser.prune(cost, 2.0 * (1 + 1e-9))
+    chooser.forbid((0, 1))
+    assert chooser.exact(cost).plan == (2,)
+    assert chooser.greedy(cost) == (5.0, (2,))
