@@ -77,7 +77,11 @@ def _nvrtc() -> str:
 
 
 def compile_for(place: Place, sources: Sequence[KernelSource]) -> Iterator[tuple[int, KernelBinary | CompileError]]:
-    """Compile CUDA sources without a device, PTX included."""
+    """Compile sources without a device, PTX included for CUDA."""
+    if place.target.kind == "cpu":
+        from eqsat.codegen.cpu import compiler
+
+        return compiler.compile_many(sources)
     from eqsat.codegen.cuda import nvrtc
 
     return nvrtc.compile_many(sources, place.target, ptx=True)
