@@ -1,15 +1,22 @@
-"""Time functions beside each other as Python calls them: on the same arrays, interleaved in random order, by the host's clock."""
+"""Compare a plan with a caller's function as Python calls both: the same arrays, interleaved, by the host's clock."""
 
 from __future__ import annotations
 
 import os
 import resource
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from eqsat.ir import Program
+from eqsat.ops import Array
 from eqsat.search.device import Measurement
 from eqsat.search.statistics import interleaved, summarize
+from eqsat.search.verify import PLAN, Suite, check_outputs, held_dtype, references
+from eqsat.types import DType
 
 # A BLAS told to act as an older CPU is half as fast (measured: 125 against 240 GFLOP/s); comparisons with it mean nothing.
 MISLEADING = ("OPENBLAS_CORETYPE", "MKL_DEBUG_CPU_TYPE", "MKL_CBWR", "ATEN_CPU_CAPABILITY")
@@ -19,6 +26,40 @@ _ATTEMPTS = 8  # at one undisturbed sample; on a busy machine a long call is nev
 def misled() -> list[str]:
     """Return the variables of this environment that pin a library to slower code than the machine can run."""
     return [name for name in MISLEADING if name in os.environ]
+
+
+def difference(program: Program, inputs: Mapping[str, Array], found: object, xp: Any = np) -> str:
+    """Return how the result of a caller's function differs from what the program computes, or "".
+
+    Parameters
+    ----------
+    program : Program
+    inputs : mapping of str to array
+        What the function was called with.
+    found : array or sequence of arrays
+        What it returned: NumPy, CuPy or PyTorch.
+    xp : module
+        Where the comparison runs.
+    """
+    arrays = list(found) if isinstance(found, tuple | list) else [found]
+    shapes = [tuple(getattr(a, "shape", ())) for a in arrays]
+    expected = [o.shape for o in program.outputs]
+    if shapes != expected:
+        return f"it returns shapes {shapes}, the program {expected}"
+    held = [_held(xp, a, o.dtype) for a, o in zip(arrays, program.outputs, strict=True)]
+    check = check_outputs(held, references(program, inputs, xp, rounding=PLAN), Suite("normal", 0, program), xp)
+    return check.note
+
+
+def _held(xp: Any, array: Any, dtype: DType) -> Array:
+    """Return an array of the caller's as `xp` holds its type; bfloat16 travels as bits."""
+    torch = sys.modules.get("torch")  # optional dependency: there, if the array is its tensor
+    if torch is not None and isinstance(array, torch.Tensor):
+        array = array.detach().to(getattr(torch, dtype.numpy.name)).contiguous()
+        array = array.view(torch.int16) if dtype is DType.BF16 else array
+        array = np.asarray(array) if xp is np else xp.from_dlpack(array)
+        return array.view(held_dtype(xp, dtype)) if dtype is DType.BF16 else array
+    return xp.asarray(array)
 
 
 def time_calls(

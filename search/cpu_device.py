@@ -18,9 +18,9 @@ from eqsat.codegen.kernel import KernelBinary, KernelSource, Rates
 from eqsat.codegen.plan import Executable
 from eqsat.errors import CompileError, KernelFaultError
 from eqsat.ir import Program
-from eqsat.search.beside import time_calls
+from eqsat.search.beside import difference, time_calls
 from eqsat.search.cpu_runner import CpuRunner
-from eqsat.search.device import Check, Measurement, Trial, Verdict
+from eqsat.search.device import Beside, Check, Measurement, Trial, Verdict
 from eqsat.search.verify import Suite
 from eqsat.search.watched import WatchedWorker, fault_note
 
@@ -123,14 +123,15 @@ class CpuDevice:
             return Verdict((Check("launch", passed=False, worst=math.inf, seed=0, note=fault_note(fault)),))
         return found
 
-    def time_beside(
-        self, plan: Executable, baseline: Callable[..., object], *, rounds: int = 30
-    ) -> tuple[Measurement, Measurement]:
+    def time_beside(self, plan: Executable, baseline: Callable[..., object], *, rounds: int = 30) -> Beside:
         """Time a plan and a caller's function on the same NumPy arrays, both called from Python in this process, interleaved."""
-        arrays = list(Suite("normal", 0, plan.plan.program).inputs().values())
+        program = plan.plan.program
+        inputs = Suite("normal", 0, program).inputs()
+        arrays = list(inputs.values())
         run = CpuRunner(plan)
+        differs = difference(program, inputs, baseline(*arrays))
         own, other = time_calls([lambda: run(*arrays), lambda: baseline(*arrays)], rounds=rounds)
-        return own, other
+        return Beside(own, other, differs)
 
     def close(self) -> None:
         """End the worker; its memory goes with it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,8 @@ from eqsat.codegen.targets import TARGETS, Target
 from eqsat.errors import CompileError, EnvironmentMissingError, KernelFaultError, UsageError
 from eqsat.ir import Program
 from eqsat.search.arrays import require_cupy
-from eqsat.search.beside import time_calls
-from eqsat.search.device import Check, Measurement, Trial, Verdict
+from eqsat.search.beside import difference, time_calls
+from eqsat.search.device import Beside, Check, Measurement, Trial, Verdict
 from eqsat.search.runner import CudaRunner
 from eqsat.search.verify import Suite
 from eqsat.search.watched import WatchedWorker, fault_note
@@ -132,28 +132,30 @@ class CudaDevice:
             return Verdict((Check("launch", passed=False, worst=math.inf, seed=0, note=fault_note(fault)),))
         return found
 
-    def time_beside(
-        self, plan: Executable, baseline: Callable[..., object], *, rounds: int = 30
-    ) -> tuple[Measurement, Measurement]:
+    def time_beside(self, plan: Executable, baseline: Callable[..., object], *, rounds: int = 30) -> Beside:
         """Time a plan and a caller's function on the same arrays, both called from Python in this process, interleaved.
 
         The arrays are PyTorch's if the caller has imported it, else CuPy's. A sample is one call and the wait for its end.
         """
         cupy = require_cupy("to time a baseline on the GPU")
         with cupy.cuda.Device(self._index):
-            arrays = _baseline_arrays(cupy, plan.plan.program)
+            program = plan.plan.program
+            drawn = Suite("normal", 0, program).inputs(cupy)
+            arrays = _baseline_arrays(cupy, program, drawn)
             run = CudaRunner(plan, self._index)
+            found = baseline(*arrays)
+            cupy.cuda.runtime.deviceSynchronize()
+            differs = difference(program, drawn, found, cupy)
             calls = [lambda: run(*arrays), lambda: baseline(*arrays)]
             own, other = time_calls(calls, rounds=rounds, wait=cupy.cuda.runtime.deviceSynchronize)
-        return own, other
+        return Beside(own, other, differs)
 
     def close(self) -> None:
         """End the worker; its memory goes with it."""
         self._worker.close()
 
 
-def _baseline_arrays(cupy: Any, program: Program) -> list[Any]:
-    drawn = Suite("normal", 0, program).inputs(cupy)
+def _baseline_arrays(cupy: Any, program: Program, drawn: Mapping[str, Any]) -> list[Any]:
     torch = sys.modules.get("torch")
     if torch is not None:
         tensors = {name: torch.from_dlpack(a.view(cupy.int16) if a.dtype == cupy.uint16 else a) for name, a in drawn.items()}

@@ -69,6 +69,18 @@ class Trial:
     note: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A plan and a caller's function, timed on the same arrays.
+
+    `difference` says where the function computed something else, beyond the rounding that the program allows; "" if nowhere.
+    """
+
+    plan: Measurement
+    baseline: Measurement
+    difference: str = ""
+
+
 class Device(Protocol):
     """A place where kernels are compiled for, checked and timed. A context manager: leaving it frees workers and memory."""
 
@@ -112,10 +124,8 @@ class Device(Protocol):
         """Check a whole plan against the oracle of its program."""
         ...
 
-    def time_beside(
-        self, plan: Executable, baseline: Callable[..., object], *, rounds: int = 30
-    ) -> tuple[Measurement, Measurement]:
-        """Time a plan and a caller's function on the same arrays, both called from Python, interleaved."""
+    def time_beside(self, plan: Executable, baseline: Callable[..., object], *, rounds: int = 30) -> Beside:
+        """Time a plan and a caller's function on the same arrays, both called from Python, interleaved; compare their results."""
         ...
 
     def close(self) -> None:

@@ -76,7 +76,8 @@ def select(device: Device, made: Sequence[Executable], baseline: Callable[..., A
     ]
     best = order[0]
     if baseline is not None:
-        own, other = device.time_beside(right[best][0], baseline)
+        beside = device.time_beside(right[best][0], baseline)
+        own, other = beside.plan, beside.baseline
         chosen = {"plan": right[best][0].plan.digest, "kernels": len(right[best][0].steps)}
         called = "called from Python, result allocated, beside the other"
         alternatives.append({**chosen, "median_ns": own.median_ns, "note": called})
@@ -84,6 +85,8 @@ def select(device: Device, made: Sequence[Executable], baseline: Callable[..., A
         ratio = other.median_ns / own.median_ns
         won = "beats" if own.high_ns < other.low_ns else "does not beat"
         notes.append(f"the plan {won} the baseline: {ratio:.2f}x, called from Python, interleaved")
+        if beside.difference:
+            notes.append(f"the baseline computes something else, so that the comparison means little: {beside.difference}")
         if set_here := misled():
             notes.append(
                 f"the baseline may be slowed by {', '.join(set_here)} in this environment: unset it for a fair comparison"

@@ -16,7 +16,7 @@ from eqsat.codegen.kernel import KernelBinary, KernelSource, Rates
 from eqsat.codegen.plan import Executable
 from eqsat.errors import CompileError
 from eqsat.ir import Program
-from eqsat.search.device import Check, Measurement, Trial, Verdict
+from eqsat.search.device import Beside, Check, Measurement, Trial, Verdict
 
 Predicate = Callable[[KernelSource], bool]
 
@@ -44,8 +44,8 @@ class FakeDevice:
         Which sources do not compile, compute the wrong thing, crash, or never end.
     times_ns : callable, optional
         Overrides the time of a kernel: `times_ns(program, source)`.
-    baseline_ns : float
-        The time of a caller's function.
+    baseline_ns, baseline_differs : float, str
+        The time of a caller's function, and what it computes otherwise.
     compile_s, trial_s : float
         What the fake clock is charged.
     """
@@ -60,6 +60,7 @@ class FakeDevice:
     hanging: Predicate = _never
     times_ns: Callable[[Program, KernelSource], float] | None = None
     baseline_ns: float = 1.0
+    baseline_differs: str = ""
     compile_s: float = 0.01
     trial_s: float = 0.01
     clock_s: float = 0.0
@@ -140,12 +141,10 @@ class FakeDevice:
         self.clock_s += self.trial_s
         return WRONG if any(self.wrong(s.binary.source) for s in plan.steps) else OK
 
-    def time_beside(
-        self, plan: Executable, baseline: Callable[..., object], *, rounds: int = 30
-    ) -> tuple[Measurement, Measurement]:
-        """Time a plan beside a function that takes `baseline_ns`."""
+    def time_beside(self, plan: Executable, baseline: Callable[..., object], *, rounds: int = 30) -> Beside:
+        """Time a plan beside a function that takes `baseline_ns` and differs as `baseline_differs` says."""
         (own,) = self.time_plans([plan], rounds=rounds)
-        return own, _measured(self.baseline_ns, rounds)
+        return Beside(own, _measured(self.baseline_ns, rounds), self.baseline_differs)
 
     def close(self) -> None:
         self.closed = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -219,6 +219,23 @@ def test_a_plan_that_crashes_fails_its_check_and_names_itself_when_timed(device:
     with pytest.raises(KernelFaultError, match="timing plan 0 of 1"):
         device.time_plans([plan])
     assert device.verify_plan(two_kernels()).ok
+
+
+@pytest.mark.parametrize(
+    ("baseline", "said"),
+    [
+        (lambda x: x + x, ""),
+        (lambda x: x.astype(np.float64) * 2, ""),
+        (lambda x: x * 1.001, "expected"),
+        (lambda x: x[1:], "it returns shapes [(2999,)], the program [(3000,)]"),
+    ],
+)
+def test_a_baseline_is_timed_beside_the_plan_and_its_result_compared(
+    device: CpuDevice, baseline: Callable[..., np.ndarray], said: str
+) -> None:
+    found = device.time_beside(executable((DOUBLE, RIGHT), whole=DOUBLE), baseline, rounds=5)
+    assert found.plan.median_ns > 0 and found.baseline.median_ns > 0
+    assert (said in found.difference) if said else not found.difference
 
 
 def test_rates_are_plausible_and_measured_once(device: CpuDevice) -> None:

@@ -240,6 +240,12 @@ def test_the_baseline_is_timed_beside_and_the_receipt_says_who_won(on: Rigged, b
     assert [a["median_ns"] for a in found.receipt.alternatives if a["plan"] == "baseline"] == [baseline_ns]
 
 
+def test_a_baseline_that_computes_something_else_is_noted(on: Rigged) -> None:
+    on(FakeDevice(baseline_differs="y[0]: expected 1 within 0.1; got 2"))
+    found = search(row_max(), store=":memory:", baseline=lambda x: x.max(-1))
+    assert any("computes something else" in note and "expected 1 within 0.1; got 2" in note for note in found.receipt.notes)
+
+
 def test_choosing_by_model_measures_nothing_and_says_so(on: Rigged, monkeypatch: pytest.MonkeyPatch) -> None:
     device = on(FakeDevice())
 
