@@ -54,6 +54,10 @@ bench: .venv/base  ## the board for the device at hand beside its baselines; wri
 tables: .venv/base  ## README tables from bench/results
 	$(PY) bench/tables.py
 
+.PHONY: speed
+speed: .venv/base  ## what the search itself costs; writes bench/results/search.txt
+	$(PY) bench/search_speed.py --write
+
 .PHONY: first
 first: .venv/base  ## run the README's first example here and keep its output
 	$(PY) bench/tables.py --run

@@ -68,6 +68,7 @@ def filled(readme: str, results: Path) -> str:
     makers: dict[str, Callable[[], str]] = {
         "first-code": lambda: f"```python\n{FIRST.read_text(encoding='utf-8').strip()}\n```\n",
         "first-output": lambda: f"```text\n{(results / 'first.txt').read_text(encoding='utf-8').strip()}\n```\n",
+        "search-speed": lambda: f"```text\n{(results / 'search.txt').read_text(encoding='utf-8').strip()}\n```\n",
         "tables": lambda: "\n".join(board(json.loads(p.read_text(encoding="utf-8"))) for p in sorted(results.glob("*.json"))),
     }
     return SECTION.sub(lambda m: m[1] + makers[m["name"]]() + m[3], readme)

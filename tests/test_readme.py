@@ -45,9 +45,11 @@ def test_the_readme_is_up_to_date_with_its_files(tables: ModuleType) -> None:
 
 def test_a_change_of_a_result_makes_it_out_of_date(tables: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "first.txt").write_text("another output\n")
+    (tmp_path / "search.txt").write_text("another speed\n")
     (tmp_path / "gpu.json").write_text(json.dumps(record(gemm=row(1000, 2000))))
     changed = tables.filled(README, tmp_path)
     assert "another output" in changed
+    assert "another speed" in changed
     assert "| gemm | 1 [0.9, 1.1] | numpy 2 | 2.00 |" in changed
 
 
