@@ -61,9 +61,10 @@ class Candidate:
 
 @dataclass(slots=True)
 class Sweep:
-    """The outcome of measuring one key: the best, and counts by status ("ok", "wrong", "fault", "timeout", "refused", "cut").
+    """The outcome of measuring one key: the best, and counts by status.
 
-    `complete` says whether every legal schedule was tried.
+    A status is "ok", "wrong", "fault", "timeout", "refused", "cut" (by the deadline), or "pruned" (slow for kernels like it).
+    `complete` says whether every legal schedule was tried or pruned.
     """
 
     best: Timed | None
