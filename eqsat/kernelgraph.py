@@ -88,7 +88,8 @@ class KernelGraph:
 
         The value's own type, except that an intermediate of less than an eighth of the largest buffer's elements is kept
         in the accumulator type: row statistics lose nothing to storage, and cost nothing. An operand of a contraction stays
-        in its own type, which is the one matrix units take.
+        in its own type, which is the one matrix units take, unless that is f16: a sum that the program itself never stores
+        may leave its range.
         """
         if c in self._outputs:
             return self._outputs[c].dtype
@@ -96,7 +97,7 @@ class KernelGraph:
         own = DType.F32 if name == "weak" else DType.parse(name)
         largest = max((i.elements for i in self.program.inputs), default=0)
         small = 8 * self.cuts.elements(self.frozen.axes[c]) <= largest
-        return own.accumulator if small and c not in self._operands else own
+        return own.accumulator if small and (c not in self._operands or own is DType.F16) else own
 
     def _program(self, c: int, cut: Cut) -> Program:
         expr = self._build(cut.form, {})

@@ -149,7 +149,7 @@ def time_on_cuda(w: Workload, bundle: Path, modes: list[str]) -> dict[str, Any]:
             streams[name] = _captured(torch, f, sets, once=False)
         except RuntimeError as e:  # a baseline that PyTorch cannot run or capture is reported, not fatal
             notes[name] = str(e).splitlines()[0][:200]
-    flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+    flush = torch.ones(_FLUSH_BYTES // 4, dtype=torch.float32, device="cuda")
     times = _replayed(torch, cold, flush)
     stream = _replayed(torch, streams, None)
     torch.cuda.empty_cache()
@@ -180,7 +180,7 @@ def _captured(torch: Any, f: Callable[..., Any], sets: list[list[Any]], *, once:
 
 
 def _replayed(torch: Any, graphs: dict[str, tuple[Any, int]], flush: Any) -> dict[str, Any]:
-    """Time replays round-robin in random order; with `flush`, a write over several times the L2 comes before each."""
+    """Time replays round-robin in random order; with `flush`, a read of several times the L2 comes before each."""
     order = list(graphs)
     shuffle = random.Random(0).shuffle
     samples: dict[str, list[float]] = {n: [] for n in order}
@@ -196,7 +196,7 @@ def _replayed(torch: Any, graphs: dict[str, tuple[Any, int]], flush: Any) -> dic
             graph, calls = graphs[n]
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             if flush is not None:
-                flush.zero_()
+                flush.sum()  # a read: what a write leaves in the L2 must be written back by the kernel that comes next
             start.record()
             graph.replay()
             end.record()

@@ -84,7 +84,9 @@ class CudaRunner:
 
     def _launch(self, key: tuple[int, ...]) -> None:
         """Launch on the stream key[0] with the pointers key[1:], packed now or on an earlier call."""
-        replay = self._replays.get(key)
+        # A graph cannot be launched into a capture, and an address may be one that was seen before it was freed.
+        captured = self._graph and driver.is_capturing(key[0])
+        replay = None if captured else self._replays.get(key)
         if replay is None:
             replay = self._bind(key)
         else:
