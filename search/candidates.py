@@ -64,13 +64,15 @@ class Sweep:
     """The outcome of measuring one key: the best, and counts by status.
 
     A status is "ok", "wrong", "fault", "timeout", "refused", "cut" (by the deadline), or "pruned" (slow for kernels like it).
-    `complete` says whether every legal schedule was tried or pruned.
+    `complete` says whether every legal schedule was tried or pruned; `serial` is the best that uses one thread, which is the
+    `best` itself wherever schedules do not say how many they use.
     """
 
     best: Timed | None
     counts: dict[str, int] = field(default_factory=dict)
     complete: bool = True
     trials: list[dict[str, object]] = field(default_factory=list)
+    serial: Timed | None = None
 
     @property
     def cost_ns(self) -> float:

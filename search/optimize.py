@@ -19,7 +19,7 @@ from eqsat.kernelgraph import KernelGraph
 from eqsat.rulefile import RuleSet
 from eqsat.saturation import SaturationReport
 from eqsat.search import bundle, finish, machine
-from eqsat.search.candidates import Candidate, Sweep, bound_candidates, candidates_of
+from eqsat.search.candidates import Candidate, Sweep, Timed, bound_candidates, candidates_of
 from eqsat.search.device import Device
 from eqsat.search.extraction import Certificate, Extraction, Floors, unmeasured_choice
 from eqsat.search.machine import Place
@@ -243,8 +243,13 @@ class Search:
         while plans := extraction.finalists():
             made: list[Executable] = []
             for plan in plans:
-                with contextlib.suppress(CompileError):
-                    made.append(self.executable([extraction.candidates[i] for i in plan], extraction.swept))
+                chosen = [extraction.candidates[i] for i in plan]
+                bests = [extraction.swept[c.key].best for c in chosen]
+                # Threads are fast only while the cores are free: the same plan with one thread is timed beside.
+                serial = [extraction.swept[c.key].serial or b for c, b in zip(chosen, bests, strict=True)]
+                for timed in [bests] if serial == bests else [bests, serial]:
+                    with contextlib.suppress(CompileError):
+                        made.append(self.executable(chosen, timed))
             try:
                 return finish.select(self.device, made, baseline)
             except KeyboardInterrupt:
@@ -260,12 +265,11 @@ class Search:
                 extraction.run()
         raise NoKernelError(f"every plan that was measured failed its check as a whole: {'; '.join(self.notes)}")
 
-    def executable(self, chosen: list[Candidate], swept: dict[str, Sweep]) -> Executable:
-        """Return a plan with the best schedule of each kernel compiled."""
+    def executable(self, chosen: list[Candidate], timed: Sequence[Timed | None]) -> Executable:
+        """Return a plan with the given schedule of each kernel compiled."""
         steps: list[Step] = []
         assert self.device is not None
-        for c in chosen:
-            best = swept[c.key].best
+        for c, best in zip(chosen, timed, strict=True):
             assert best is not None, "a finalist's kernels are all measured"
             source = family_of(best.schedule).emit(c.problem, best.schedule)
             binary = best.binary if best.binary is not None and best.binary.source == source else None

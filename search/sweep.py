@@ -63,7 +63,8 @@ class Sweeper:
         best = min(timed, key=lambda t: t.median_ns, default=None)
         if best and not counts["cut"] and not counts["pruned"]:
             self._learn(candidate, best.median_ns, {str(t.schedule): t.median_ns for t in timed})
-        return Sweep(best, dict(counts), complete=counts["cut"] == 0, trials=records)
+        serial = min((t for t in timed if getattr(t.schedule, "threads", 1) == 1), key=lambda t: t.median_ns, default=None)
+        return Sweep(best, dict(counts), complete=counts["cut"] == 0, trials=records, serial=serial)
 
     def _worth(self, candidate: Candidate, schedule: Schedule) -> bool:
         siblings = self._ratios.get(candidate.space, [])

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -85,6 +85,28 @@ def test_a_kernel_that_is_not_right_is_never_chosen_however_fast(on: Rigged, kin
     found = search(row_max(), store=":memory:")
     assert found.executable.steps[0].binary.source.digest != fastest
     assert found.receipt.counts[status] == 1
+
+
+class Busy(FakeDevice):
+    """A device whose kernels with threads are fast alone, and slow as a plan: another process has taken the cores."""
+
+    def time_plans(self, plans: Sequence[Executable], *, rounds: int = 30) -> list[Measurement]:
+        found = FakeDevice.time_plans(self, plans, rounds=rounds)
+        slow = [any(threaded(step.binary.source) for step in p.steps) for p in plans]
+        return [dataclasses.replace(m, median_ns=m.median_ns * (1000 if s else 1)) for m, s in zip(found, slow, strict=True)]
+
+
+def threaded(source: KernelSource) -> bool:
+    return "-fopenmp" in source.options
+
+
+@pytest.mark.parametrize(("device", "threads"), [(FakeDevice, "threads=0"), (Busy, "threads=1")])
+def test_a_plan_with_threads_must_also_win_as_a_whole_beside_one_thread(
+    on: Rigged, device: type[FakeDevice], threads: str
+) -> None:
+    on(device(times_ns=lambda program, source: 10.0 if threaded(source) else 20.0))
+    found = search(fn.max(tensor("x", (4096, 40), "f32"), axis=-1), store=":memory:")
+    assert all(threads in s for s in schedules(found))
 
 
 def test_nothing_right_at_all_is_an_error_that_shows_the_counts(on: Rigged) -> None:
