@@ -93,7 +93,7 @@ def rates_of(place: Place, device: Device | None, store: Store) -> Rates:
         return place.target.rates
     key = f"rates {place.fingerprint}"
     known = store.fact(key)
-    if isinstance(known, dict):
+    if isinstance(known, dict) and known.keys() == {f.name for f in dataclasses.fields(Rates)}:
         return Rates(**{**known, "flops": tuple((str(path), float(rate)) for path, rate in known["flops"])})
     rates = device.rates()
     store.put_fact(key, dataclasses.asdict(rates))

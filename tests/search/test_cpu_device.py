@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -177,9 +181,47 @@ def test_openmp_kernels_run_where_the_compiler_has_it(device: CpuDevice) -> None
     if isinstance(result, CompileError):
         assert "OpenMP" in str(result)
     else:
-        (trial,) = device.sweep(DOUBLE, [result])
-        assert trial is not None
-        assert trial.status == "ok"
+        before = device.workers_replaced
+        trials = device.sweep(DOUBLE, [result, *compiled(RIGHT)]) + device.sweep(DOUBLE, compiled(SLOW))
+        assert [t.status if t else None for t in trials] == ["ok", "ok", "ok"]
+        assert device.workers_replaced == before, "its threads outlive the kernel and must not lose their code"
+
+
+def test_a_process_of_one_thread_refuses_kernels_with_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert cc.usable_threads() == 1
+    if cc.default_compiler().has_openmp:
+        with pytest.raises(CompileError, match="this process may use one"):
+            cc.compile_source(source("", options=("-fopenmp",)))
+
+
+def test_a_kernel_that_takes_far_longer_than_the_best_is_given_up_before_all_checks(device: CpuDevice) -> None:
+    text = RIGHT.text.replace("{ const", "{ for (volatile long r = 0; r < 100000000; r++); const")
+    fast, slow = device.sweep(DOUBLE, compiled(RIGHT, dataclasses.replace(RIGHT, text=text)))
+    assert fast is not None
+    assert slow is not None
+    assert fast.verdict is not None
+    assert slow.verdict is not None
+    assert slow.status == "ok"
+    assert "too slow" in slow.note
+    assert slow.verdict.ok
+    assert len(slow.verdict.checks) < len(fast.verdict.checks)
+
+
+def test_the_time_of_one_thread_leaves_out_what_others_run(device: CpuDevice) -> None:
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
+    try:
+        (loaded,) = device.sweep(DOUBLE, compiled(SLOW))
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    (quiet,) = device.sweep(DOUBLE, compiled(SLOW))
+    assert loaded is not None
+    assert quiet is not None
+    assert loaded.measurement is not None
+    assert quiet.measurement is not None
+    assert loaded.measurement.median_ns < 2 * quiet.measurement.median_ns
 
 
 # -- plans and runs

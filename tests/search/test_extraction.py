@@ -178,3 +178,23 @@ def test_without_measuring_the_plan_of_least_bound_is_taken() -> None:
     candidates = [candidate(GOAL, set(), 9.0, "a"), candidate(GOAL, set(), 4.0, "b"), candidate(GOAL, set(), math.inf, "none")]
     assert unmeasured_choice(candidates, frozenset([GOAL])) == (1,)
     assert unmeasured_choice([dataclasses.replace(candidates[2])], frozenset([GOAL])) == ()
+
+
+def test_a_kernel_that_beats_its_bound_lowers_all_bounds_by_as_much() -> None:
+    floors = Floors()
+    floors.learn("point", 1.3)
+    assert floors.of("reduce") == 1.0
+    floors.learn("contract", 0.8)
+    assert floors.of("reduce") == 0.8
+    assert floors.of("point") == 0.8
+
+
+def test_a_certificate_says_that_schedules_were_left_out_by_rank() -> None:
+    found = candidate(GOAL, set(), 1.0, "k")
+    best = Timed(SCHEDULE, 2.0, None, None, None, remembered=False)
+    e = Extraction(
+        [found], frozenset({GOAL}), lambda c, stop: Sweep(best, {"ok": 1, "pruned": 3}), monotonic() + 10, empirical=True
+    )
+    e.run()
+    assert e.certificate().verdict == "closed"
+    assert e.certificate().empirical == "rates and ranks of schedules"
