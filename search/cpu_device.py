@@ -94,13 +94,16 @@ class CpuDevice:
         deadline_s: float = float("inf"),
         stop_above_ns: float = float("inf"),
         progress: Callable[[int, Trial], None] | None = None,
+        apart_bytes: int = 0,
     ) -> list[Trial | None]:
         """Verify, then time, each binary of one kernel program; None for what the deadline cut off.
 
         A binary that occurs twice runs once. One that crashes or hangs takes its worker with it, and nothing else: it is
         quarantined for the life of this device.
         """
-        return self._worker.sweep(program, binaries, deadline_s=deadline_s, stop_above_ns=stop_above_ns, progress=progress)
+        return self._worker.sweep(
+            program, binaries, deadline_s=deadline_s, stop_above_ns=stop_above_ns, progress=progress, apart_bytes=apart_bytes
+        )
 
     def time_plans(self, plans: Sequence[Executable], *, rounds: int = 30) -> list[Measurement]:
         """Time whole plans, interleaved.

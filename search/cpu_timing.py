@@ -3,7 +3,8 @@
 What is measured: the time of one run when the private caches (L1, L2) do not hold its data but the last-level cache may,
 as for data that another operation has just made. A run takes the next of several copies of all inputs and outputs; the
 copies together exceed the private caches several times, and half of the last-level cache bounds them, so that a program
-larger than that comes from memory, as in use. One copy is enough for a program that alone exceeds the private caches.
+larger than that comes from memory, as in use; so do the kernels of such a program, whose copies together are as large. One copy
+is enough for a program that alone exceeds the private caches.
 """
 
 from __future__ import annotations
@@ -84,14 +85,17 @@ class BufferSets:
         The inputs.
     private, last : int
         Bytes of the caches.
+    apart : int
+        Bytes that lie between two runs on the same copy, at the least: more than half of the last-level cache if the program
+        is part of a larger one.
     """
 
-    def __init__(self, program: Program, contents: Mapping[str, Array], private: int, last: int) -> None:
+    def __init__(self, program: Program, contents: Mapping[str, Array], private: int, last: int, apart: int = 0) -> None:
         shapes = {**{i.name: (i.shape, i.dtype) for i in program.inputs}, **{o.name: (o.shape, o.dtype) for o in program.outputs}}
         sizes = {name: math.prod(shape) * dtype.bytes for name, (shape, dtype) in shapes.items()}
         total = max(1, sum(sizes.values()))
-        wanted = math.ceil(COLD_FACTOR * private / total)
-        self.count = max(1, min(wanted, MOST_SETS, max(1, last // 2 // total)))
+        wanted = math.ceil(max(COLD_FACTOR * private, apart) / total)
+        self.count = max(1, min(wanted, MOST_SETS, math.ceil(max(last // 2, apart) / total)))
         self._shapes = shapes
         self._memory = [
             {name: Memory(size, STAGGER * (i + 1)) for i, (name, size) in enumerate(sizes.items())} for _ in range(self.count)

@@ -66,7 +66,7 @@ class CpuBackend:
         yield Begin(None, REFERENCE_LIMIT_S, "computing the references of the program")
         verifier = self._verifier(job.program, KERNEL)
         ordinary = verifier.ordinary
-        sets = BufferSets(job.program, ordinary.inputs if ordinary else {}, *self._caches)
+        sets = BufferSets(job.program, ordinary.inputs if ordinary else {}, *self._caches, job.apart_bytes)
         running: list[Contestant] = []
         for index, binary in job.binaries:
             if time.monotonic() > until:

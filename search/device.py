@@ -108,11 +108,13 @@ class Device(Protocol):
         deadline_s: float = float("inf"),
         stop_above_ns: float = float("inf"),
         progress: Callable[[int, Trial], None] | None = None,
+        apart_bytes: int = 0,
     ) -> list[Trial | None]:
         """Verify, then time, each binary of one kernel program; None for what the deadline (time.monotonic) cut off.
 
         Each is verified before it is timed. One whose first samples are all above `stop_above_ns` gets no more samples.
-        The fastest few are timed again, interleaved.
+        The fastest few are timed again, interleaved. `apart_bytes` is what the program that the kernel is part of touches
+        between two runs of it: caches are as cold as that leaves them.
         """
         ...
 

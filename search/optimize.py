@@ -121,6 +121,16 @@ def optimize(
         return found
 
 
+def apart_bytes(program: Program, rates: Rates) -> int:
+    """Return what a program touches between two runs of one of its kernels, if that is too much for a cache: else 0.
+
+    Rounded to few sizes, so that programs share measurements; four times the cache is as good as more.
+    """
+    if not 0 < rates.cache_bytes < 2 * program.bytes:
+        return 0
+    return min(1 << (program.bytes.bit_length() - 1), 4 * rates.cache_bytes)
+
+
 def _result_key(program: Program, options: Options, place: Place) -> str:
     parts = (program.digest, options.digest, place.fingerprint, code_digest())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -137,6 +147,7 @@ class Search:
         self.session = Session()
         self.device: Device | None = None
         self.interrupted = False
+        self.apart_bytes = 0
         self.look = inspector()
         self.notes: list[str] = [place.note] if place.note else []
 
@@ -159,7 +170,7 @@ class Search:
             executable, certificate, sweeps, counts = self.choose_by_model(candidates, graph, rates)
             decided = finish.Decision(executable)
         else:
-            sweeper = Sweeper(self.device, self.store, self._context(), self._kernel_deadline(), self.progress)
+            sweeper = Sweeper(self.device, self.store, self._context(), self._kernel_deadline(), self.progress, self.apart_bytes)
             extraction = self.extract(candidates, graph, rates, sweeper)
             decided = self.select(extraction, baseline)
             certificate, sweeps, counts = extraction.certificate(), extraction.swept, dict(sweeper.counts)
@@ -197,6 +208,7 @@ class Search:
         )
         offered: dict[Any, tuple[Schedule, ...]] = {s: points(p) for s, p in zip(spaces, found, strict=True)}
         rates = machine.rates_of(self.place, self.device, self.store)
+        self.apart_bytes = apart_bytes(self.program, rates)
         bound_candidates(candidates, offered, self.place.target, rates)
         self.progress.note(f"{len(candidates)} kernels, {refused} served by no family")
         self.look.show(CANDIDATES, "kernels", lambda: "\n".join(map(str, candidates)))
@@ -297,7 +309,7 @@ class Search:
         return executable, dataclasses.replace(certificate, best_ns=total), {}, counts
 
     def _context(self) -> str:
-        return hashlib.sha256(f"{self.place.fingerprint}\n{code_digest()}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.place.fingerprint}\n{code_digest()}\n{self.apart_bytes}".encode()).hexdigest()
 
     def _floors_key(self) -> str:
         return f"floors {self._context()}"

@@ -29,7 +29,7 @@ class Sweeper:
     """Sweeps candidates on one device.
 
     `context` is the part of the store's key that names device, driver, compilers and code generator. `counts` adds up what
-    became of all schedules.
+    became of all schedules. `apart_bytes` goes to the device, see `Device.sweep`.
 
     Notes
     -----
@@ -42,6 +42,7 @@ class Sweeper:
     context: str
     deadline_s: float
     progress: Progress
+    apart_bytes: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     interrupted: bool = False
     _ratios: dict[Likeness, list[dict[str, float]]] = field(default_factory=dict)
@@ -124,6 +125,7 @@ class Sweeper:
             deadline_s=deadline_s,
             stop_above_ns=stop_above_ns,
             progress=tell,
+            apart_bytes=self.apart_bytes,
         )
         timed = []
         for schedule, trial in zip(order, trials, strict=True):

@@ -25,7 +25,7 @@ class SweepJob:
     """What a worker needs to verify and time kernels of one program.
 
     `verdicts` are those that an earlier worker reached before it was lost. `budget_s` is the time left. With `isolate` only one
-    kernel is in flight at a time. `limit_s` is the longest that a single kernel may take to be verified.
+    kernel is in flight at a time. `limit_s` is the longest that a single kernel may take to be verified. `apart_bytes`: see `Device.sweep`.
     """
 
     program: Program
@@ -36,6 +36,7 @@ class SweepJob:
     limit_s: float
     isolate: bool
     seed: int
+    apart_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,7 @@ class WatchedWorker:
         deadline_s: float = float("inf"),
         stop_above_ns: float = float("inf"),
         progress: Progress | None = None,
+        apart_bytes: int = 0,
     ) -> list[Trial | None]:
         """Verify and time; see `Device.sweep`."""
         keys = [launch_key(b) for b in binaries]
@@ -143,6 +145,7 @@ class WatchedWorker:
             job = SweepJob(
                 program, tuple(state.pending.items()), {i: state.verdicts[i] for i in state.pending if i in state.verdicts},
                 stop_above_ns, deadline_s - time.monotonic(), self._limit_s, isolate, self._seed,
+                apart_bytes,
             )  # fmt: skip
             try:
                 self.process.call("sweep", job, on_event=state.receive)

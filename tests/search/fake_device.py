@@ -98,6 +98,7 @@ class FakeDevice:
         deadline_s: float = float("inf"),
         stop_above_ns: float = float("inf"),
         progress: Callable[[int, Trial], None] | None = None,
+        apart_bytes: int = 0,
     ) -> list[Trial | None]:
         """Sweep at once; `deadline_s` is a time of the fake clock here."""
         self.swept.append((program, len(binaries)))

@@ -19,6 +19,7 @@ from eqsat.codegen.problem import PointProblem
 from eqsat.errors import CompileError, DTypeError, EnvironmentMissingError, KernelFaultError, ShapeError, UsageError
 from eqsat.ir import Input, Output, Program, apply, read, reduce
 from eqsat.search.cpu_device import CpuDevice, CpuRunner, fingerprint
+from eqsat.search.cpu_timing import COLD_FACTOR, BufferSets
 from eqsat.search.device import Trial
 from eqsat.types import DType
 
@@ -173,6 +174,14 @@ def test_a_workspace_is_aligned_and_reductions_are_verified(device: CpuDevice) -
     (trial,) = device.sweep(total, compiled(text))
     assert trial is not None
     assert trial.status == "ok", trial.note
+
+
+@pytest.mark.parametrize(("apart", "copies"), [(0, 17), (1 << 20, 44), (1 << 14, 17)])
+def test_copies_exceed_the_private_caches_and_what_the_program_touches_between(apart: int, copies: int) -> None:
+    private, last = 100_000, 4_000_000
+    sets = BufferSets(DOUBLE, {}, private, last, apart)
+    assert sets.count == copies
+    assert sets.count * DOUBLE.bytes >= max(COLD_FACTOR * private, apart)
 
 
 def test_openmp_kernels_run_where_the_compiler_has_it(device: CpuDevice) -> None:

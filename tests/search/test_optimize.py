@@ -23,8 +23,8 @@ from eqsat.search.machine import Place
 from eqsat.search.optimize import optimize as search
 from eqsat.search.result import Optimized
 from eqsat.search.store import Store
-from eqsat.trace import tensor
-from tests.search.fake_device import FakeDevice
+from eqsat.trace import tensor, to_program
+from tests.search.fake_device import RATES, FakeDevice
 
 Rigged = Callable[[FakeDevice], FakeDevice]
 
@@ -343,3 +343,13 @@ def test_a_folder_that_cannot_be_written_is_named(on: Rigged, tmp_path: Path) ->
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(EnvironmentMissingError, match="Choose a folder"):
         found.save(tmp_path / "file" / "bundle")
+
+
+@pytest.mark.parametrize(
+    ("elements", "cache_bytes", "apart"),
+    [(1 << 20, 0, 0), (1 << 20, 1 << 25, 0), (3 << 20, 1 << 25, 1 << 24), (1 << 28, 1 << 25, 1 << 27)],
+)
+def test_kernels_are_timed_as_far_apart_as_their_program_leaves_them(elements: int, cache_bytes: int, apart: int) -> None:
+    rates = dataclasses.replace(RATES, cache_bytes=cache_bytes)
+    program = to_program(tensor("x", (elements,), "f32") + 1)
+    assert optimize.apart_bytes(program, rates) == apart
