@@ -453,7 +453,7 @@ class _RunningError:
         if value.dtype == np.float64:
             bad = ~xp.isfinite(value)
             any_bad = bool(bad.any())
-            if errors or any_bad:
+            if any_bad or any(p.size and bool(xp.isnan(p.max())) for p in errors.values()):
                 errors = {k: xp.where(bad, 0.0, xp.where(xp.isnan(p), math.inf, p)) for k, p in errors.items()}
             if any_bad:
                 errors = _add(errors, {_HARD: xp.where(bad & doubt(), math.inf, 0.0)})
@@ -485,6 +485,11 @@ class _RunningError:
             return errors
         xp = self._xp
         total = self._total(errors)
+        if (
+            value.size
+            and max(float(value.max()), -float(value.min())) + (0.0 if total is None else float(total.max())) <= largest
+        ):
+            return errors  # nearly always, and the cheapest way to see it
         size = xp.abs(value)
         over = xp.isfinite(value) & ((size if total is None else size + total) > largest)
         return _add(errors, {_HARD: xp.where(over, math.inf, 0.0)}) if over.any() else errors
