@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from eqsat import errors
 from eqsat.errors import EqsatError, KernelFaultError
+from eqsat.search.beside import MISLEADING  # a slower BLAS would make references slower, too
 
 _LOST_CONTEXT_EXIT = 3
 # not `-m`: there the messages would be classes of `__main__`, which the parent cannot load
@@ -83,7 +84,7 @@ class WorkerProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _START, str(theirs.fileno()), backend],
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, "PYTHONPATH": path},
+                env={k: v for k, v in os.environ.items() if k not in MISLEADING} | {"PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -26,6 +26,11 @@ class FaultyBackend:
     def describe(self):
         return os.getpid()
 
+    def variables(self):
+        """Return the names of the environment's variables."""
+        yield from ()
+        return sorted(os.environ)
+
     def sweep(self, job):
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         times = {}

@@ -18,9 +18,11 @@ from eqsat.codegen.plan import Executable, Kernel, Plan, Step
 from eqsat.codegen.problem import PointProblem
 from eqsat.errors import CompileError, DTypeError, EnvironmentMissingError, KernelFaultError, ShapeError, UsageError
 from eqsat.ir import Input, Output, Program, apply, read, reduce
+from eqsat.search.beside import MISLEADING
 from eqsat.search.cpu_device import CpuDevice, CpuRunner, fingerprint
 from eqsat.search.cpu_timing import COLD_FACTOR, BufferSets
 from eqsat.search.device import Trial
+from eqsat.search.watched import WatchedWorker
 from eqsat.types import DType
 
 F32 = DType.F32
@@ -298,6 +300,18 @@ def test_rates_are_plausible_and_measured_once(device: CpuDevice) -> None:
     assert rates.rate("f64") < rates.rate("f32")
     assert 0 < rates.launch_ns < 1000
     assert rates.cache_bytes > 0
+
+
+def test_a_worker_runs_without_the_variables_that_slow_its_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*MISLEADING, "EQSAT_KEPT"):
+        monkeypatch.setenv(name, "Haswell")
+    worker = WatchedWorker("tests.search.faulty_backend:FaultyBackend")
+    try:
+        names = worker.call("variables")
+    finally:
+        worker.close()
+    assert "EQSAT_KEPT" in names
+    assert not set(MISLEADING) & set(names)
 
 
 def test_the_fingerprint_names_cpu_and_compilers() -> None:
