@@ -35,13 +35,17 @@ _COMPILED_BY_MODEL = 12  # schedules compiled, best predicted first, before a ke
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The plan chosen, its check and time as a whole, the plans it was timed beside, and the baseline's time."""
+    """The plan chosen, its check and time as a whole, the plans it was timed beside, and the baseline's time.
+
+    `winner` is the caller's baseline where it computes the same and was faster: it is then what the result calls.
+    """
 
     executable: Executable
     verdict: Verdict | None = None
     timing: Measurement | None = None
     alternatives: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = field(default_factory=tuple)
+    winner: Callable[..., Any] | None = None
 
 
 def select(device: Device, made: Sequence[Executable], baseline: Callable[..., Any] | None) -> Decision:
@@ -75,6 +79,7 @@ def select(device: Device, made: Sequence[Executable], baseline: Callable[..., A
         for i in order
     ]
     best = order[0]
+    winner = None
     if baseline is not None:
         beside = device.time_beside(right[best][0], baseline)
         own, other = beside.plan, beside.baseline
@@ -85,13 +90,16 @@ def select(device: Device, made: Sequence[Executable], baseline: Callable[..., A
         ratio = other.median_ns / own.median_ns
         won = "beats" if own.high_ns < other.low_ns else "does not beat"
         notes.append(f"the plan {won} the baseline: {ratio:.2f}x, called from Python, interleaved")
+        if not beside.difference and other.high_ns < own.low_ns:
+            winner = baseline
+            notes.append("nothing beat the baseline: calling the result calls the baseline; its kernels are kept beside it")
         if beside.difference:
             notes.append(f"the baseline computes something else, so that the comparison means little: {beside.difference}")
         if set_here := misled():
             notes.append(
                 f"the baseline may be slowed by {', '.join(set_here)} in this environment: unset it for a fair comparison"
             )
-    return Decision(right[best][0], right[best][1], times[best], tuple(alternatives), tuple(notes))
+    return Decision(right[best][0], right[best][1], times[best], tuple(alternatives), tuple(notes), winner)
 
 
 def _timed(
@@ -220,4 +228,4 @@ def derivation_record(
 
 def result(decided: Decision, built: Mapping[str, Any]) -> Optimized:
     """Return what the caller gets."""
-    return Optimized(decided.executable, receipt.Receipt(built))
+    return Optimized(decided.executable, receipt.Receipt(built), decided.winner)

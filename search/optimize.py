@@ -74,7 +74,8 @@ def optimize(
     measure : bool
         False chooses by model and measures nothing.
     baseline : callable, optional
-        Called with the same arrays; timed beside the result. The receipt says who won.
+        Called with the same arrays; timed beside the result. If it computes the same and nothing beats it, calling the
+        result calls it; the receipt says who won.
     store : path, Store or None
         Where measurements are remembered; None is the user's cache folder, ":memory:" keeps nothing.
     progress : bool, Progress or None

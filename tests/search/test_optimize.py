@@ -262,6 +262,13 @@ def test_the_baseline_is_timed_beside_and_the_receipt_says_who_won(on: Rigged, b
     assert [a["median_ns"] for a in found.receipt.alternatives if a["plan"] == "baseline"] == [baseline_ns]
 
 
+def test_a_baseline_that_nothing_beats_is_what_the_result_calls(on: Rigged) -> None:
+    on(FakeDevice(baseline_ns=1.0))
+    found = search(row_max(), store=":memory:", baseline=lambda x: "the baseline's own")
+    assert found(None) == "the baseline's own"
+    assert "nothing beat the baseline" in " ".join(found.receipt.notes)
+
+
 def test_a_baseline_that_computes_something_else_is_noted(on: Rigged) -> None:
     on(FakeDevice(baseline_differs="y[0]: expected 1 within 0.1; got 2"))
     found = search(row_max(), store=":memory:", baseline=lambda x: x.max(-1))
