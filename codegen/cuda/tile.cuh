@@ -1,6 +1,6 @@
 // tile.cuh: the vocabulary of the contract kernels over prelude.cuh. A TMA ring, swizzled operand tiles, wgmma accumulators,
 // row statistics, a swizzled TMA store. Everything is a compile-time shape, everything inlines.
-#define KERNEL(threads, cluster) extern "C" __global__ void __cluster_dims__(cluster, 1, 1) __launch_bounds__(threads, 1)
+#define KERNEL(threads, cluster, resident) extern "C" __global__ void __cluster_dims__(cluster, 1, 1) __launch_bounds__(threads, resident)
 #define TMAP const __grid_constant__ TMap
 DEV int warpgroup() { return __shfl_sync(~0u, threadIdx.x / 128, 0); }  // uniform, so that descriptors stay in uniform registers
 DEV int warp_in_group() { return (threadIdx.x / 32) % 4; }

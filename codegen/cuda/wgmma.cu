@@ -1,6 +1,6 @@
 using In = Ring<STAGES, A::bytes + COUNT * B::bytes, CONSUMER_WARPS, CM * CN>;
 
-KERNEL((GROUPS + 1) * 128, CM * CN) eqsat_kernel(PARAMETERS) {
+KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
   extern __shared__ u8 raw[];
   const u32 smem = (smem_u32(raw) + 1023) & ~1023u;
   In in(smem + STAGING);                                                    // the staging of y comes first

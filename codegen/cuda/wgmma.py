@@ -34,12 +34,14 @@ from eqsat.codegen.targets import Target
 from eqsat.ir import Expr
 from eqsat.types import DType
 
-SHARED_LIMIT = 232448  # bytes a block may ask for on sm_90 (CUDA programming guide, compute capabilities)
+SHARED_BYTES = 233472  # shared memory of a multiprocessor of sm_90 (CUDA programming guide, compute capabilities)
+SHARED_RESERVED = 1024  # of it, for each block
 SMS = 132  # multiprocessors of the SXM parts of sm_90; a persistent grid of another size is correct too
 PANEL_BYTES = 8192  # 64 rows of 128 bytes: an operand panel, and one staging buffer of a warpgroup
 # Live fp32 accumulators a thread can hold beside the loop's own registers, and registers of producer and consumers, by the
 # number of consumer warpgroups (found by compiling: above these ptxas spills or serialises wgmma).
 ACCUMULATORS = {1: 224, 2: 192, 3: 96}
+ACCUMULATORS_RESIDENT = 128  # of one warpgroup, where two blocks share a multiprocessor's registers
 REGISTERS = {1: (0, 0), 2: (40, 232), 3: (32, 160)}
 
 
@@ -48,7 +50,8 @@ class WgmmaTile(Schedule):
     """A tile of the output and how the warpgroups share it.
 
     `bm` × `bn` per block; `groups` consumer warpgroups, which split the tile by rows or (`pingpong`) take whole tiles in turn;
-    clusters of `cm` × `cn` blocks multicast the operand they share; `raster` rows of tiles run together.
+    clusters of `cm` × `cn` blocks multicast the operand they share; `raster` rows of tiles run together; `resident` blocks share
+    a multiprocessor.
     """
 
     bm: int
@@ -58,13 +61,19 @@ class WgmmaTile(Schedule):
     cm: int
     cn: int
     raster: int
+    resident: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What the emitter derives from a problem and a schedule: operands, the use of shared memory, tiles per warpgroup."""
+    """What the emitter derives from a problem and a schedule: operands, the use of shared memory, tiles per warpgroup.
+
+    `a_rows` rows of the left operand are loaded for each tile: of a tile of 64 rows only those that there are. The matrix units
+    read on into the right operand's tile behind them, which makes rows of the accumulator that nobody stores.
+    """
 
     a: Operand
+    a_rows: int
     bs: tuple[Operand, ...]
     staged: bool
     tiles: int
@@ -114,8 +123,8 @@ class WgmmaFamily:
                 ]
             ),
             args=_arguments(problem, schedule, layout),
-            grid=(min(super_tiles, SMS // cluster) * cluster, 1, 1),
-            block=(schedule.groups + 1) * 128,
+            grid=(min(super_tiles, SMS * schedule.resident // cluster) * cluster, 1, 1),
+            block=_threads(schedule),
             cluster=cluster,
             shared_bytes=_shared_bytes(schedule.groups, layout.slot_bytes, layout.stages, layout.staging_bytes),
             requires="sm_90a",
@@ -136,7 +145,7 @@ class WgmmaFamily:
         padded = tiles * s.bm * s.bn / max(batch * m * n, 1)
         # Shared memory brings bm + bn values for bm·bn products: 128×256 is the tile at which it no longer limits.
         starved = math.sqrt(max(1.0, (s.bm + s.bn) / (s.bm * s.bn) / ((128 + 256) / (128 * 256))))
-        arithmetic = problem.flops / rates.rate("bf16") * padded * starved * wave_factor(rates, tiles, 1)
+        arithmetic = problem.flops / rates.rate("bf16") * padded * starved * wave_factor(rates, tiles, s.resident)
         return max(arithmetic, traffic_ns(problem.program, rates)) + rates.launch_ns
 
     def serves(self, target: Target) -> bool:
@@ -160,11 +169,12 @@ def _layout(problem: ContractProblem, s: WgmmaTile) -> Layout | str:
     if min(problem.shape) == 0:
         return "an extent is 0"
     staged = _staged(problem)
-    slot = _tile_bytes(a, s.bm) + sum(_tile_bytes(b, s.bn) for b in bs)
+    a_rows = _loaded_rows(problem, s, a, bs)
+    slot = _tile_bytes(a, a_rows) + sum(_tile_bytes(b, s.bn) for b in bs)
     stages, buffers = _stages(s, slot, staged)
     if stages < 3:
         return f"only {stages} stages of {slot} bytes fit into shared memory; a ring needs 3"
-    return Layout(a, bs, staged, s.bm // 64 if s.pingpong else s.bm // (64 * s.groups), slot, buffers, stages)
+    return Layout(a, a_rows, bs, staged, s.bm // 64 if s.pingpong else s.bm // (64 * s.groups), slot, buffers, stages)
 
 
 def _schedule_refusal(s: WgmmaTile, count: int) -> str | None:
@@ -176,7 +186,11 @@ def _schedule_refusal(s: WgmmaTile, count: int) -> str | None:
         return "each warpgroup takes the same number of 64-row tiles"
     if (s.cm, s.cn) not in ((1, 1), (2, 1), (1, 2)) or s.raster < 1:
         return "clusters are 1×1, 2×1 or 1×2, and a raster has at least one row"
+    if s.resident not in (1, 2) or (s.resident == 2 and (s.groups > 1 or s.cm * s.cn > 1)):
+        return "one block, or two of one warpgroup and without a cluster, share a multiprocessor"
     tiles = s.bm // 64 if s.pingpong else s.bm // (64 * s.groups)
+    if s.resident == 2 and tiles * s.bn // 2 * count > ACCUMULATORS_RESIDENT:
+        return f"{tiles * s.bn // 2 * count} accumulators a thread do not fit where two blocks share a multiprocessor"
     if tiles * s.bn // 2 * count > ACCUMULATORS[s.groups] or (s.groups == 3 and s.bn > 192):
         return f"{tiles * s.bn // 2 * count} accumulators a thread do not fit beside {s.groups} warpgroups"
     return None
@@ -201,8 +215,21 @@ def _staged(problem: ContractProblem) -> bool:
     return problem.output.dtype.bytes == 2 and steps is not None and steps[2] == 1 and steps[0] % 8 == 0 and steps[1] % 8 == 0
 
 
+def _loaded_rows(problem: ContractProblem, s: WgmmaTile, a: Operand, bs: tuple[Operand, ...]) -> int:
+    """Return the rows of the left operand to load for a tile: all, or of a tile of 64 only what few rows there are."""
+    rows = -(-problem.shape[1] // 8) * 8
+    behind = sum(_tile_bytes(b, s.bn) for b in bs)
+    fewer = s.bm == 64 and s.cm * s.cn == 1 and a.k_major and rows < 64 and rows * 128 + behind >= 64 * 128
+    return rows if fewer else s.bm
+
+
 def _tile_bytes(o: Operand, rows: int) -> int:
     return rows * 128 if o.k_major else -(-rows // 64) * PANEL_BYTES
+
+
+def _threads(s: WgmmaTile) -> int:
+    """Return the threads of a block: consumers, and a producer that is a whole warpgroup where it hands over registers."""
+    return s.groups * 128 + (128 if REGISTERS[s.groups][0] else 32)
 
 
 def _shared_bytes(groups: int, slot: int, stages: int, staging: int) -> int:
@@ -212,9 +239,8 @@ def _shared_bytes(groups: int, slot: int, stages: int, staging: int) -> int:
 def _stages(s: WgmmaTile, slot: int, staged: bool) -> tuple[int, int]:
     """Return (stages, staging buffers): two buffers unless one makes room for a fourth stage; never more than 8 stages."""
     options = [(0, 0)] if not staged else [(2, 2 * PANEL_BYTES), (1, PANEL_BYTES)]
-    fits = [
-        (min(8, (SHARED_LIMIT - _shared_bytes(s.groups, slot, 0, bytes_)) // (slot + 16)), count) for count, bytes_ in options
-    ]
+    limit = SHARED_BYTES // s.resident - SHARED_RESERVED
+    fits = [(min(8, (limit - _shared_bytes(s.groups, slot, 0, bytes_)) // (slot + 16)), count) for count, bytes_ in options]
     return fits[-1] if fits[0][0] < 4 <= fits[-1][0] or fits[0][0] < 3 else fits[0]
 
 
@@ -236,17 +262,17 @@ def _constants(problem: ContractProblem, s: WgmmaTile, layout: Layout) -> str:
     producer, consumer = REGISTERS[s.groups]
     values = {
         "BATCH": batch, "M": m, "N": n, "K": k, "STEPS": -(-k // 64),
-        "BM": s.bm, "BN": s.bn, "GROUPS": s.groups, "TILES": layout.tiles, "CM": s.cm, "CN": s.cn, "RASTER": s.raster,
+        "BM": s.bm, "A_ROWS": layout.a_rows, "BN": s.bn, "GROUPS": s.groups, "TILES": layout.tiles, "CM": s.cm, "CN": s.cn, "RASTER": s.raster,
         "STAGES": layout.stages, "COUNT": len(layout.bs), "STATISTICS": len(problem.statistics),
         "CONSUMER_WARPS": 4 * (1 if s.pingpong else s.groups),
         "BUFFERS": layout.buffers, "STAGING": s.groups * layout.staging_bytes,
-        "PRODUCER_REGISTERS": producer, "CONSUMER_REGISTERS": consumer,
+        "THREADS": _threads(s), "RESIDENT": s.resident, "PRODUCER_REGISTERS": producer, "CONSUMER_REGISTERS": consumer,
     }  # fmt: skip
     kinds = {True: "KMajor", False: "MnMajor"}
     return "\n".join(
         [
             *(f"constexpr int {name} = {value};" for name, value in values.items()),
-            f"using A = {kinds[layout.a.k_major]}<BM, CN>;",
+            f"using A = {kinds[layout.a.k_major]}<A_ROWS, CN>;",
             f"using B = {kinds[layout.bs[0].k_major]}<BN, CM>;",
             f"using T = {layout.a.dtype};",
             f"using Y = {stored_type(problem.output.dtype)};",
@@ -317,7 +343,7 @@ def _parameters(problem: ContractProblem, layout: Layout) -> str:
 
 def _arguments(problem: ContractProblem, s: WgmmaTile, layout: Layout) -> tuple[Arg, ...]:
     batch, m, n, k = problem.shape
-    args: list[Arg] = [_operand_map(layout.a, m, k, batch, s.bm, s.cn)]
+    args: list[Arg] = [_operand_map(layout.a, m, k, batch, layout.a_rows, s.cn)]
     args += [_operand_map(b, n, k, batch, s.bn, s.cm) for b in layout.bs]
     if layout.staged:
         steps = output_joins(problem)

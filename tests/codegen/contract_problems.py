@@ -157,6 +157,12 @@ ODD = (
     WgmmaTile(128, 192, 2, 0, 1, 2, 8),
     WgmmaTile(128, 16, 2, 0, 1, 1, 8),
 )
+RESIDENT = (
+    WgmmaTile(64, 64, 1, 0, 1, 1, 8, 2),
+    WgmmaTile(64, 128, 1, 0, 1, 1, 8, 2),
+    WgmmaTile(64, 32, 1, 0, 1, 1, 8, 2),
+    WgmmaTile(64, 64, 2, 1, 1, 1, 8),
+)
 TWO = (WgmmaTile(128, 128, 2, 0, 1, 1, 8), WgmmaTile(128, 160, 2, 0, 2, 1, 8), WgmmaTile(64, 128, 2, 1, 1, 1, 8))
 FEW = (
     SkinnyTile(8, 1, 8, 2, 2, 2, 1),
@@ -180,6 +186,10 @@ CASES: tuple[Case, ...] = (
     Case("wgmma_odd_columns", linear(200, 201, 128, w="jk"), _W, BIG + ODD),
     Case("wgmma_odd_columns_f32", linear(130, 77, 72, w="jk", out=F32), _W, BIG),
     Case("wgmma_tiny", linear(8, 8, 8), _W, ODD),
+    Case("wgmma_few_rows", linear(11, 1000, 328), _W, RESIDENT),
+    Case("wgmma_few_rows_nt", linear(16, 999, 320, w="jk"), _W, RESIDENT),
+    Case("wgmma_few_rows_rms_silu", rms_linear_silu(5, 1024, 512), _W, RESIDENT),
+    Case("wgmma_few_rows_gated", gated(8, 1024, 512), _W, RESIDENT),
     # epilogues, statistics, several contractions
     Case("wgmma_silu", linear_silu(512, 512, 512), _W, BIG),
     Case("wgmma_bias_gelu_residual", bias_gelu_residual(300, 520, 256), _W, BIG + ODD),

@@ -99,7 +99,7 @@ def emulated_wgmma(source: KernelSource) -> KernelSource:
     text = re.sub(r"^DEV void wgmma\(.*?^}\n", "", text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"^DEV (void cluster_leave|u32 smem_u32|void named_arrive).*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^DEV Raw<16> shared16\(.*?^}\n", "", text, flags=re.DOTALL | re.MULTILINE)
-    text = re.sub(r"^#define KERNEL.*$", "#define KERNEL(threads, cluster) static void", text, flags=re.MULTILINE)
+    text = re.sub(r"^#define KERNEL.*$", "#define KERNEL(threads, cluster, resident) static void", text, flags=re.MULTILINE)
     text = re.sub(r"^#define TMAP.*$", "#define TMAP const TMap", text, flags=re.MULTILINE)
     head, mark, tail = text.partition("// tile.cuh:")
     for old, new in {

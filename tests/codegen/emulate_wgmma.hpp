@@ -106,7 +106,7 @@ static void wg_commit() { ++issue_group[current]; }
 template <int N> static void wg_wait() {
   for (int& at = issue_first[current]; at < issue_end[current] && issues[current][at % 64].group < issue_group[current] - N; ++at) {
     const Issue& s = issues[current][at % 64];
-    const int t = current % 128, row0 = t / 32 * 16 + t % 32 / 4;
+    const int t = current % BLOCK % 128, row0 = t / 32 * 16 + t % 32 / 4;
     float left[2][16];
     for (int h = 0; h < 2; ++h)
       for (int k = 0; k < 16; ++k) left[h][k] = operand_value(s.a, row0 + 8 * h, k, TRANSPOSED_A, HALF);

@@ -63,6 +63,8 @@ COMPILED = [
     ("statistic", rms_linear_silu(4096, 8192, 4096), BASE, 4),
     ("gated", gated(4096, 11008, 4096), WgmmaTile(128, 128, 2, 0, 1, 1, 8), 8),
     ("heavy epilogue", bias_gelu_residual(4096, 16384, 4096), BASE, 4),
+    ("two blocks of few rows", gated(16, 11008, 4096), WgmmaTile(64, 64, 1, 0, 1, 1, 8, 2), 8),
+    ("two blocks of many accumulators", gated(16, 11008, 4096), WgmmaTile(64, 128, 1, 0, 1, 1, 8, 2), 8),
     ("odd rows and columns", linear(4093, 4095, 4096, w="jk"), TALL, 8),
 ]
 
@@ -112,6 +114,10 @@ EMULATED: list[tuple[str, Program, WgmmaTile]] = [
     ("root mean square in turn", rms_linear_silu(136, 128, 128), WgmmaTile(128, 64, 2, 1, 1, 1, 8)),
     ("gated cluster", gated(136, 96, 128), WgmmaTile(64, 48, 1, 0, 2, 1, 8)),
     ("bias, gelu, residual", bias_gelu_residual(72, 88, 64), WgmmaTile(64, 64, 1, 0, 1, 1, 8)),
+    ("few rows, two blocks", linear(11, 200, 136), WgmmaTile(64, 64, 1, 0, 1, 1, 8, 2)),
+    ("few rows and a statistic", rms_linear_silu(5, 128, 128), WgmmaTile(64, 64, 1, 0, 1, 1, 8, 2)),
+    ("few rows in turn, batched", batched(3, 20, 200, 72, w="bjk"), WgmmaTile(64, 64, 2, 1, 1, 1, 8)),
+    ("few rows of narrow tiles, gated", gated(8, 64, 72, w="jk"), WgmmaTile(64, 32, 1, 0, 1, 1, 8, 2)),
     ("batched", batched(3, 72, 64, 72), WgmmaTile(64, 64, 1, 0, 1, 1, 8)),
     ("batched, transposed", batched(2, 64, 72, 64, x="bki", w="bjk"), WgmmaTile(64, 64, 1, 0, 1, 2, 8)),
 ]
@@ -215,6 +221,24 @@ def test_boxes_cover_the_tile_once_over_the_blocks_that_share_it() -> None:
     assert [m.box for m in maps] == [(64, 128, 1), (64, 32, 1), (64, 64, 1)]  # w: 4 panels, half the k of each
     maps = [a for a in FAMILY.emit(problem(linear(512, 512, 512, w="jk")), BASE).args if isinstance(a, TensorMapArg)]
     assert [m.box for m in maps] == [(64, 128, 1), (64, 128, 1), (64, 64, 1)]
+
+
+def test_two_blocks_share_a_multiprocessor_only_where_they_fit() -> None:
+    assert "multiprocessor" in refusal(linear(64, 512, 512), WgmmaTile(64, 64, 1, 0, 1, 1, 8, 3))
+    assert "one warpgroup" in refusal(linear(64, 512, 512), WgmmaTile(128, 64, 2, 0, 1, 1, 8, 2))
+    assert "accumulators" in refusal(gated(64, 512, 512), WgmmaTile(64, 192, 1, 0, 1, 1, 8, 2))
+    source = FAMILY.emit(problem(gated(16, 11008, 4096)), WgmmaTile(64, 64, 1, 0, 1, 1, 8, 2))
+    assert source.grid == (172, 1, 1)
+    assert 2 * (source.shared_bytes + 1024) <= 233472
+
+
+def test_only_the_rows_that_there_are_are_loaded() -> None:
+    few, tile = linear(11, 512, 512), WgmmaTile(64, 64, 1, 0, 1, 1, 8)
+    maps = [a for a in FAMILY.emit(problem(few), tile).args if isinstance(a, TensorMapArg)]
+    assert maps[0].box == (64, 16, 1)
+    behind = [a for a in FAMILY.emit(problem(linear(11, 512, 512, w="jk")), WgmmaTile(64, 32, 1, 0, 1, 1, 8)).args]
+    assert isinstance(behind[0], TensorMapArg)
+    assert behind[0].box == (64, 64, 1), "the matrix units would read past the tiles of the last slot"
 
 
 def test_the_grid_is_persistent_and_whole_clusters() -> None:
