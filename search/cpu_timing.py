@@ -25,7 +25,7 @@ from eqsat.search.cpu_steps import LoadedSteps, Memory, SharedObject
 from eqsat.search.statistics import interleaved
 
 SAMPLE_NS = 200_000.0  # of work in one sample: reading the clock from Python costs about 0.5 µs
-COLD_FACTOR = 4  # the copies exceed the private cache so many times
+COLD_FACTOR = 8  # the copies exceed the private caches so many times: with 4 a tenth of the loads still found their data
 MOST_SETS = 512
 MOST_REPEATS = 1 << 16
 ATTEMPTS = 3  # to take a sample without a context switch, before the fastest one is taken as it is

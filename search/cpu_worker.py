@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Generator, Sequence
 from typing import Any
 
+from eqsat.codegen.cpu.compiler import usable_threads
 from eqsat.codegen.kernel import KernelBinary
 from eqsat.codegen.plan import Executable
 from eqsat.errorbound import Rounding
@@ -48,12 +49,13 @@ class CpuBackend:
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._harness = Harness()
-        self._caches = cache_bytes()
+        private, last = cache_bytes()
+        self._caches = private * usable_threads(), last  # a kernel with threads keeps its data in all private caches
         self._verifiers: OrderedDict[tuple[str, Rounding], Verifier] = OrderedDict()
 
     def describe(self) -> str:
         """Return what the parent may show."""
-        return f"private cache {self._caches[0]} bytes, last-level cache {self._caches[1]} bytes"
+        return f"private caches {self._caches[0]} bytes, last-level cache {self._caches[1]} bytes"
 
     def rates(self) -> Messages:
         """Measure the ceilings."""

@@ -178,7 +178,7 @@ def test_a_workspace_is_aligned_and_reductions_are_verified(device: CpuDevice) -
     assert trial.status == "ok", trial.note
 
 
-@pytest.mark.parametrize(("apart", "copies"), [(0, 17), (1 << 20, 44), (1 << 14, 17)])
+@pytest.mark.parametrize(("apart", "copies"), [(0, 34), (1 << 20, 44), (1 << 14, 34)])
 def test_copies_exceed_the_private_caches_and_what_the_program_touches_between(apart: int, copies: int) -> None:
     private, last = 100_000, 4_000_000
     sets = BufferSets(DOUBLE, {}, private, last, apart)
