@@ -169,7 +169,9 @@ class Extraction:
             fresh = fresh or self._unmeasured(self._chooser.live())
             if not fresh:
                 return
-            self._measure(max(fresh, key=lambda i: low[i]))
+            dearest = max(fresh, key=lambda i: low[i])
+            # Every plan costs `bound_ns` or more: one with this kernel can win only if the kernel takes less than this.
+            self._measure(dearest, low[dearest] + self.best_ns - self.bound_ns)
             self._best_measured()
 
     def _settled(self) -> bool:
@@ -210,10 +212,10 @@ class Extraction:
                 self._note(plan)
                 return
 
-    def _measure(self, i: int) -> float:
+    def _measure(self, i: int, stop_above_ns: float = math.inf) -> float:
         c = self.candidates[i]
-        found = self.swept[c.key] = self.sweep(c, self.best_ns)
-        if found.complete and math.isfinite(found.cost_ns):
+        found = self.swept[c.key] = self.sweep(c, min(stop_above_ns, self.best_ns))
+        if found.complete and not found.counts.get("pruned") and math.isfinite(found.cost_ns):
             self.floors.learn(c.node.family, found.cost_ns / c.low_ns)
         return found.cost_ns
 

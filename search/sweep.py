@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +35,8 @@ class Sweeper:
     Notes
     -----
     Kernels that have the same extents and do alike work (the same reductions and functions, or as many products) want alike
-    schedules. After two of them with every schedule, the next ones leave out what was slow for both: counted as "pruned".
+    schedules. After two of them with every schedule, the next ones leave out what was slow for both, and leave out everything if
+    the one that was best is too slow to matter: counted as "pruned".
     """
 
     device: Device
@@ -48,7 +50,10 @@ class Sweeper:
     _ratios: dict[Likeness, list[dict[str, float]]] = field(default_factory=dict)
 
     def __call__(self, candidate: Candidate, stop_above_ns: float) -> Sweep:
-        """Return the outcome over all legal schedules; what the deadline cuts off is counted as "cut"."""
+        """Return the outcome over all legal schedules; what the deadline cuts off is counted as "cut".
+
+        Kernels that take longer than `stop_above_ns` do not matter, and are not measured well.
+        """
         known = self.store.trials(candidate.key, self.context)
         fresh = [s for s in candidate.legal if str(s) not in known]
         self.counts["enumerated"] += len(candidate.legal) + candidate.illegal
@@ -60,10 +65,14 @@ class Sweeper:
         counts = Counter(known[str(s)].status for s in candidate.legal if str(s) in known)
         records = [_stored_record(known[str(s)]) for s in candidate.legal if str(s) in known]
         worth = [s for s in fresh if self._worth(candidate, s)]
-        counts["pruned"] = len(fresh) - len(worth)
-        self.counts["pruned"] += counts["pruned"]
+        if len(worth) > 1 and (leader := self._leader(candidate, worth)) and stop_above_ns < math.inf:
+            timed += self._try(candidate, [leader], stop_above_ns, self.deadline_s, counts, records)
+            hopeless = min((t.median_ns for t in timed), default=0.0) > _SLOW * stop_above_ns
+            worth = [] if hopeless else [s for s in worth if s != leader]
         if worth:
             timed += self._try(candidate, worth, stop_above_ns, self.deadline_s, counts, records)
+        counts["pruned"] = len(candidate.legal) - sum(counts.values())
+        self.counts["pruned"] += counts["pruned"]
         best = min(timed, key=lambda t: t.median_ns, default=None)
         if best and not counts["cut"] and not counts["pruned"]:
             self._learn(candidate, best.median_ns, {str(t.schedule): t.median_ns for t in timed})
@@ -73,6 +82,13 @@ class Sweeper:
     def _worth(self, candidate: Candidate, schedule: Schedule) -> bool:
         siblings = self._ratios.get(_likeness(candidate), [])
         return len(siblings) < _SIBLINGS or any(r.get(str(schedule), 0.0) <= _SLOW for r in siblings)
+
+    def _leader(self, candidate: Candidate, worth: Sequence[Schedule]) -> Schedule | None:
+        """Return the schedule that was best for the kernels alike, if there were enough of them."""
+        siblings = self._ratios.get(_likeness(candidate), [])
+        if len(siblings) < _SIBLINGS:
+            return None
+        return min(worth, key=lambda s: max(r.get(str(s), math.inf) for r in siblings))
 
     def _learn(self, candidate: Candidate, best_ns: float, times_ns: dict[str, float]) -> None:
         """Remember how much slower than its best each schedule of a kernel was; one that gave no right kernel is infinitely so."""

@@ -189,6 +189,23 @@ def test_a_kernel_that_beats_its_bound_lowers_all_bounds_by_as_much() -> None:
     assert floors.of("point") == 0.8
 
 
+def test_a_kernel_is_told_the_time_beyond_which_no_plan_with_it_can_win() -> None:
+    told: dict[str, float] = {}
+    times = {"first": 10.0, "whole": 30.0, "rest": 15.0}
+
+    def sweep(c: Candidate, stop_above_ns: float) -> Sweep:
+        told[c.key] = stop_above_ns
+        return Sweep(Timed(SCHEDULE, times[c.key], None, None, None, remembered=False), {"ok": 1})
+
+    found = [candidate(GOAL, set(), 9.0, "whole"), candidate(1, set(), 6.0, "first"), candidate(GOAL, {1}, 8.0, "rest")]
+    e = Extraction(found, frozenset({GOAL}), sweep, monotonic() + 10)
+    e.run()
+    assert e.best_ns == 25.0
+    assert told["whole"] == math.inf  # nothing is known before the first plan
+    assert told["rest"] == 8.0 + 30.0 - 14.0  # the best plan so far, without the least that its kernels cost
+    assert told["first"] == 30.0 - 15.0
+
+
 def test_a_certificate_says_that_schedules_were_left_out_by_rank() -> None:
     found = candidate(GOAL, set(), 1.0, "k")
     best = Timed(SCHEDULE, 2.0, None, None, None, remembered=False)

@@ -59,6 +59,16 @@ def test_schedules_slow_for_two_kernels_are_left_out_for_the_next_and_counted(sw
     assert third.best.schedule.vector_bytes == 64
 
 
+def test_a_kernel_whose_likeliest_schedule_is_far_too_slow_gets_no_other(sweeper: Sweeper) -> None:
+    for added in (1.0, 2.0):
+        sweeper(candidate(added), math.inf)
+    near, far = sweeper(candidate(3.0), 90.0), sweeper(candidate(4.0), 70.0)
+    assert (ok(near), near.counts["pruned"]) == (2, 4)
+    assert (ok(far), far.counts["pruned"]) == (1, 5)
+    assert far.best is not None
+    assert far.best.median_ns == 100.0
+
+
 def test_kernels_of_other_extents_or_work_are_tried_with_every_schedule(sweeper: Sweeper) -> None:
     for added in (1.0, 2.0):
         sweeper(candidate(added), math.inf)
