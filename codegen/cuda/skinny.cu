@@ -5,20 +5,29 @@ constexpr int WARPS = WN * WK, THREADS = WARPS * 32, STEP = WK * DEPTH;
 constexpr int MT = (M + 7) / 8, PAIRS = NT / 2, SLAB = WN * NT * 8;         // SLAB: columns of one cluster
 constexpr int X_PITCH = (SHARE | 1) * 64;                                   // bytes; odd multiples of 64 keep banks apart
 constexpr int PITCH = SLAB + 4, PART = COUNT * MT * 8 * PITCH;              // partial sums of one warp row, in floats
+constexpr int POSITIONS = M * SLAB / 2;                                     // pairs of neighbouring columns
+//@begin cluster
+constexpr int OWN = (POSITIONS + CK - 1) / CK;                              // of them those that one block of the cluster finishes
+constexpr int INBOX = CK * COUNT * OWN * 2;                                 // floats that it gets for them
+//@end
+constexpr int SEGMENTS = WK;                                                // warps that see one row of x //@straight
+//@begin staged
 constexpr int SEGMENTS = M < WARPS ? WARPS / M : 1;                         // warps that stage one row of x together
 constexpr int TASKS = (M * SEGMENTS + WARPS - 1) / WARPS, LENGTH = (SHARE * 32 / VECTOR + SEGMENTS - 1) / SEGMENTS;
 constexpr int TOGETHER = TASKS * ((LENGTH + 31) / 32) <= 16 ? 16 : 1;       // rows and steps of staging whose loads go out together
-constexpr bool EVEN = CHUNKS % (CK * STEP) == 0, EXACT = CHUNKS % CK == 0 && SHARE * 32 / VECTOR % (SEGMENTS * 32) == 0;
+constexpr bool EXACT = CHUNKS % CK == 0 && SHARE * 32 / VECTOR % (SEGMENTS * 32) == 0;
+//@end
+constexpr bool EVEN = CHUNKS % (CK * STEP) == 0;
 
 //@begin n_major
 // One chunk of w, 32 of k by NT*8 contiguous columns: lane (g, q) holds 8 columns, 64t + 8g .., of each of its 8 rows of k.
 struct Chunk {
   Raw<16> v[NT / 8][8];
   DEV void load(const T* w, int k, int n, int g, int q) {
+    w += (i64)(k + 8 * q) * W_STRIDE;
     UNROLL for (int t = 0; t < NT / 8; ++t)
       UNROLL for (int r = 0; r < 8; ++r) {
-        const int row = k + 8 * q + r;
-        if (K % 32 == 0 || row < K) v[t][r] = stream16<HINT>(w + (i64)row * W_STRIDE + min(n + 64 * t + 8 * g, N - 8));
+        if (K % 32 == 0 || k + 8 * q + r < K) v[t][r] = stream16<HINT>(w + min(n + 64 * t + 8 * g, N - 8) + (i64)r * W_STRIDE);
         else v[t][r] = zero_raw<16>();
       }
   }
@@ -30,7 +39,9 @@ struct Chunk {
     a[2] = __byte_perm(v[t][4 * j + 2].w[i], v[t][4 * j + 3].w[i], 0x5410);
     a[3] = __byte_perm(v[t][4 * j + 2].w[i], v[t][4 * j + 3].w[i], 0x7632);
   }
-  DEV static int column(int pair, int g, int upper) { return 64 * (pair / 4) + 8 * g + 2 * (pair % 4) + upper; }
+  // Where the sum of a column lies among 64: turned, so that the lanes of a warp write to banks of their own.
+  DEV static int place(int column) { return column / 64 * 64 + column % 8 * 8 + column % 64 / 8; }
+  DEV static int place(int pair, int g, int upper) { return 64 * (pair / 4) + 8 * (2 * (pair % 4) + upper) + g; }
 };
 //@end
 //@begin k_major
@@ -38,23 +49,39 @@ struct Chunk {
 struct Chunk {
   Raw<16> v[NT];
   DEV void load(const T* w, int k, int n, int g, int q) {
+    w += k + 8 * q;
+    const T* const first = w + (i64)(n + g) * W_STRIDE;
     UNROLL for (int t = 0; t < NT; ++t) {
-      if (K % 32 == 0 || k + 8 * q < K) v[t] = stream16<HINT>(w + (i64)min(n + 8 * t + g, N - 1) * W_STRIDE + k + 8 * q);
+      const T* const from = N % SLAB == 0 ? first + (i64)(8 * t) * W_STRIDE : w + (i64)min(n + 8 * t + g, N - 1) * W_STRIDE;
+      if (K % 32 == 0 || k + 8 * q < K) v[t] = stream16<HINT>(from);
       else v[t] = zero_raw<16>();
     }
   }
   DEV void fragment(u32 (&a)[4], int pair, int j) const {
     a[0] = v[2 * pair].w[2 * j]; a[1] = v[2 * pair + 1].w[2 * j]; a[2] = v[2 * pair].w[2 * j + 1]; a[3] = v[2 * pair + 1].w[2 * j + 1];
   }
-  DEV static int column(int pair, int g, int upper) { return 16 * pair + g + 8 * upper; }
+  DEV static int place(int column) { return column; }
+  DEV static int place(int pair, int g, int upper) { return 16 * pair + g + 8 * upper; }
 };
+//@end
+//@begin straight
+// What the left operand takes from memory for a chunk: lane (g, q) loads its 8 of k of the rows 8t + g of x.
+struct Left { LEFT_MEMBERS };
+template <int BYTES> DEV Raw<BYTES> kept(const void* p) {                   // a load that stays where it is written
+  Raw<BYTES> r;
+  UNROLL for (int c = 0; c < BYTES / 16; ++c) {
+    const Raw<16> v = stream16<PLAIN>((const u8*)p + 16 * c);
+    UNROLL for (int i = 0; i < 4; ++i) r.w[4 * c + i] = v.w[i];
+  }
+  return r;
+}
 //@end
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)               //@no_cluster
 extern "C" __global__ void __cluster_dims__(CK, 1, 1) __launch_bounds__(THREADS, BLOCKS)  //@cluster
 eqsat_kernel(PARAMETERS) {
   extern __shared__ u8 raw[];
-  u8* const xs = raw;                                                       // x of this block's share of k, then the partial sums
+  u8* const xs = raw;                                                       // x of this block's share of k, then the partial sums //@staged
   float* const part = (float*)raw;
   float* const stats = (float*)(raw + STATS_AT);                            //@statistics
   const int warp = threadIdx.x / 32, lane = lane_id(), g = lane / 4, q = lane % 4, wk = warp / WN, wn = warp % WN;
@@ -64,10 +91,23 @@ eqsat_kernel(PARAMETERS) {
   const int batch = blockIdx.y, n0 = blockIdx.x / CK * SLAB, k0 = rank * SHARE * 32;
   const int mine = EVEN ? SHARE : min(SHARE, CHUNKS - rank * SHARE), n = n0 + wn * NT * 8;
 
-  Chunk w[DEPTH][COUNT];                                                        // the first chunks are on their way before x is
+  Chunk w[DEPTH][COUNT];                                                        // the first chunks are on their way before all else
+  Left left[DEPTH];                                                         //@straight
   UNROLL for (int d = 0; d < DEPTH; ++d)
     if (EVEN || wk + d * WK < mine) { LOAD_FIRST }
 
+//@begin cluster
+  float* const inbox = (float*)(raw + INBOX_AT);                            // sums that the blocks of the cluster send for this one to finish
+  const int first = rank * OWN, end = min(POSITIONS, first + OWN);
+  const u32 all_here = smem_u32(inbox + INBOX + CK * STATISTICS * M);
+  if (threadIdx.x == 0) {
+    mbar_init(all_here, 1);
+    mbar_init_fence();
+    mbar_expect(all_here, CK * (8 * COUNT * max(end - first, 0) + 4 * STATISTICS * M));
+  }
+  cluster_arrive();
+//@end
+//@begin staged
 #pragma unroll TOGETHER
   for (int i = 0; i < TASKS; ++i) {                                         // x: a warp takes rows, or a segment of one
     const int task = warp + i * WARPS, m = task / SEGMENTS, begin = task % SEGMENTS * LENGTH;
@@ -89,6 +129,8 @@ eqsat_kernel(PARAMETERS) {
     }
   }
   __syncthreads();
+//@end
+  INIT_ROWS                                                                 //@straight
 
   float acc[COUNT][PAIRS][MT][4] = {};
   for (int c = wk; c < mine; c += STEP)
@@ -96,7 +138,13 @@ eqsat_kernel(PARAMETERS) {
       const int here = c + d * WK;
       if (EVEN || here < mine) {
         Raw<16> x[MT];
-        UNROLL for (int t = 0; t < MT; ++t) x[t] = *(const Raw<16>*)(xs + (t * 8 + g) * X_PITCH + here * 64 + q * 16);
+        UNROLL for (int t = 0; t < MT; ++t) x[t] = *(const Raw<16>*)(xs + (t * 8 + g) * X_PITCH + here * 64 + q * 16);  //@staged
+//@begin straight
+        UNROLL for (int t = 0; t < MT; ++t) {
+          const int m = min(8 * t + g, M - 1), k = k0 + here * 32 + 8 * q;
+          LEFT_VALUE
+        }
+//@end
         UNROLL for (int s = 0; s < COUNT; ++s)
           UNROLL for (int p = 0; p < PAIRS; ++p)
             UNROLL for (int j = 0; j < 2; ++j) {
@@ -107,25 +155,31 @@ eqsat_kernel(PARAMETERS) {
       }
       if (here + STEP < mine) { LOAD_NEXT }
     }
-  __syncthreads();
+  __syncthreads();                                                          //@staged
 
   UNROLL for (int s = 0; s < COUNT; ++s)                                    // every warp row leaves its sums
     UNROLL for (int p = 0; p < PAIRS; ++p)
       UNROLL for (int t = 0; t < MT; ++t)
         UNROLL for (int i = 0; i < 4; ++i)
-          part[wk * PART + (s * MT * 8 + t * 8 + 2 * q + (i & 1)) * PITCH + wn * NT * 8 + Chunk::column(p, g, i >> 1)] = acc[s][p][t][i];
+          part[wk * PART + (s * MT * 8 + t * 8 + 2 * q + (i & 1)) * PITCH + wn * NT * 8 + Chunk::place(p, g, i >> 1)] = acc[s][p][t][i];
+  LEAVE_ROWS                                                                //@straight
   __syncthreads();
-  constexpr int POSITIONS = M * SLAB / 2;                                   // pairs of neighbouring columns
+  // The sums that this block's warps made at a pair of neighbouring columns.
+  auto own_sum = [&](int s, int i, float(&sum)[2]) {
+    UNROLL for (int r = 0; r < WK; ++r)
+      UNROLL for (int e = 0; e < 2; ++e)
+        sum[e] += part[r * PART + (s * MT * 8 + i / (SLAB / 2)) * PITCH + Chunk::place(i % (SLAB / 2) * 2 + e)];
+  };
 //@begin cluster
+  cluster_wait();                                                           // every block of the cluster has begun
   for (int i = threadIdx.x; i < POSITIONS; i += THREADS)
-    UNROLL for (int s = 0; s < COUNT; ++s)
-      UNROLL for (int e = 0; e < 2; ++e) {
-        const int at = (s * MT * 8 + i / (SLAB / 2)) * PITCH + i % (SLAB / 2) * 2 + e;
-        float sum = 0.f;
-        UNROLL for (int r = 0; r < WK; ++r) sum += part[r * PART + at];
-        part[at] = sum;
-      }
-  cluster_sync();
+    UNROLL for (int s = 0; s < COUNT; ++s) {
+      float sum[2] = {};
+      own_sum(s, i, sum);
+      push2(inbox + ((rank * COUNT + s) * OWN + i % OWN) * 2, sum[0], sum[1], all_here, i / OWN);
+    }
+  PUSH_STATISTICS
+  mbar_wait(all_here, 0);
 //@end
 //@begin memory
   // The blocks that split k leave their sums in memory; the last of them to finish adds all, in the order of their ranks.
@@ -133,29 +187,28 @@ eqsat_kernel(PARAMETERS) {
   const int slab = batch * SLABS + blockIdx.x / CK;
   float* const slots = workspace + COUNTERS + (i64)slab * CK * SLOT;
   for (int i = threadIdx.x; i < POSITIONS; i += THREADS)
-    UNROLL for (int s = 0; s < COUNT; ++s)
-      UNROLL for (int e = 0; e < 2; ++e) {
-        float sum = 0.f;
-        UNROLL for (int r = 0; r < WK; ++r) sum += part[r * PART + (s * MT * 8 + i / (SLAB / 2)) * PITCH + i % (SLAB / 2) * 2 + e];
-        slots[rank * SLOT + s * M * SLAB + 2 * i + e] = sum;
-      }
+    UNROLL for (int s = 0; s < COUNT; ++s) {
+      float sum[2] = {};
+      own_sum(s, i, sum);
+      UNROLL for (int e = 0; e < 2; ++e) slots[rank * SLOT + s * M * SLAB + 2 * i + e] = sum[e];
+    }
   LEAVE_STATISTICS
   if (!last_block((u32*)workspace + slab, CK)) return;
 //@end
-  for (int i = threadIdx.x + rank * THREADS; i < POSITIONS; i += CK * THREADS) {  //@cluster
+  for (int i = first + threadIdx.x; i < end; i += THREADS) {                //@cluster
   for (int i = threadIdx.x; i < POSITIONS; i += THREADS) {                  //@no_cluster
     const int y_row = i / (SLAB / 2), column = i % (SLAB / 2) * 2, y_col = n0 + column;
     float sum[COUNT][2] = {};
+    UNROLL for (int s = 0; s < COUNT; ++s) own_sum(s, i, sum[s]);           //@alone
+//@begin split
     UNROLL for (int s = 0; s < COUNT; ++s)
-      UNROLL for (int r = 0; r < ROUNDS; ++r)
+      UNROLL for (int r = 0; r < CK; ++r)
         UNROLL for (int e = 0; e < 2; ++e) {
-          const int at = (s * MT * 8 + y_row) * PITCH + column + e;
-          sum[s][e] += part[r * PART + at];                                 //@alone
-          sum[s][e] += peer_value(part + at, r);                            //@cluster
+          sum[s][e] += inbox[((r * COUNT + s) * OWN + i - first) * 2 + e];  //@cluster
           sum[s][e] += slots[r * SLOT + s * M * SLAB + 2 * i + e];          //@memory
         }
+//@end
     TOTAL
     EPILOGUE
   }
-  cluster_leave();                                                          //@cluster
 }

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from eqsat.codegen.cuda.bounds import traffic_ns, wave_factor
+from eqsat.codegen.cuda.bounds import processors, traffic_ns, wave_factor
 from eqsat.codegen.cuda.emit import arguments, assemble, parameter_names, parameters, part, refuse_illegal, stored_type
 from eqsat.codegen.cuda.operand import (
     Operand,
     accumulates_in_f32,
     axis_names,
+    buffers,
+    contiguous,
     direct_store,
     epilogue,
+    loads_of,
     operand,
     plain_read,
     vector_code,
 )
 from eqsat.codegen.cuda.template import fill
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
+from eqsat.codegen.printer import print_offset
 from eqsat.codegen.problem import ContractProblem, Problem, nest
 from eqsat.codegen.targets import Target
+from eqsat.ir import Expr
 from eqsat.types import DType
 
 SHARED_LIMIT = 232448  # bytes a block may ask for on sm_90; sm_86 and sm_89 give the least of the mma parts, 99 KB
@@ -34,7 +39,7 @@ class SkinnyTile(Schedule):
     A warp takes `nt` tiles of 8 columns; `wn` warps lie side by side, `wk` split k, and so do `ck` blocks, which add their sums
     through the shared memory of a cluster or (`memory`) through a workspace; `depth` chunks of 32 k are on their way for each
     warp; `hint` is the cache policy of the big matrix's loads (an enumerator of the prelude); `blocks` of them are to fit on one
-    multiprocessor.
+    multiprocessor. With `straight`, x goes from memory to registers beside the chunk that it meets, else through shared memory.
     """
 
     nt: int
@@ -45,6 +50,7 @@ class SkinnyTile(Schedule):
     hint: int
     blocks: int
     memory: int = 0
+    straight: int = 0
 
 
 class SkinnyFamily:
@@ -95,7 +101,11 @@ class SkinnyFamily:
         # About 32 KB must be in flight on each multiprocessor to reach the read rate (measured on an H200).
         in_flight = s.blocks * s.wn * s.wk * s.nt * s.depth * 8 * 32 * 2
         starved = max(1.0, 32768 / max(in_flight, 1))
-        return traffic_ns(problem.program, rates) * starved * wave_factor(rates, blocks, s.blocks) + rates.launch_ns
+        # Every block reads its share of x from the caches, at 44 bytes a ns for each multiprocessor: straight to registers that
+        # goes on beside the stream, through shared memory before it.
+        left = 2 * blocks * problem.shape[1] * problem.shape[3] / s.ck / (44 * processors(rates))
+        stream = traffic_ns(problem.program, rates) * starved * wave_factor(rates, blocks, s.blocks)
+        return stream + left * (0.25 * s.wn if s.straight else 1.0) + rates.launch_ns
 
     def serves(self, target: Target) -> bool:
         """Return whether its kernels run on a target: mma.sync of bf16 came with sm_80."""
@@ -136,23 +146,51 @@ def _problem_refusal(problem: ContractProblem) -> str | None:
     return None
 
 
+def _left_loads(problem: ContractProblem) -> tuple[Expr, ...] | str:
+    """Return the loads that the left operand and the statistics take, or why they are not whole vectors of 8 along k."""
+    known, inner = buffers(problem.program), problem.k[-1]
+    found = loads_of([problem.contractions[0].a, *(nest(e)[1] for e in problem.statistics)], {})
+    if any(
+        inner not in e.axes or not contiguous(e, known[e.attrs[0]], inner, 8) or e.dtype.bytes < 2
+        for e in found
+        if e.op == "read"
+    ):
+        return "what the left operand loads is not whole vectors of 8 along k"
+    if any(e.op != "read" for e in found):
+        return "what the left operand loads leaves its buffer"
+    if problem.statistics and problem.shape[3] % 32:
+        return "row statistics ride on whole chunks of 32 along k"
+    return tuple(found)
+
+
 def _schedule_refusal(problem: ContractProblem, s: SkinnyTile) -> str | None:
     found = _matrices(problem)
     assert not isinstance(found, str)
     if min(s.nt, s.wn, s.wk, s.depth, s.blocks) < 1 or s.nt % (2 if found[0].k_major else 8):
         return "a warp takes an even number of column tiles (a multiple of 8 where the columns are contiguous)"
-    if s.wn * s.wk > 32 or not 1 <= s.ck <= (16 if s.memory else 8) or not 0 <= s.hint <= 3:
+    if s.straight not in (0, 1) or s.wn * s.wk > 32 or not 1 <= s.ck <= (16 if s.memory else 8) or not 0 <= s.hint <= 3:
         return "a block has at most 32 warps, a cluster at most 8 blocks, and 16 add through memory"
     chunks = -(-problem.shape[3] // 32)
     if -(-chunks // s.ck) * (s.ck - 1) >= chunks:
         return f"{chunks} chunks of k do not give every one of {s.ck} blocks its share"
-    registers = len(found) * s.nt * (2 * -(-problem.shape[1] // 8) + 4 * s.depth)
+    tiles = -(-problem.shape[1] // 8)
+    registers = len(found) * s.nt * (2 * tiles + 4 * s.depth)
+    if s.straight:
+        loads = _left_loads(problem)
+        if isinstance(loads, str):
+            return loads
+        registers += s.depth * sum(2 * e.dtype.bytes * _copies(problem, e) for e in loads)
     if registers > min(224, 65536 // (s.wn * s.wk * 32 * s.blocks) - 24):
         return f"{registers} registers of operands and sums a thread do not fit beside {s.blocks} blocks of {s.wn * s.wk} warps"
     shared = _shared_bytes(problem, s)
     if shared * s.blocks + 1024 * s.blocks > SHARED_LIMIT + 1024:
         return f"{s.blocks} blocks with {shared} bytes of shared memory do not fit on one multiprocessor"
     return None
+
+
+def _copies(problem: ContractProblem, load: Expr) -> int:
+    """Return how many vectors of a load a lane holds: one for each tile of 8 rows, where it changes with the row."""
+    return -(-problem.shape[1] // 8) if set(problem.m) & load.axes else 1
 
 
 def _stats_at(problem: ContractProblem, s: SkinnyTile) -> int:
@@ -162,15 +200,25 @@ def _stats_at(problem: ContractProblem, s: SkinnyTile) -> int:
     chunks = -(-k // 32)
     share = -(-chunks // s.ck)
     parts = s.wk * len(problem.contractions) * rows * (s.wn * s.nt * 8 + 4) * 4
-    return max(rows * (share | 1) * 64, parts)
+    return parts if s.straight else max(rows * (share | 1) * 64, parts)
 
 
 def _segments(problem: ContractProblem, s: SkinnyTile) -> int:
-    return max(1, s.wn * s.wk // problem.shape[1])
+    return s.wk if s.straight else max(1, s.wn * s.wk // problem.shape[1])
+
+
+def _inbox_at(problem: ContractProblem, s: SkinnyTile) -> int:
+    """Bytes before the sums that come from the blocks of a cluster."""
+    return -(-(_stats_at(problem, s) + 4 * len(problem.statistics) * problem.shape[1] * _segments(problem, s)) // 16) * 16
 
 
 def _shared_bytes(problem: ContractProblem, s: SkinnyTile) -> int:
-    return _stats_at(problem, s) + 4 * len(problem.statistics) * problem.shape[1] * _segments(problem, s)
+    if s.ck == 1 or s.memory:
+        return _inbox_at(problem, s)
+    m = problem.shape[1]
+    own = -(-m * s.wn * s.nt * 4 // s.ck)
+    floats = s.ck * (len(problem.contractions) * own * 2 + len(problem.statistics) * m)
+    return _inbox_at(problem, s) + -(-floats // 2) * 8 + 8  # the barrier last
 
 
 def _through_memory(s: SkinnyTile) -> bool:
@@ -199,8 +247,8 @@ def _constants(problem: ContractProblem, s: SkinnyTile) -> str:
     big = found[0]
     values = {
         "M": m, "N": n, "K": k, "COUNT": len(found), "NT": s.nt, "WN": s.wn, "WK": s.wk, "CK": s.ck, "DEPTH": s.depth,
-        "HINT": s.hint, "BLOCKS": s.blocks, "ROUNDS": s.ck if s.ck > 1 else s.wk, "VECTOR": 8 if k % 8 == 0 else 1,
-        "STATS_AT": _stats_at(problem, s), "STATISTICS": len(problem.statistics), "COUNTERS": _counters(problem, s),
+        "HINT": s.hint, "BLOCKS": s.blocks, "VECTOR": 8 if k % 8 == 0 else 1,
+        "STATS_AT": _stats_at(problem, s), "INBOX_AT": _inbox_at(problem, s), "STATISTICS": len(problem.statistics), "COUNTERS": _counters(problem, s),
     }  # fmt: skip
     lines = [f"constexpr int {name} = {value};" for name, value in values.items()]
     lines.append(f"constexpr i64 W_STRIDE = {big.row_stride if big.k_major else big.k_stride};")
@@ -215,6 +263,8 @@ def _kernel(problem: ContractProblem, s: SkinnyTile) -> str:
         "k_major" if k_major else "n_major",
         "alone" if s.ck == 1 else "memory" if s.memory else "cluster",
         *(["no_cluster"] if s.ck == 1 or s.memory else []),
+        *(["split"] if s.ck > 1 else []),
+        "straight" if s.straight else "staged",
         "vector" if problem.shape[3] % 8 == 0 else "scalar",
         *(["statistics"] if problem.statistics else []),
     }
@@ -222,13 +272,15 @@ def _kernel(problem: ContractProblem, s: SkinnyTile) -> str:
     statistics = [f"stat{j}" for j in range(len(problem.statistics))]
     slots = {
         "PARAMETERS": [parameters(problem.program, "float" if _through_memory(s) else "")],
-        "LOAD_FIRST": _loads(problem, "k0 + (wk + d * WK) * 32"),
-        "LOAD_NEXT": _loads(problem, "k0 + (here + STEP) * 32"),
+        "LOAD_FIRST": _loads(problem, s, "k0 + (wk + d * WK) * 32"),
+        "LOAD_NEXT": _loads(problem, s, "k0 + (here + STEP) * 32"),
+        **_straight(problem, s),
         "INIT": [f"float part{j} = {_combine(problem, j)}::neutral();" for j in range(len(problem.statistics))],
         "STAGE": _stage(problem),
         "REDUCE_ROW": _reduce_row(problem),
         "TOTAL": _total(problem, s),
         "LEAVE_STATISTICS": _leave_statistics(problem),
+        "PUSH_STATISTICS": _push_statistics(problem),
         "EPILOGUE": ["float y[2];", *epilogue(problem, accumulators, statistics), *direct_store(problem)],
         "MMA": ["mma16816_f16" if found[0].dtype is DType.F16 else "mma16816"],
     }
@@ -239,12 +291,69 @@ def _combine(problem: ContractProblem, index: int) -> str:
     return problem.statistics[index].op.capitalize()
 
 
-def _loads(problem: ContractProblem, k: str) -> list[str]:
+def _loads(problem: ContractProblem, s: SkinnyTile, k: str) -> list[str]:
     found = _matrices(problem)
     assert not isinstance(found, str)
     names = parameter_names(problem.program)
     offsets = [f" + (i64)batch * {b.batch_stride}" if b.batch_stride else "" for b in found]
-    return [f"w[d][{c}].load({names[b.name]}{o}, {k}, n, g, q);" for c, (b, o) in enumerate(zip(found, offsets, strict=True))]
+    chunks = [f"w[d][{c}].load({names[b.name]}{o}, {k}, n, g, q);" for c, (b, o) in enumerate(zip(found, offsets, strict=True))]
+    return [*chunks, *(_left_load(problem, k) if s.straight else [])]
+
+
+def _left_load(problem: ContractProblem, chunk: str) -> list[str]:
+    """Print the loads of the left operand for the chunk of k that begins at `chunk`."""
+    loads = _left_loads(problem)
+    assert not isinstance(loads, str)
+    known, pointers = buffers(problem.program), parameter_names(problem.program)
+    names = axis_names({"batch": problem.batch, "m": problem.m, "k": problem.k}, problem.program.extents)
+    out = [f"{{ const int k = {chunk} + 8 * q;"]
+    for i, e in enumerate(loads):
+        size = f"<{8 * e.dtype.bytes}>"
+        at = f"{pointers[e.attrs[0]]} + {print_offset(e, known[e.attrs[0]], names)}"
+        out.append(f"UNROLL for (int t = 0; t < {_copies(problem, e)}; ++t) {{ const int m = min(8 * t + g, M - 1);")
+        out.append(f"if (K % 32 == 0 || k < K) left[d].x{i}[t] = kept{size}({at}); else left[d].x{i}[t] = zero_raw{size}(); }}")
+    return [*out, "}"]
+
+
+def _straight(problem: ContractProblem, s: SkinnyTile) -> dict[str, list[str]]:
+    """Print how the left operand's values come about in registers, and what the statistics take of them."""
+    loads = _left_loads(problem)
+    if not s.straight or isinstance(loads, str):
+        return {}
+    a = problem.contractions[0].a
+    read = plain_read(a)
+    vectors = {e: f"left[d].x{i}[{'t' if _copies(problem, e) > 1 else '0'}]" for i, e in enumerate(loads)}
+    names, moved = (
+        axis_names({"batch": problem.batch, "m": problem.m, k: problem.k}, problem.program.extents) for k in ("k", "(k + e)")
+    )
+    results = [] if read is not None else [("value[e] = {};", a)]
+    ops = [_combine(problem, j) for j in range(len(problem.statistics))]
+    results += [
+        (f"part{j}[t] = {op}::of(part{j}[t], {{}});", nest(e)[1])
+        for j, (op, e) in enumerate(zip(ops, problem.statistics, strict=True))
+    ]
+    at_hand = {e: f"Element<{stored_type(e.dtype)}>::get({v}, e)" for e, v in vectors.items()}
+    code = vector_code(problem.program, results, at_hand, names, moved, problem.k, 8) if results else []
+    leave = "if (wn == 0 && q == 0 && 8 * t + g < M)"
+    return {
+        "LEFT_MEMBERS": [f"Raw<{8 * e.dtype.bytes}> x{i}[{_copies(problem, e)}];" for i, e in enumerate(loads)],
+        "LEFT_VALUE": [*code, f"x[t] = {vectors[read]};"]
+        if read is not None
+        else ["float value[8];", *code, "x[t] = Pack<T>::from<8>(value);"],
+        "INIT_ROWS": [
+            f"float part{j}[MT]; UNROLL for (int t = 0; t < MT; ++t) part{j}[t] = {op}::neutral();" for j, op in enumerate(ops)
+        ],
+        "LEAVE_ROWS": [
+            line
+            for j, op in enumerate(ops)
+            for line in (
+                "UNROLL for (int t = 0; t < MT; ++t) {",
+                f"  for (int o = 1; o < 4; o *= 2) part{j}[t] = {op}::of(part{j}[t], shuffle_xor(part{j}[t], o));",
+                f"  {leave} stats[({j} * M + 8 * t + g) * SEGMENTS + wk] = part{j}[t];",
+                "}",
+            )
+        ],
+    }
 
 
 def _stage(problem: ContractProblem) -> list[str]:
@@ -269,18 +378,31 @@ def _reduce_row(problem: ContractProblem) -> list[str]:
 
 def _total(problem: ContractProblem, s: SkinnyTile) -> list[str]:
     out: list[str] = []
-    for j in range(len(problem.statistics)):
-        at = f"stats + ({j} * M + y_row) * SEGMENTS + v"
-        value = f"peer_value({at}, r)" if s.ck > 1 else f"*({at})"
+    count = len(problem.statistics)
+    for j in range(count):
         op = _combine(problem, j)
         out.append(f"float stat{j} = {op}::neutral();")
-        if _through_memory(s):
-            slot = f"slots[r * SLOT + COUNT * M * SLAB + {j} * M + y_row]"
-            out.append(f"for (int r = 0; r < CK; ++r) stat{j} = {op}::of(stat{j}, {slot});")
+        if s.ck == 1:
+            at = f"stats[({j} * M + y_row) * SEGMENTS + v]"
+            out.append(f"UNROLL for (int v = 0; v < SEGMENTS; ++v) stat{j} = {op}::of(stat{j}, {at});")
             continue
-        out.append(
-            f"for (int r = 0; r < CK; ++r) UNROLL for (int v = 0; v < SEGMENTS; ++v) stat{j} = {op}::of(stat{j}, {value});"
+        at = (
+            f"slots[r * SLOT + COUNT * M * SLAB + {j} * M + y_row]"
+            if s.memory
+            else f"inbox[INBOX + (r * {count} + {j}) * M + y_row]"
         )
+        out.append(f"UNROLL for (int r = 0; r < CK; ++r) stat{j} = {op}::of(stat{j}, {at});")
+    return out
+
+
+def _push_statistics(problem: ContractProblem) -> list[str]:
+    """Print how a block's statistics go to every block of the cluster."""
+    out: list[str] = []
+    for j in range(len(problem.statistics)):
+        op, at = _combine(problem, j), f"inbox + INBOX + (rank * STATISTICS + {j}) * M + i / CK"
+        gather = f"UNROLL for (int v = 0; v < SEGMENTS; ++v) s = {op}::of(s, stats[({j} * M + i / CK) * SEGMENTS + v]);"
+        send = f"push({at}, s, all_here, i % CK);"
+        out.append(f"for (int i = threadIdx.x; i < M * CK; i += THREADS) {{ float s = {op}::neutral(); {gather} {send} }}")
     return out
 
 

@@ -5,8 +5,12 @@
 DEV int warpgroup() { return __shfl_sync(~0u, threadIdx.x / 128, 0); }  // uniform, so that descriptors stay in uniform registers
 DEV int warp_in_group() { return (threadIdx.x / 32) % 4; }
 
-// Waits until every block of the cluster is done reading its peers; hands on no writes, so it needs no memory fence.
-DEV void cluster_leave() { asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait;" ::: "memory"); }
+// The two halves of a cluster barrier that hands on no writes, and so needs no memory fence: whoever has waited may write to its peers.
+DEV void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
+DEV void cluster_wait() { asm volatile("barrier.cluster.wait;" ::: "memory"); }
+// Sends floats to the same place in another block's shared memory; they count as 4 bytes each at its barrier.
+DEV void push(float* to, float a, u32 bar, u32 rank) { asm volatile("{ .reg .b32 d, m; mapa.shared::cluster.u32 d, %0, %3; mapa.shared::cluster.u32 m, %1, %3; st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [d], %2, [m]; }" :: "r"(smem_u32(to)), "r"(bar), "f"(a), "r"(rank) : "memory"); }
+DEV void push2(float* to, float a, float b, u32 bar, u32 rank) { asm volatile("{ .reg .b32 d, m; mapa.shared::cluster.u32 d, %0, %4; mapa.shared::cluster.u32 m, %1, %4; st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [d], {%2, %3}, [m]; }" :: "r"(smem_u32(to)), "r"(bar), "f"(a), "f"(b), "r"(rank) : "memory"); }
 
 // f(0), f(1), … f(N-1) with constants: an array that is indexed by them stays in registers whatever the body's size (a large
 // loop is not always unrolled in time, and then its arrays go to local memory).

@@ -171,6 +171,14 @@ FEW = (
     SkinnyTile(8, 4, 2, 3, 2, 2, 1),
     SkinnyTile(16, 1, 8, 4, 1, 2, 1),
 )
+STRAIGHT = (
+    SkinnyTile(8, 1, 8, 2, 2, 2, 1, 0, 1),
+    SkinnyTile(8, 1, 4, 3, 2, 2, 2, 0, 1),
+    SkinnyTile(8, 1, 4, 1, 2, 2, 2, 0, 1),
+    SkinnyTile(8, 2, 4, 2, 1, 2, 1, 1, 1),
+    SkinnyTile(16, 1, 8, 4, 1, 2, 1, 0, 1),
+)
+STRAIGHT_K_MAJOR = (SkinnyTile(2, 1, 16, 1, 4, 2, 1, 0, 1), SkinnyTile(4, 1, 8, 2, 4, 2, 1, 0, 1))
 FEW_K_MAJOR = (SkinnyTile(2, 1, 16, 1, 4, 2, 1), SkinnyTile(4, 1, 8, 2, 4, 2, 1), SkinnyTile(8, 1, 8, 2, 2, 2, 1))
 
 CASES: tuple[Case, ...] = (
@@ -203,19 +211,58 @@ CASES: tuple[Case, ...] = (
     Case("wgmma_batched_tn", batched(3, 128, 256, 192, x="bki", w="bjk"), _W, BIG),
     Case("wgmma_joined_rows", attention_like(4, 50, 0, 256, 128), _W, BIG),
     # skinny: layouts, rows, edges, prologue, statistics
-    Case("skinny_nn_16", linear(16, 512, 1024), _S, FEW),
-    Case("skinny_nt_16", linear(16, 512, 1024, w="jk"), _S, FEW_K_MAJOR),
-    Case("skinny_nn_f16_2", linear(2, 512, 1024, dtype=F16), _S, FEW),
+    Case("skinny_nn_16", linear(16, 512, 1024), _S, FEW + STRAIGHT),
+    Case("skinny_nt_16", linear(16, 512, 1024, w="jk"), _S, FEW_K_MAJOR + STRAIGHT_K_MAJOR),
+    Case("skinny_nn_f16_2", linear(2, 512, 1024, dtype=F16), _S, FEW + STRAIGHT),
     Case("skinny_rows_33", linear(33, 256, 512), _S, (SkinnyTile(8, 1, 4, 2, 1, 2, 1),)),
     Case("skinny_rows_64", linear(64, 256, 512, w="jk"), _S, (SkinnyTile(4, 1, 8, 2, 1, 2, 1),)),
     Case("skinny_edges", linear(5, 104, 333), _S, FEW[:2] + FEW[3:4]),
-    Case("skinny_edges_nt", linear(11, 101, 328, w="jk", out=F32), _S, FEW_K_MAJOR),
+    Case("skinny_edges_nt", linear(11, 101, 328, w="jk", out=F32), _S, FEW_K_MAJOR + STRAIGHT_K_MAJOR),
     Case("skinny_silu_f32", linear(7, 136, 256, out=F32), _S, FEW),
-    Case("skinny_rms_gain", rms_linear(16, 512, 1024), _S, FEW),
-    Case("skinny_two_statistics", scaled_max(9, 256, 512), _S, FEW),
-    Case("skinny_gated", gated(8, 512, 1024), _S, FEW[:2] + FEW[3:4]),
+    Case("skinny_rms_gain", rms_linear(16, 512, 1024), _S, FEW + STRAIGHT),
+    Case("skinny_two_statistics", scaled_max(9, 256, 512), _S, FEW + STRAIGHT),
+    Case("skinny_gated", gated(8, 512, 1024), _S, FEW[:2] + FEW[3:4] + STRAIGHT[1:4]),
     Case("skinny_transposed_left", transposed_left(6, 128, 256), _S, FEW),
-    Case("skinny_batched", batched(3, 4, 128, 256), _S, FEW),
+    Case("skinny_batched", batched(3, 4, 128, 256), _S, FEW + STRAIGHT),
+)
+
+# Few rows at full size, with the schedules that are to be told apart.
+_STREAM = (
+    SkinnyTile(8, 1, 8, 2, 2, 2, 1),
+    SkinnyTile(8, 1, 8, 2, 2, 2, 1, 0, 1),
+    SkinnyTile(8, 1, 8, 2, 3, 2, 1, 0, 1),
+    SkinnyTile(8, 1, 16, 2, 1, 2, 1, 0, 1),
+    SkinnyTile(8, 1, 8, 2, 1, 2, 2, 0, 1),
+    SkinnyTile(8, 1, 4, 2, 3, 2, 2, 0, 1),
+    SkinnyTile(8, 1, 4, 4, 2, 2, 2, 0, 1),
+    SkinnyTile(8, 1, 4, 4, 2, 2, 3, 0, 1),
+    SkinnyTile(16, 1, 8, 4, 1, 2, 1, 0, 1),
+    SkinnyTile(8, 2, 4, 4, 2, 2, 1, 0, 1),
+    SkinnyTile(8, 1, 8, 2, 2, 0, 1, 0, 1),
+)
+_WIDE = (
+    SkinnyTile(8, 1, 4, 1, 2, 2, 1),
+    SkinnyTile(8, 1, 4, 2, 2, 2, 1),
+    SkinnyTile(8, 1, 4, 1, 2, 2, 2, 0, 1),
+    SkinnyTile(8, 1, 4, 1, 3, 2, 2, 0, 1),
+    SkinnyTile(8, 1, 4, 1, 2, 2, 3, 0, 1),
+    SkinnyTile(8, 1, 8, 1, 1, 2, 2, 0, 1),
+    SkinnyTile(8, 1, 8, 1, 1, 2, 1, 0, 1),
+    SkinnyTile(8, 1, 4, 2, 2, 2, 3, 0, 1),
+    SkinnyTile(8, 1, 4, 3, 2, 2, 2, 0, 1),
+    *RESIDENT,
+    WgmmaTile(64, 128, 1, 0, 1, 1, 8),
+    WgmmaTile(64, 128, 2, 1, 1, 1, 8),
+)
+TUNING: tuple[Case, ...] = (
+    Case("tuning_16x4096x4096", linear(16, 4096, 4096), _S, _STREAM),
+    Case("tuning_rms_16x4096x4096", rms_linear(16, 4096, 4096), _S, _STREAM),
+    Case("tuning_rms_1x4096x4096", rms_linear(1, 4096, 4096, gain=False), _S, _STREAM),
+    Case("tuning_16x4096x14336", linear(16, 4096, 14336), _S, _STREAM),
+    Case("tuning_16x11008x4096", linear(16, 11008, 4096), _S, _WIDE),
+    Case("tuning_16x14336x4096", linear(16, 14336, 4096), _S, _WIDE),
+    Case("tuning_gated_8x11008x4096", gated(8, 11008, 4096), _S, _WIDE),
+    Case("tuning_gated_16x11008x4096", gated(16, 11008, 4096), _S, _WIDE),
 )
 
 # The board's shapes: too large for a quick check, meant to be timed.
@@ -232,4 +279,5 @@ BOARD: tuple[Case, ...] = (
     Case("gemm_16x4096x14336_bf16", linear(16, 4096, 14336), _S, FEW),
     Case("gated_mlp_8x4096x11008_bf16", gated(8, 11008, 4096), _S, FEW[:2] + FEW[3:4]),
     Case("gated_mlp_16x4096x11008_bf16", gated(16, 11008, 4096), _S, FEW[:2] + FEW[3:4]),
+    *TUNING,
 )

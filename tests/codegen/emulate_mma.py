@@ -26,6 +26,7 @@ static unsigned __byte_perm(unsigned a, unsigned b, unsigned s) {
   return r;
 }
 static int min(int a, int b) { return a < b ? a : b; }
+static int max(int a, int b) { return a > b ? a : b; }
 template <bool F16> static void mma_of(float (&d)[4], const u32 (&ab)[6]) {
   static u32 frag[1024][6];
   for (int i = 0; i < 6; ++i) frag[current][i] = ab[i];
@@ -43,7 +44,21 @@ static void mma16816_f16(float (&d)[4], u32 a, u32 b, u32 c, u32 e, u32 f, u32 g
 constexpr int SHARED = 232448, BLOCK = THREADS_OF_A_BLOCK;
 alignas(16) static u8 shared[8][SHARED];
 static int rank_here() { return (int)threadIdx.x / BLOCK; }
-template <class P> static P peer_value(const P* p, int rank) { return *(const P*)((const u8*)p + (long)(rank - rank_here()) * SHARED); }
+// The blocks of a cluster send one another floats; the barrier opens when all have sent, and counts the bytes.
+static int sent[8], expected[8];
+static void cluster_arrive() {}
+static void cluster_wait() { barrier(0, threads); }
+static void mbar_init(u32, int) {}
+static void mbar_init_fence() {}
+static void mbar_expect(u32, int bytes) { expected[rank_here()] = bytes; }
+static void mbar_wait(u32, u32) {
+  barrier(0, threads);
+  if (sent[rank_here()] != expected[rank_here()]) { fprintf(stderr, "%d bytes came, %d expected\n", sent[rank_here()], expected[rank_here()]); abort(); }
+  barrier(0, threads);
+  sent[rank_here()] = 0;
+}
+static void push(float* to, float a, u32, int rank) { *(float*)((u8*)to + (long)(rank - rank_here()) * SHARED) = a; sent[rank] += 4; }
+static void push2(float* to, float a, float b, u32 bar, int rank) { push(to, a, bar, rank); push(to + 1, b, bar, rank); }
 template <int N, class P> static Raw<N * (int)sizeof(P)> ordered(const P* p) { return load_raw<N * (int)sizeof(P), PLAIN>(p); }
 template <int N, class P> static Raw<N * (int)sizeof(P)> free_load(const P* p) { return ordered<N>(p); }
 template <int HINT> static Raw<16> stream16(const void* p) { return load_raw<16, PLAIN>(p); }
@@ -60,9 +75,7 @@ def emulated(source: KernelSource) -> KernelSource:
     text = re.sub(
         r"// A ring of STAGES.*?(?=^constexpr int M = )", "", source.text, flags=re.DOTALL | re.MULTILINE
     )  # TMA and wgmma
-    text = re.sub(
-        r"^#define (KERNEL|TMAP).*\n|^DEV (int warpgroup|int warp_in_group|void cluster_leave).*\n", "", text, flags=re.MULTILINE
-    )
+    text = re.sub(r"^#define (KERNEL|TMAP).*\n|^DEV (int warpgroup|int warp_in_group).*\n", "", text, flags=re.MULTILINE)
     text = re.sub(ORDERED, "", text, flags=re.DOTALL | re.MULTILINE)
     head, mark, kernel = text.partition("constexpr int M = ")
     one = head.partition("template <class T> DEV typename Value<T>::type ordered_one")
@@ -72,7 +85,6 @@ def emulated(source: KernelSource) -> KernelSource:
         "extern __shared__ u8 raw[];": "u8* const raw = shared[rank_here()];",
         "cluster_rank()": "rank_here()",
         "cluster_sync()": f"barrier(0, {block * source.cluster})",
-        "cluster_leave()": f"barrier(0, {block * source.cluster})",
         "__syncthreads()": f"barrier(1 + rank_here(), {block})",
         "blockIdx.x % CK": f"(int)blockIdx.x % {columns} % CK",
         "blockIdx.x / CK": f"(int)blockIdx.x % {columns}" + (" / CK" if source.cluster == 1 else ""),
@@ -97,7 +109,7 @@ def emulated_wgmma(source: KernelSource) -> KernelSource:
     }  # fmt: skip
     text = re.sub(ORDERED, "", source.text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"^DEV void wgmma\(.*?^}\n", "", text, flags=re.DOTALL | re.MULTILINE)
-    text = re.sub(r"^DEV (void cluster_leave|u32 smem_u32|void named_arrive).*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^DEV (u32 smem_u32|void named_arrive).*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^DEV Raw<16> shared16\(.*?^}\n", "", text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"^#define KERNEL.*$", "#define KERNEL(threads, cluster, resident) static void", text, flags=re.MULTILINE)
     text = re.sub(r"^#define TMAP.*$", "#define TMAP const TMap", text, flags=re.MULTILINE)

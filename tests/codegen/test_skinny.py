@@ -51,6 +51,9 @@ COMPILED = [
     ("statistic, prologue", rms_linear(16, 4096, 4096), SkinnyTile(8, 2, 4, 4, 2, 2, 1), "sm_90"),
     ("gated", gated(8, 11008, 4096), SkinnyTile(8, 4, 2, 3, 2, 2, 1), "sm_90"),
     ("through memory", gated(16, 11008, 4096), SkinnyTile(8, 2, 4, 3, 1, 2, 1, 1), "sm_80"),
+    ("straight", linear(16, 4096, 4096), SkinnyTile(8, 1, 8, 2, 2, 2, 1, 0, 1), "sm_90"),
+    ("straight with a statistic and a gain", rms_linear(16, 4096, 4096), SkinnyTile(8, 1, 8, 2, 2, 2, 1, 0, 1), "sm_90"),
+    ("straight, gated", gated(16, 11008, 4096), SkinnyTile(8, 1, 4, 1, 2, 2, 2, 0, 1), "sm_80"),
     ("without clusters, on an older part", linear(8, 4096, 1024, dtype=F16), SkinnyTile(8, 1, 4, 1, 2, 2, 2), "sm_80"),
 ]
 
@@ -78,6 +81,13 @@ EMULATED: list[tuple[str, Program, SkinnyTile]] = [
     ("batched", batched(3, 4, 72, 128), PAIR),
     ("through memory", linear(10, 72, 256), SkinnyTile(8, 1, 2, 3, 1, 2, 1, 1)),
     ("statistics through memory, batched", scaled_max(3, 136, 192), SkinnyTile(8, 1, 2, 2, 2, 2, 1, 1)),
+    ("straight", linear(11, 64, 256), SkinnyTile(8, 1, 2, 2, 2, 2, 1, 0, 1)),
+    ("straight, alone, one row, part of a chunk", linear(1, 104, 264), SkinnyTile(8, 1, 4, 1, 1, 2, 1, 0, 1)),
+    ("straight, k contiguous, gated", gated(9, 40, 256, w="jk"), SkinnyTile(2, 2, 2, 3, 2, 2, 1, 0, 1)),
+    ("straight, root mean square and gain", rms_linear(9, 64, 256), SkinnyTile(8, 1, 4, 2, 1, 2, 1, 0, 1)),
+    ("straight, two statistics, alone", scaled_max(3, 136, 192), SkinnyTile(8, 2, 2, 1, 2, 2, 1, 0, 1)),
+    ("straight, two statistics through memory", scaled_max(10, 136, 192), SkinnyTile(8, 1, 2, 2, 2, 2, 1, 1, 1)),
+    ("straight, batched, three blocks", batched(3, 4, 72, 320), SkinnyTile(8, 1, 2, 3, 1, 2, 1, 0, 1)),
     ("sixteen tiles", linear(8, 128, 256), SkinnyTile(16, 1, 2, 2, 1, 2, 1)),
 ]
 
@@ -120,6 +130,13 @@ def test_f32_operands_are_refused() -> None:
 def test_a_tile_that_does_not_fit_the_layout_is_refused() -> None:
     assert "column tiles" in refusal(linear(8, 128, 128), SkinnyTile(4, 1, 4, 1, 1, 2, 1))
     assert "column tiles" in refusal(linear(8, 128, 128, w="jk"), SkinnyTile(3, 1, 4, 1, 1, 2, 1))
+
+
+def test_a_left_operand_that_is_not_whole_vectors_cannot_go_straight_to_registers() -> None:
+    straight = SkinnyTile(8, 1, 2, 1, 2, 2, 1, 0, 1)
+    assert "vectors of 8" in refusal(transposed_left(6, 64, 128), straight)
+    assert "vectors of 8" in refusal(linear(5, 72, 77), straight)
+    assert "chunks of 32" in refusal(scaled_max(3, 64, 136), straight)
 
 
 def test_every_block_of_a_cluster_needs_a_share_of_k() -> None:
