@@ -106,7 +106,7 @@ class SkinnyFamily:
         """Return the time that a model expects."""
         assert isinstance(problem, ContractProblem)
         assert isinstance(schedule, CpuSkinnyTile)
-        m, k = problem.shape[1], problem.shape[3]
+        m, k = max(problem.shape[1], 1), problem.shape[3]
         arithmetic = problem.flops / rates.rate("f32") * {16: 4.0, 32: 2.0, 64: 1.0}[schedule.vector_bytes]
         rows = -(-m // -(-m * schedule.vectors // _SUMS[schedule.vector_bytes]))
         sums = rows * schedule.vectors
