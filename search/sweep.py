@@ -22,7 +22,8 @@ from eqsat.search.store import Store, StoredTrial
 Likeness = tuple[Space, object]
 
 _SIBLINGS = 2  # kernels alike that were tried with every schedule, before others leave out what was slow for them
-_SLOW = 1.2  # times the best schedule of the same kernel; in 1,674 triples of kernels measured on a CPU this lost nothing
+# Times the best schedule of the same kernel. In 1,674 triples of kernels measured on a CPU this lost nothing in 99 %, 4 % at most.
+_SLOW = 1.1
 
 
 @dataclass(slots=True)

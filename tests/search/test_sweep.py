@@ -62,7 +62,7 @@ def test_schedules_slow_for_two_kernels_are_left_out_for_the_next_and_counted(sw
 def test_a_kernel_whose_likeliest_schedule_is_far_too_slow_gets_no_other(sweeper: Sweeper) -> None:
     for added in (1.0, 2.0):
         sweeper(candidate(added), math.inf)
-    near, far = sweeper(candidate(3.0), 90.0), sweeper(candidate(4.0), 70.0)
+    near, far = sweeper(candidate(3.0), 95.0), sweeper(candidate(4.0), 80.0)
     assert (ok(near), near.counts["pruned"]) == (2, 4)
     assert (ok(far), far.counts["pruned"]) == (1, 5)
     assert far.best is not None
