@@ -120,7 +120,8 @@ class _NumpyAsTorch:
 def time_on_cuda(w: Workload, bundle: Path, modes: list[str]) -> dict[str, Any]:
     """Time a row on the GPU: the result and PyTorch's modes, each captured in a CUDA graph.
 
-    `times`: one call a graph, the L2 flushed before each replay (what a caller meets whose data lie in memory).
+    `times`: one call a graph, the L2 flushed by reading before each replay (what a caller meets whose data lie in memory).
+    `dirty`: the same, flushed by writing: the call also pays for writing back what it evicts, as after a large operation.
     `stream`: calls back to back over rotating inputs larger than the L2, where launches hide behind the work before.
     """
     import torch  # optional dependency: the baseline on CUDA
@@ -150,10 +151,11 @@ def time_on_cuda(w: Workload, bundle: Path, modes: list[str]) -> dict[str, Any]:
         except RuntimeError as e:  # a baseline that PyTorch cannot run or capture is reported, not fatal
             notes[name] = str(e).splitlines()[0][:200]
     flush = torch.ones(_FLUSH_BYTES // 4, dtype=torch.float32, device="cuda")
-    times = _replayed(torch, cold, flush)
+    times = _replayed(torch, cold, lambda: flush.sum())
+    dirty = _replayed(torch, cold, lambda: flush.zero_())
     stream = _replayed(torch, streams, None)
     torch.cuda.empty_cache()
-    return {"times": times, "stream": stream, "notes": notes}
+    return {"times": times, "dirty": dirty, "stream": stream, "notes": notes}
 
 
 def _captured(torch: Any, f: Callable[..., Any], sets: list[list[Any]], *, once: bool) -> tuple[Any, int]:
@@ -179,8 +181,8 @@ def _captured(torch: Any, f: Callable[..., Any], sets: list[list[Any]], *, once:
     return graph, calls
 
 
-def _replayed(torch: Any, graphs: dict[str, tuple[Any, int]], flush: Any) -> dict[str, Any]:
-    """Time replays round-robin in random order; with `flush`, a read of several times the L2 comes before each."""
+def _replayed(torch: Any, graphs: dict[str, tuple[Any, int]], flush: Callable[[], Any] | None) -> dict[str, Any]:
+    """Time replays round-robin in random order; with `flush`, it comes before each."""
     order = list(graphs)
     shuffle = random.Random(0).shuffle
     samples: dict[str, list[float]] = {n: [] for n in order}
@@ -196,7 +198,7 @@ def _replayed(torch: Any, graphs: dict[str, tuple[Any, int]], flush: Any) -> dic
             graph, calls = graphs[n]
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             if flush is not None:
-                flush.sum()  # a read: what a write leaves in the L2 must be written back by the kernel that comes next
+                flush()
             start.record()
             graph.replay()
             end.record()
