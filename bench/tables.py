@@ -83,8 +83,8 @@ def board(record: dict[str, Any]) -> str:
         f"Ceilings measured in the same run: read {rates['read']:.0f} GB/s, copy {rates['copy']:.0f} GB/s, "
         + ", ".join(f"{name} {rate / 1e3:.3g} TFLOP/s" for name, rate in rates["flops"].items()),
         "",
-        "| workload | eqsat, µs [95 %] | baselines, µs | × best baseline | × back to back | GB/s | GFLOP/s | search |",
-        "|---|---|---|---|---|---|---|---|",
+        "| workload | eqsat, µs [95 %] | baselines, µs | × best baseline | × back to back | × after writes | GB/s | GFLOP/s | of ceiling | search |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [_row(name, row) for name, row in record["rows"].items()]
     ratios = [r for row in record["rows"].values() if (r := _ratio(row)) and row["bound"] != "algebra"]
@@ -99,26 +99,26 @@ def _baselines(row: dict[str, Any], kind: str) -> dict[str, float]:
 
 
 def _ratio(row: dict[str, Any], kind: str = "times") -> float | None:
-    """Return the best baseline's time over ours: "times" cold, "stream" for calls back to back (GPU only)."""
+    """Return the best baseline's time over ours: "times" cold; on a GPU "stream" back to back, "dirty" after large writes."""
     others = _baselines(row, kind)
     return min(others.values()) / row[kind]["eqsat"]["median_ns"] if others and "eqsat" in row[kind] else None
 
 
 def _row(name: str, row: dict[str, Any]) -> str:
     if "eqsat" not in row.get("times", {}):
-        return f"| {name} | {row.get('error', 'not timed')} | | | | | | |"
+        return f"| {name} | {row.get('error', 'not timed')} | | | | | | | | |"
     own = row["times"]["eqsat"]
     others = ", ".join(f"{k} {_us(v)}" for k, v in sorted(_baselines(row, "times").items(), key=lambda pair: pair[1])) or "–"
-    ratio, stream = _ratio(row), _ratio(row, "stream")
+    ratios = [_ratio(row, kind) for kind in ("times", "stream", "dirty")]
     verdict = row["verdict"] if row["verdict"] != "open" else f"open, {100 * row['gap']:.0f} %"
     cells = [
         name,
         f"{_us(own['median_ns'])} [{_us(own['low_ns'])}, {_us(own['high_ns'])}]",
         others,
-        f"{ratio:.2f}" if ratio else "–",
-        f"{stream:.2f}" if stream else "–",
+        *(f"{r:.2f}" if r else "–" for r in ratios),
         f"{row['program_bytes'] / own['median_ns']:.0f}",
         f"{row['plan_flops'] / own['median_ns']:.0f}",
+        f"{100 * row['ceiling']:.0f} %" if row.get("ceiling") else "–",
         verdict,
     ]
     return f"| {' | '.join(cells)} |"
