@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-
-import networkx
+from typing import TYPE_CHECKING
 
 from eqsat.access import AccessMap
 from eqsat.cuts import Cut, CutLimits, Cuts, Form, Load
@@ -15,6 +14,9 @@ from eqsat.ir import Expr, Input, Output, Program, access, apply, const, iota, r
 from eqsat.ops import OPS, Kind
 from eqsat.terms import parse_access
 from eqsat.types import DType
+
+if TYPE_CHECKING:
+    import networkx
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,8 @@ class KernelGraph:
 
     def picture(self) -> networkx.DiGraph:
         """Return buffers and kernels as a bipartite graph, for drawing."""
+        import networkx  # slow import (0.2 s), which an answer from the store need not pay
+
         g = networkx.DiGraph()
         for i, k in enumerate(self.kernels):
             g.add_node(("kernel", i), family=k.family)
@@ -183,6 +187,8 @@ def _fits(value: float, dtype: DType) -> bool:
 
 def axis_order(program: Program) -> dict[str, int]:
     """Order all axes so that the layouts of outputs, then inputs, are respected wherever they do not contradict each other."""
+    import networkx  # slow import (0.2 s), which an answer from the store need not pay
+
     layouts = [tuple(a for a in o.axes if a) for o in program.outputs]
     nodes = [e for o in program.outputs for e in o.expr.walk()]
     layouts += [tuple(a for a in e.attrs[1] if a) for e in nodes if e.op == "read"]
