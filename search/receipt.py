@@ -172,7 +172,8 @@ def _lines(r: Mapping[str, Any]) -> list[str]:
         )
         rate, flops = r["plan"]["bytes"] / timing["median_ns"], r["plan"]["flops"] / timing["median_ns"]
         lines.append(f"rates    {rate:.1f} GB/s of minimal traffic, {flops:.1f} GFLOP/s")
-    lines.append(f"search   {r['search']['verdict']}, gap {100 * r['search']['gap']:.1f} % ({r['search']['space']})")
+    behind = f" under measured {r['search']['empirical']}" if r["search"]["empirical"] else ""
+    lines.append(f"search   {r['search']['verdict']}{behind}, gap {100 * r['search']['gap']:.1f} % ({r['search']['space']})")
     lines.append("counts   " + ", ".join(f"{v} {k}" for k, v in r["search"]["counts"].items()))
     lines += [f"kernel   {k['writes']} = {k['shown']}\n         {k['family']}: {k['schedule']}" for k in r["plan"]["kernels"]]
     checks = (r["verification"] or {}).get("checks", ())
