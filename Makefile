@@ -62,6 +62,11 @@ speed: .venv/base  ## what the search itself costs; writes bench/results/search.
 first: .venv/base  ## run the README's first example here and keep its output
 	$(PY) bench/tables.py --run
 
+.PHONY: receipts
+receipts: .venv/base  ## optimize every example for this CPU and keep its receipt
+	for e in $(notdir $(wildcard examples/receipts/*)); do \
+	  $(PY) -m eqsat optimize examples/$$e.py --target cpu --emit receipt --out examples/receipts/$$e || exit; done
+
 .PHONY: wheel
 wheel: .venv/test  ## sdist and wheel
 	$(PY) -m pip install -q build && $(PY) -m build
