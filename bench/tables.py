@@ -77,11 +77,9 @@ def filled(readme: str, results: Path) -> str:
 def board(record: dict[str, Any]) -> str:
     """Return one device's results as a Markdown table, with what they were measured on and when."""
     versions = ", ".join(f"{k} {v}" for k, v in record["environment"].items() if isinstance(v, str))
-    rates = record["rates"]
     lines = [
         f"**{record['device']}**, {record['created'][:10]} ({versions})  ",
-        f"Ceilings measured in the same run: read {rates['read']:.0f} GB/s, copy {rates['copy']:.0f} GB/s, "
-        + ", ".join(f"{name} {rate / 1e3:.3g} TFLOP/s" for name, rate in rates["flops"].items()),
+        _ceilings([row["rates"] for row in record["rows"].values() if "rates" in row] or [record["rates"]]),
         "",
         "| workload | eqsat, µs [95 %] | baselines, µs | × best baseline | × back to back | × after writes | GB/s | GFLOP/s | of ceiling | search |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -92,6 +90,18 @@ def board(record: dict[str, Any]) -> str:
         mean = math.exp(sum(math.log(r) for r in ratios) / len(ratios))
         lines += ["", f"Geometric mean of the ratios, rows won by algebra left out: {mean:.2f} ({len(ratios)} rows)."]
     return "\n".join([*lines, ""])
+
+
+def _ceilings(measured: list[dict[str, Any]]) -> str:
+    """Return the ceilings; a range where rows come from runs that measured their own."""
+
+    def spread(values: list[float], form: str) -> str:
+        ends = dict.fromkeys((format(min(values), form), format(max(values), form)))
+        return "–".join(ends)
+
+    flops = [f"{name} {spread([r['flops'][name] / 1e3 for r in measured], '.3g')} TFLOP/s" for name in measured[0]["flops"]]
+    memory = [f"{name} {spread([r[name] for r in measured], '.0f')} GB/s" for name in ("read", "copy")]
+    return f"Ceilings, measured in the run of each row: {', '.join([*memory, *flops])}"
 
 
 def _baselines(row: dict[str, Any], kind: str) -> dict[str, float]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from eqsat.ir import Expr, Output, Program
 from eqsat.ops import Kind
-from eqsat.types import DType
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,8 +259,3 @@ def _checked_contract(program: Program, contractions: list[Contraction], others:
         tuple(contractions),
         tuple(others),
     )
-
-
-def storage_dtype(expr: Expr) -> DType:
-    """Return the dtype in which a value is computed in registers."""
-    return expr.dtype.accumulator

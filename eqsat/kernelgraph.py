@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from eqsat.access import AccessMap
 from eqsat.cuts import Cut, CutLimits, Cuts, Form, Load
 from eqsat.errors import ExtractionError
 from eqsat.frozen import Frozen
@@ -14,9 +12,6 @@ from eqsat.ir import Expr, Input, Output, Program, access, apply, const, iota, r
 from eqsat.ops import OPS, Kind
 from eqsat.terms import parse_access
 from eqsat.types import DType
-
-if TYPE_CHECKING:
-    import networkx
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +133,7 @@ class KernelGraph:
         elif head == "iota":
             out = iota(form[1], self.cuts.extents[form[1]])
         elif head == "access":
-            out = access(self._build(form[2], memo), self._map(form[1]))
+            out = access(self._build(form[2], memo), parse_access(form[1]))
         elif head == "contract":
             body = self._apply("mul", (), [self._build(x, memo) for x in form[2:]])
             out = self._nest("sum", form[1], body)
@@ -148,10 +143,6 @@ class KernelGraph:
             out = self._apply(head, form[1], [self._build(x, memo) for x in form[2:]])
         memo[form] = out
         return out
-
-    @staticmethod
-    def _map(text: str) -> AccessMap:
-        return parse_access(text)
 
     def _nest(self, op: str, axes: tuple[str, ...], body: Expr) -> Expr:
         for a in sorted(axes, key=self._order.__getitem__, reverse=True):
@@ -168,17 +159,6 @@ class KernelGraph:
             beside = typed[0]
             args = [const(a.attrs[0], beside) if a.op == "const" and _fits(a.attrs[0], beside) else a for a in args]
         return apply(op, *args)
-
-    def picture(self) -> networkx.DiGraph:
-        """Return buffers and kernels as a bipartite graph, for drawing."""
-        import networkx  # slow import (0.2 s), which an answer from the store need not pay
-
-        g = networkx.DiGraph()
-        for i, k in enumerate(self.kernels):
-            g.add_node(("kernel", i), family=k.family)
-            g.add_edge(("kernel", i), ("buffer", k.writes))
-            g.add_edges_from((("buffer", b), ("kernel", i)) for b in k.needs)
-        return g
 
 
 def _fits(value: float, dtype: DType) -> bool:

@@ -7,7 +7,7 @@ better: a row is compared with its own baseline in the same run.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from eqsat import numpy_like as np
@@ -42,7 +42,6 @@ class Workload:
     baseline: Callable[..., Any]
     device: str = "cuda"
     bound: str = "memory"
-    tags: tuple[str, ...] = field(default=())
 
     def program(self) -> Program:
         """Return the program, its inputs in the row's order."""

@@ -137,9 +137,8 @@ class CpuBackend:
             steps.close()
             return None
         if fastest_ns > enough_ns:
-            yield Finished(
-                index, Trial("ok", verdict, summarize([fastest_ns]), note="too slow to be checked and timed at length")
-            )
+            note = "too slow to be checked and timed at length"
+            yield Finished(index, Trial("ok", verdict, summarize([fastest_ns]), note=note, partial=True))
             steps.close()
             return None
         contestant = Contestant(index, steps, sets, self._harness, fastest_ns)

@@ -61,12 +61,17 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What became of one binary: timed ("ok"), or why not."""
+    """What became of one binary: timed ("ok"), or why not.
+
+    `partial`: it passed the checks it got, but was given up as too slow before it got them all. Its time serves this search as
+    a cost; the store does not remember it, so that nothing half checked is taken for checked later.
+    """
 
     status: Literal["ok", "wrong", "fault", "timeout"]
     verdict: Verdict | None = None
     measurement: Measurement | None = None
     note: str = ""
+    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,13 +40,6 @@ def median_interval(samples: Sequence[float], seed: int = 0) -> tuple[float, flo
     return float(low), float(high)
 
 
-def speedup_interval(baseline: Sequence[float], candidate: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """Return (median baseline / median candidate, and the ends of its 95 % bootstrap interval)."""
-    ratios = _resampled_medians(baseline, seed) / _resampled_medians(candidate, seed + 1)
-    low, high = np.quantile(ratios, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return median(baseline) / median(candidate), float(low), float(high)
-
-
 def _resampled_medians(samples: Sequence[float], seed: int) -> np.ndarray:
     values = np.asarray(samples, dtype=np.float64)
     drawn = np.random.default_rng(seed).integers(0, len(values), size=(_RESAMPLES, len(values)))

@@ -149,11 +149,12 @@ class Sweeper:
             if trial is None:
                 self._count(counts, "cut")
                 continue
-            self._count(counts, trial.status)
+            self._count(counts, "slow" if trial.partial else trial.status)
             record = trial_record(schedule, trial, binaries[schedule])
             records.append(record)
             median = trial.measurement.median_ns if trial.measurement else None
-            self.store.put_trial(c.key, self.context, StoredTrial(str(schedule), trial.status, median, record))
+            if not trial.partial:
+                self.store.put_trial(c.key, self.context, StoredTrial(str(schedule), trial.status, median, record))
             if trial.status == "ok" and trial.measurement is not None:
                 m = trial.measurement
                 timed.append(Timed(schedule, m.median_ns, trial.verdict, m, binaries[schedule], remembered=False))

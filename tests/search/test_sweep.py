@@ -1,7 +1,9 @@
 """Sweeps: schedules that were slow for kernels alike are left out, and counted."""
 
+import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from eqsat.ir import Program
 from eqsat.kernelgraph import KernelNode
 from eqsat.numpy_like import exp
 from eqsat.search.candidates import Candidate, Sweep, is_wide_product
+from eqsat.search.device import Trial
 from eqsat.search.progress import progress_for
 from eqsat.search.store import Store
 from eqsat.search.sweep import Sweeper
@@ -86,3 +89,19 @@ def test_a_schedule_that_the_earlier_kernels_could_not_have_is_tried(sweeper: Sw
 def test_only_products_with_many_rows_and_columns_are_left_to_contractions(rows: int, columns: int, wide: bool) -> None:
     x, w = tensor("x", (rows, 32), "f32"), tensor("w", (32, columns), "f32")
     assert is_wide_product(to_program(x @ w)) == wide
+
+
+class GivesUp(FakeDevice):
+    """Gives every kernel up before it has had all its checks."""
+
+    def sweep(self, *args: Any, **options: Any) -> list[Trial | None]:
+        return [t and dataclasses.replace(t, partial=True) for t in super().sweep(*args, **options)]
+
+
+def test_a_kernel_that_was_given_up_half_checked_is_not_remembered() -> None:
+    store = Store(":memory:")
+    given_up = Sweeper(GivesUp(times_ns=by_width), store, "", math.inf, progress_for(False))(candidate(1.0), math.inf)
+    assert (given_up.counts["slow"], ok(given_up)) == (len(SCHEDULES), 0)
+    again = Sweeper(FakeDevice(times_ns=by_width), store, "", math.inf, progress_for(False))
+    assert ok(again(candidate(1.0), math.inf)) == len(SCHEDULES)
+    assert again.counts["remembered"] == 0
