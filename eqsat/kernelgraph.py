@@ -16,12 +16,20 @@ from eqsat.types import DType
 
 @dataclass(frozen=True, slots=True)
 class KernelNode:
-    """A kernel of the graph: the buffer (class) it writes, the intermediate buffers it needs, its family, its program."""
+    """A kernel of the graph: the buffers (classes) it writes, the intermediate ones it needs, its family, its program.
 
-    writes: int
+    `writes` are in the order of the program's outputs.
+    """
+
+    writes: tuple[int, ...]
     needs: frozenset[int]
     family: str
     program: Program
+
+    @property
+    def name(self) -> str:
+        """What it writes, for people."""
+        return " ".join(f"t{c}" for c in self.writes)
 
 
 @dataclass(slots=True)
@@ -61,7 +69,7 @@ class KernelGraph:
             b = stack.pop()
             for cut in self.cuts.of[b]:
                 needs = frozenset(int(x[1]) for x in cut.loads if x[0] == "buf")
-                self.kernels.append(KernelNode(b, needs, cut.mode.family, self._program(b, cut)))
+                self.kernels.append(KernelNode((b,), needs, cut.mode.family, self._program(b, cut)))
                 for x in sorted(needs - seen):
                     seen.add(x)
                     stack.append(x)

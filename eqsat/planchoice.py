@@ -1,6 +1,6 @@
 """Choose the cheapest set of kernels that makes the wanted buffers: exact by MILP, greedy for incumbents, pruning by the best.
 
-Buffers are facts, kernels are actions that need some buffers and add one; plan choice is delete-free planning (h⁺). The
+Buffers are facts, kernels are actions that need some buffers and add others; plan choice is delete-free planning (h⁺). The
 model is a flow MILP with lazily added landmark cuts against cycles (research: 1–2 s for programs of some 400 kernels).
 """
 
@@ -21,9 +21,9 @@ from eqsat.errors import ExtractionError
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """A kernel as the chooser sees it: the buffer it writes and the intermediate buffers it needs."""
+    """A kernel as the chooser sees it: the buffers it writes and the intermediate buffers it needs."""
 
-    writes: int
+    writes: frozenset[int]
     needs: frozenset[int]
 
 
@@ -104,15 +104,13 @@ class Chooser:
                 heapq.heappush(heap, (cost[i], i))
         while heap:
             v, i = heapq.heappop(heap)
-            b = self.actions[i].writes
-            if b in value:
-                continue
-            value[b], support[b] = v, i
-            for j in waiting[b]:
-                left[j] -= 1
-                total[j] = join(total[j], v)
-                if left[j] == 0:
-                    heapq.heappush(heap, (cost[j] + total[j], j))
+            for b in sorted(self.actions[i].writes - value.keys()):
+                value[b], support[b] = v, i
+                for j in waiting[b]:
+                    left[j] -= 1
+                    total[j] = join(total[j], v)
+                    if left[j] == 0:
+                        heapq.heappush(heap, (cost[j] + total[j], j))
         return value, support
 
     def _reachable(self, support: dict[int, int]) -> set[int]:
@@ -129,26 +127,24 @@ class Chooser:
 
     def _order(self, chosen: Iterable[int]) -> tuple[int, ...]:
         """Order actions so that each buffer is written before it is needed; leave out what no goal needs."""
-        by_buffer = {self.actions[i].writes: i for i in chosen}
         done: list[int] = []
-        state: dict[int, int] = {}
-
-        def visit(b: int) -> None:
-            i = by_buffer[b]
-            if state.get(i) == 1:
-                raise ExtractionError(
-                    "the chosen kernels need each other's buffers in a cycle; this is a defect, please report it"
-                )
-            if i not in state:
-                state[i] = 1
-                for need in sorted(self.actions[i].needs):
-                    visit(need)
-                state[i] = 2
-                done.append(i)
-
-        for g in sorted(self.goals):
-            visit(g)
-        return tuple(done)
+        have: set[int] = set()
+        waiting = sorted(chosen)
+        while ready := [i for i in waiting if self.actions[i].needs <= have]:
+            waiting = [i for i in waiting if not self.actions[i].needs <= have]
+            for i in ready:
+                if not self.actions[i].writes <= have:
+                    done.append(i)
+                    have |= self.actions[i].writes
+        if missing := self.goals - have:
+            raise ExtractionError(f"the chosen kernels do not reach the buffers {sorted(missing)}; this is a defect, please report it")
+        wanted = set(self.goals)
+        kept: list[int] = []
+        for i in reversed(done):
+            if self.actions[i].writes & wanted:
+                kept.append(i)
+                wanted = (wanted - self.actions[i].writes) | self.actions[i].needs
+        return tuple(reversed(kept))
 
     def prune(self, low: Sequence[float], best: float) -> int:
         """Drop every action that no plan cheaper than `best` can contain; return how many are left.
@@ -160,7 +156,9 @@ class Chooser:
         landmarks = self._fact_landmarks()
         least: dict[int, float] = {}
         for i in self.live():
-            least[self.actions[i].writes] = min(least.get(self.actions[i].writes, math.inf), low[i])
+            share = low[i] / len(self.actions[i].writes)  # an action that writes several landmarks is paid for once
+            for b in self.actions[i].writes:
+                least[b] = min(least.get(b, math.inf), share)
         path = self._paths_to_goal(low)
         for i in self.live():
             a = self.actions[i]
@@ -169,7 +167,7 @@ class Chooser:
                 continue
             marks = frozenset().union(*(landmarks[b] for b in a.needs)) if a.needs else frozenset()
             before = max(sum(least[b] for b in marks), max((hmax[b] for b in a.needs), default=0.0))
-            if low[i] + before + path.get(a.writes, math.inf) >= best:
+            if low[i] + before + min(path.get(b, math.inf) for b in a.writes) >= best:
                 self.alive[i] = False
         return int(self.alive.sum())
 
@@ -182,19 +180,21 @@ class Chooser:
                 a = self.actions[i]
                 if any(b not in marks for b in a.needs):
                     continue
-                new = frozenset([a.writes]).union(*(marks[b] for b in a.needs))
-                old = marks.get(a.writes)
-                met = new if old is None else new & old
-                if met != old:
-                    marks[a.writes] = met
-                    changed = True
+                new = a.writes.union(*(marks[b] for b in a.needs))
+                for b in a.writes:
+                    old = marks.get(b)
+                    met = new if old is None else new & old
+                    if met != old:
+                        marks[b] = met
+                        changed = True
         return marks
 
     def _paths_to_goal(self, low: Sequence[float]) -> dict[int, float]:
         """Least cost of the actions on a path from each buffer to a goal, the goal's own producer included."""
         users: dict[int, list[int]] = defaultdict(list)
         for i in self.live():
-            users[self.actions[i].writes].append(i)
+            for b in self.actions[i].writes:
+                users[b].append(i)
         path = dict.fromkeys(self.goals, 0.0)
         heap = [(0.0, g) for g in self.goals]
         while heap:
@@ -211,7 +211,7 @@ class Chooser:
     def exact(self, cost: Sequence[float], *, limit_s: float = 10.0, gap: float = 1e-4) -> Choice:
         """Return the cheapest plan and a valid lower bound; the plan is empty if none was found in the time limit."""
         shown, needed = self._reduced(cost)
-        if any(not any(self.actions[i].writes == g for i in shown) for g in self.goals):
+        if any(not any(g in self.actions[i].writes for i in shown) for g in self.goals):
             return Choice((), math.inf)
         deadline = time.monotonic() + limit_s
         bound = 0.0
@@ -229,16 +229,18 @@ class Chooser:
                 return Choice((), bound)
 
     def _reduced(self, cost: Sequence[float]) -> tuple[list[int], set[int]]:
-        """Per buffer the Pareto front of (needs, cost), then only what the goals can need."""
+        """Per buffer the Pareto front of (needs, writes, cost), then only what the goals can need."""
         by_buffer: dict[int, list[int]] = defaultdict(list)
         for i in self.live():
             if math.isfinite(cost[i]):
-                by_buffer[self.actions[i].writes].append(i)
+                for b in self.actions[i].writes:
+                    by_buffer[b].append(i)
         fronts: dict[int, list[int]] = {}
         for b, indices in by_buffer.items():
             front: list[int] = []
-            for i in sorted(indices, key=lambda i: (cost[i], len(self.actions[i].needs))):
-                if not any(self.actions[j].needs <= self.actions[i].needs for j in front):
+            for i in sorted(indices, key=lambda i: (cost[i], len(self.actions[i].needs), -len(self.actions[i].writes))):
+                a = self.actions[i]
+                if not any(self.actions[j].needs <= a.needs and a.writes <= self.actions[j].writes for j in front):
                     front.append(i)
             fronts[b] = front
         needed = set(self.goals)
@@ -248,7 +250,7 @@ class Chooser:
                 for b in self.actions[i].needs - needed:
                     needed.add(b)
                     stack.append(b)
-        return [i for b in sorted(needed) for i in fronts.get(b, ())], needed
+        return list(dict.fromkeys(i for b in sorted(needed) for i in fronts.get(b, ()))), needed
 
     def _solve(
         self, cost: Sequence[float], shown: list[int], needed: set[int], limit_s: float, gap: float
@@ -274,19 +276,25 @@ class Chooser:
 
         makers: dict[int, list[int]] = defaultdict(list)
         for i in shown:
-            makers[self.actions[i].writes].append(i)
+            for b in self.actions[i].writes & needed:
+                makers[b].append(i)
         for g in self.goals:
             constrain([(buffer[g], 1.0)], 1, 1)
         for b in sorted(needed):
             constrain([(column[i], 1.0) for i in makers[b]] + [(buffer[b], -1.0)], 0, math.inf)
             uses: dict[int, list[int]] = defaultdict(list)
             for i in makers[b]:
-                for need in self.actions[i].needs:
-                    uses[need].append(i)
+                if len(self.actions[i].writes) == 1:  # at most one of these makes b
+                    for need in self.actions[i].needs:
+                        uses[need].append(i)
             for need, users in uses.items():
                 constrain([(column[i], 1.0) for i in users] + [(buffer[need], -1.0)], -math.inf, 0)
+        for i in shown:
+            if len(self.actions[i].writes) > 1:
+                for need in sorted(self.actions[i].needs):
+                    constrain([(column[i], 1.0), (buffer[need], -1.0)], -math.inf, 0)
         for inside in self._landmarks:
-            crossing = [i for i in shown if self.actions[i].needs <= inside and self.actions[i].writes not in inside]
+            crossing = [i for i in shown if self.actions[i].needs <= inside and not self.actions[i].writes <= inside]
             constrain([(column[i], 1.0) for i in crossing], 1, math.inf)
         for plan in self._forbidden:
             if all(i in column for i in plan):
@@ -313,8 +321,8 @@ class Chooser:
             grew = False
             for i in chosen:
                 a = self.actions[i]
-                if a.writes not in reached and a.needs <= reached:
-                    reached.add(a.writes)
+                if not a.writes <= reached and a.needs <= reached:
+                    reached |= a.writes
                     grew = True
         return reached
 
@@ -334,7 +342,8 @@ class Chooser:
             grew = False
             for i in sorted(chosen, key=lambda i: cost[i]):
                 a = self.actions[i]
-                if a.writes not in support and all(b in support for b in a.needs):
-                    support[a.writes] = i
-                    grew = True
+                if all(b in support for b in a.needs):
+                    for b in a.writes - support.keys():
+                        support[b] = i
+                        grew = True
         return self._reachable(support)

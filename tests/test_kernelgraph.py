@@ -46,7 +46,7 @@ def test_normalisation_before_a_matmul_can_be_one_kernel_with_a_row_statistic(gr
 
 def test_softmax_is_one_reduce_kernel_with_two_statistics(graph_of: Callable[[Array], KernelGraph]) -> None:
     graph = graph_of(np_.softmax(tensor("x", (6, 8))))
-    found = [reduce_problem(k.program) for k in graph.kernels if k.family == "reduce" and k.writes in graph.goals and not k.needs]
+    found = [reduce_problem(k.program) for k in graph.kernels if k.family == "reduce" and set(k.writes) <= graph.goals and not k.needs]
     assert any(not isinstance(p, str) and len(p.reductions) == 2 and p.keeps for p in found)
 
 

@@ -33,7 +33,7 @@ PROGRAM = _program()
 def candidate(writes: int, needs: set[int], low_ns: float, key: str) -> Candidate:
     problem = point_problem(PROGRAM)
     assert not isinstance(problem, str)
-    node = KernelNode(writes, frozenset(needs), "point", PROGRAM)
+    node = KernelNode((writes,), frozenset(needs), "point", PROGRAM)
     return Candidate(node, problem, key, ("PointSpace", (8,)), (SCHEDULE,), 0, low_ns)
 
 
@@ -60,8 +60,8 @@ def cheapest(candidates: list[Candidate], times: dict[str, float]) -> float:
         if total >= best:
             continue
         made: set[int] = set()
-        while fresh := [c for c in chosen if c.node.writes not in made and c.node.needs <= made]:
-            made.add(fresh[0].node.writes)
+        while fresh := [c for c in chosen if not made.issuperset(c.node.writes) and c.node.needs <= made]:
+            made.update(fresh[0].node.writes)
         if GOAL in made:
             best = total
     return best

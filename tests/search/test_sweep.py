@@ -34,7 +34,7 @@ def candidate(
     program = to_program(function(tensor("x", (size,), "f32") + added))
     problem = point_problem(program)
     assert not isinstance(problem, str)
-    node = KernelNode(0, frozenset(), "point", program)
+    node = KernelNode((0,), frozenset(), "point", program)
     return Candidate(node, problem, program.digest, ("PointSpace", (size,)), legal, 0, 1.0)
 
 
