@@ -50,7 +50,7 @@ class Candidate:
         needs = f" needs {sorted(self.node.needs)}" if self.node.needs else ""
         what = show(self.node.program.outputs[0].expr)
         return (
-            f"{self.node.family:<9} t{self.node.writes}{needs}: {what}; ≥ {self.low_ns / 1e3:.2f} µs, {len(self.legal)} schedules"
+            f"{self.node.family:<9} {self.node.name}{needs}: {what}; ≥ {self.low_ns / 1e3:.2f} µs, {len(self.legal)} schedules"
         )
 
     @property

@@ -105,7 +105,7 @@ class Extraction:
     _chooser: Chooser = field(init=False)
 
     def __post_init__(self) -> None:
-        actions = [Action(c.node.writes, c.node.needs) for c in self.candidates]
+        actions = [Action(frozenset(c.node.writes), c.node.needs) for c in self.candidates]
         self._chooser = Chooser(actions, self.goals)
 
     @property
@@ -246,6 +246,6 @@ class Extraction:
 
 def unmeasured_choice(candidates: list[Candidate], goals: frozenset[int]) -> tuple[int, ...]:
     """Return the plan of least bound: the choice by model, for targets that are not at hand."""
-    chooser = Chooser([Action(c.node.writes, c.node.needs) for c in candidates], goals)
+    chooser = Chooser([Action(frozenset(c.node.writes), c.node.needs) for c in candidates], goals)
     low = [c.low_ns for c in candidates]
     return chooser.exact(low).plan or chooser.greedy(low)[1]
