@@ -38,6 +38,7 @@ def constructors() -> dict[str, tuple[tuple[str, ...], str]]:
         "Anchor": (("T",), "Region"),
         "ReduceAnchor": (("String", "Axes", "T"), "Region"),
         "ContractAnchor": (("Axes", "T", "T"), "Region"),
+        "FoldAnchor": (("String", "Axes", "T", "T"), "Region"),
     }
 
 
