@@ -15,42 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from eqsat.cut import Cut, Form, Load, Mode, join
 from eqsat.frozen import Frozen, Node
 from eqsat.ops import BY_CONSTRUCTOR, Kind, Op
-
-Load = tuple[str, ...] | tuple[str, int]
-Form = tuple[Any, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Mode:
-    """What anchors a cut: nothing ("point"), reductions over one set of axes, or contractions that share an operand.
-
-    `over` are the reduced axes. For "reduce", `free` holds the axes of the reductions' results; for "contract" the axes
-    of the products' sums, and `shared` the loads of each operand that all contractions have in common.
-    """
-
-    family: str = "point"
-    over: frozenset[str] = frozenset()
-    free: frozenset[str] = frozenset()
-    shared: frozenset[frozenset[Load]] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """A region: its mode, anchors (class-level identities), what it loads, weighted elements computed, and its expression tree."""
-
-    mode: Mode
-    anchors: frozenset[tuple[Any, ...]]
-    loads: frozenset[Load]
-    work: float
-    form: Form
-
-    @property
-    def rank(self) -> tuple[int, int, float]:
-        """Order in which a full class keeps its cuts: fewer intermediates, fewer loads, less work."""
-        return sum(x[0] == "buf" for x in self.loads), len(self.loads), self.work
-
 
 @dataclass(slots=True)
 class CutLimits:
@@ -74,6 +41,7 @@ class Cuts:
     truncated: int = 0
     of: dict[int, list[Cut]] = field(default_factory=lambda: defaultdict(list))
     buffers: frozenset[int] = frozenset()
+    _scores: dict[tuple[Any, ...], tuple[Form, float]] = field(default_factory=dict)
     _kinds: dict[tuple[Any, ...], int] = field(default_factory=dict)
     _kinds_of: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
 
@@ -103,7 +71,7 @@ class Cuts:
             for n in found:
                 if n.op in ("ContractAnchor", "Access"):
                     wanted.update(n.children)
-                if n.op == "ReduceAnchor":
+                if n.op in ("ReduceAnchor", "FoldAnchor"):
                     bodies.update(n.children)
                 if self._is_reduction(n):
                     wanted.add(c)
@@ -196,6 +164,9 @@ class Cuts:
         if n.op == "ContractAnchor":
             yield from self._contract(c, n)
             return
+        if n.op == "FoldAnchor":
+            yield from self._fold(c, n)
+            return
         row = BY_CONSTRUCTOR.get(n.op)
         if row is None:
             return
@@ -217,33 +188,12 @@ class Cuts:
             loads = frozenset().union(*(p.loads for p in parts))
             if len(loads) > self.limits.loads:
                 continue
-            mode = self._join([p.mode for p in parts], axes)
+            mode = join([p.mode for p in parts], axes)
             anchors = frozenset().union(*(p.anchors for p in parts))
             if mode is None or sum(a[0] == "contract" for a in anchors) > self.limits.contractions:
                 continue
             work = weight * elements + sum(p.work for p in parts)
             yield Cut(mode, anchors, loads, work, (name, n.literals, *(p.form for p in parts)))
-
-    @staticmethod
-    def _join(modes: list[Mode], axes: frozenset[str]) -> Mode | None:
-        """Return the mode of a pointwise node over parts of these modes, or None where no family could serve it."""
-        anchored = [m for m in modes if m.family != "point"]
-        if not anchored:
-            return Mode()
-        over = anchored[0].over
-        if any(m.over != over for m in anchored):
-            return None
-        contracts = [m for m in anchored if m.family == "contract"]
-        if not contracts:
-            free = frozenset().union(*(m.free for m in anchored))
-            return Mode("reduce", over, free) if axes - over <= free else None
-        lead = contracts[0]
-        shared = frozenset.intersection(*(m.shared for m in contracts))
-        if not shared or any(m.free != lead.free for m in contracts):
-            return None
-        if any(not m.free <= lead.free for m in anchored) or not axes <= lead.free:
-            return None
-        return Mode("contract", over, lead.free, shared)
 
     def _reduce(self, c: int, n: Node) -> Iterator[Cut]:
         op, axes = n.literals
@@ -273,6 +223,47 @@ class Cuts:
             form = ("contract", tuple(sorted(over)), left.form, right.form)
             mode = Mode("contract", over, free, frozenset([left.loads, right.loads]))
             yield Cut(mode, anchors, left.loads | right.loads, left.work + right.work + 2 * elements, form)
+
+    def _fold(self, c: int, n: Node) -> Iterator[Cut]:
+        """Dependent folds: the maximum of a score, or sums of exponentials relative to it, weighted by a value.
+
+        The score may be the epilogue of one contraction over other axes; it is computed once for all folds of a region.
+        """
+        kind, axes = n.literals
+        assert isinstance(axes, tuple)
+        over, (score, value) = frozenset(axes), n.children
+        free = frozenset(self.frozen.axes[c])
+        values = [v for v in self._options(value) if v.mode.family == "point"]
+        for s in self._options(score):
+            if s.mode.family not in ("point", "contract") or s.mode.over & over or len(s.anchors) > 1:
+                continue
+            key = (score, s.loads, s.anchors)
+            body, work = self._scores.setdefault(key, (s.form, s.work))
+            for v in values:
+                loads = s.loads | v.loads
+                if len(loads) <= self.limits.loads:
+                    anchors = s.anchors | {("fold", kind, over, score, value)}
+                    elements = self.elements(free | over)
+                    yield Cut(
+                        Mode("online", over, free, score=key), anchors, loads, work + v.work + 2 * elements,
+                        _fold_form(str(kind), axes, body, v.form),
+                    )  # fmt: skip
+
+
+_LOWEST = -3e38  # the pivot of a part none of whose scores is finite: e^(−inf − pivot) = 0, not NaN
+
+
+def _fold_form(kind: str, axes: tuple[str, ...], score: Form, value: Form) -> Form:
+    """Return the expression of a fold: the pivot, or Σ e^(score − pivot)·value, the pivot floored in a part of a reduction."""
+    pivot: Form = ("max", axes, score)
+    if kind == "max":
+        return pivot
+    if kind == "floored":
+        pivot = ("maximum", (), pivot, ("const", _LOWEST))
+    body: Form = ("exp", (), ("sub", (), score, pivot))
+    if value != ("const", 1.0):
+        body = ("mul", (), body, value)
+    return ("sum", axes, body)
 
 
 def _load(c: int) -> Cut:

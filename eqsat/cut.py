@@ -1,0 +1,78 @@
+"""What a cut is: one fused region, told apart from others by what it loads and what anchors it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+Load = tuple[str, ...] | tuple[str, int]
+"""What a region reads: ("read", input, axes) or ("buf", class)."""
+
+Form = tuple[Any, ...]
+"""An expression tree over loads: (op name, literals, operands…)."""
+
+Anchors = frozenset[tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """What anchors a cut: nothing ("point"), or reductions over one set of axes.
+
+    `over` are the reduced axes. For "reduce", `free` holds the axes of the reductions' results; for "contract" the axes of
+    the products' sums, and `shared` the loads of each operand that all contractions have in common. "online" is a dependent
+    fold: `score` says which class the pivot is taken of, what that loads and what anchors it; all parts of one region
+    have the same score.
+    """
+
+    family: str = "point"
+    over: frozenset[str] = frozenset()
+    free: frozenset[str] = frozenset()
+    shared: frozenset[frozenset[Load]] = frozenset()
+    score: tuple[int, frozenset[Load], Anchors] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A region: its mode, anchors (class-level identities), what it loads, weighted elements computed, and its expression tree."""
+
+    mode: Mode
+    anchors: Anchors
+    loads: frozenset[Load]
+    work: float
+    form: Form
+
+    @property
+    def rank(self) -> tuple[int, int, float]:
+        """Order in which a full class keeps its cuts: fewer intermediates, fewer loads, less work."""
+        return sum(x[0] == "buf" for x in self.loads), len(self.loads), self.work
+
+
+def join(modes: list[Mode], axes: frozenset[str]) -> Mode | None:
+    """Return the mode of a pointwise node over parts of these modes, or None where no family could serve it.
+
+    Parameters
+    ----------
+    modes : list of Mode
+    axes : frozenset of str
+        Axes of the node.
+    """
+    anchored = [m for m in modes if m.family != "point"]
+    if not anchored:
+        return Mode()
+    lead = anchored[0]
+    if any(m.over != lead.over for m in anchored):
+        return None
+    free = frozenset().union(*(m.free for m in anchored))
+    if any(m.family == "online" for m in anchored):
+        same = all(m.family == "online" and m.score == lead.score for m in anchored)
+        return Mode("online", lead.over, free, score=lead.score) if same and axes <= free else None
+    contracts = [m for m in anchored if m.family == "contract"]
+    if not contracts:
+        return Mode("reduce", lead.over, free) if axes - lead.over <= free else None
+    wide = contracts[0]
+    shared = frozenset.intersection(*(m.shared for m in contracts))
+    if not shared or any(m.free != wide.free for m in contracts):
+        return None
+    if any(not m.free <= wide.free for m in anchored) or not axes <= wide.free:
+        return None
+    return Mode("contract", wide.over, wide.free, shared)
