@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from eqsat.cut import Cut, Form, Load, Mode, join
+from eqsat.cut import Cut, Form, Mode, join
 from eqsat.frozen import Frozen, Node
 from eqsat.ops import BY_CONSTRUCTOR, Kind, Op
+
 
 @dataclass(slots=True)
 class CutLimits:
@@ -60,8 +61,8 @@ class Cuts:
     def _bufferable(self) -> frozenset[int]:
         """Return the classes worth a buffer.
 
-        Outputs, reductions, what a contraction or an access needs in memory, and what is reduced again after a contraction
-        (its epilogue may then be shared).
+        Outputs, reductions, what a contraction or an access needs in memory, what is reduced again after a contraction (its
+        epilogue may then be shared), and what constants give ahead of time.
         """
         nodes = self.frozen.nodes
         leaves = {c for c, found in nodes.items() for n in found if n.op in ("Read", "Const", "Iota")}
@@ -75,7 +76,13 @@ class Cuts:
                     bodies.update(n.children)
                 if self._is_reduction(n):
                     wanted.add(c)
-        return frozenset((wanted | (bodies & self._above_contractions())) - leaves)
+        return frozenset((wanted | (bodies & self._above_contractions()) | self._prepared()) - leaves)
+
+    def _prepared(self) -> set[int]:
+        """Classes that depend on constants alone and are used by what does not: they can be computed ahead of time."""
+        constant = self.frozen.constant
+        users = (n for c, found in self.frozen.nodes.items() if c not in constant for n in found)
+        return {x for n in users for x in n.children if x in constant and self.frozen.axes.get(x)}
 
     def _above_contractions(self) -> set[int]:
         """Classes that are a contraction, or pointwise over one."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from eqsat.cuts import Cut, CutLimits, Cuts, Form, Load
+from eqsat.cut import Cut, Form, Load
+from eqsat.cuts import CutLimits, Cuts
 from eqsat.errors import ExtractionError
 from eqsat.frozen import Frozen
 from eqsat.ir import Expr, Input, Output, Program, access, apply, const, iota, read, reduce
@@ -69,10 +72,41 @@ class KernelGraph:
             b = stack.pop()
             for cut in self.cuts.of[b]:
                 needs = frozenset(int(x[1]) for x in cut.loads if x[0] == "buf")
-                self.kernels.append(KernelNode((b,), needs, cut.mode.family, self._program(b, cut)))
+                self.kernels.append(KernelNode((b,), needs, cut.mode.family, self._program([(b, cut)])))
                 for x in sorted(needs - seen):
                     seen.add(x)
                     stack.append(x)
+        wanted = dict.fromkeys([self.goals, *(k.needs for k in self.kernels)])
+        joint = dict.fromkeys(group for together in wanted if len(together) > 1 for group in self._joint(together))
+        for group in joint:
+            needs = frozenset(int(x[1]) for _, cut in group for x in cut.loads if x[0] == "buf")
+            writes = tuple(b for b, _ in group)
+            self.kernels.append(KernelNode(writes, needs, group[0][1].mode.family, self._program(group)))
+
+    def _joint(self, classes: frozenset[int]) -> Iterator[tuple[tuple[int, Cut], ...]]:
+        """Yield groups of classes, wanted together, that one pass over what they all load can write.
+
+        Each is computed by its cut of least rank among those over the same axes (and, in a dependent fold, of the same
+        score) that load something in common.
+        """
+        groups: dict[tuple[str, frozenset[str], object], dict[int, Cut]] = defaultdict(dict)
+        for c in sorted(classes):
+            for cut in self.cuts.of[c]:
+                if cut.mode.family in ("reduce", "online"):
+                    groups[cut.mode.family, cut.mode.over, cut.mode.score].setdefault(c, cut)
+        for (family, over, _), found in groups.items():
+            loads = [cut.loads for cut in found.values()]
+            common = frozenset.intersection(*loads)
+            if family == "reduce":  # one that every row of every result walks along: else this is no single pass
+                rows = frozenset(over).union(*(cut.mode.free for cut in found.values()))
+                common = frozenset(x for x in common if rows <= self._load_axes(x))
+            apart = not any(("buf", c) in load for c in found for load in loads)
+            if len(found) > 1 and apart and common and len(frozenset().union(*loads)) <= self.limits.loads:
+                yield tuple(found.items())
+
+    def _load_axes(self, load: Load) -> frozenset[str]:
+        kind, source, *axes = load
+        return frozenset(str(axes[0]).split()) - {"."} if kind == "read" else frozenset(self.frozen.axes[int(source)])
 
     def buffer(self, c: int) -> Output | Input:
         """Return the buffer that holds class `c`: an output of the program, or an intermediate called `t<class>`."""
@@ -104,14 +138,18 @@ class KernelGraph:
         small = 8 * self.cuts.elements(self.frozen.axes[c]) <= largest
         return own.accumulator if small and (c not in self._operands or own is DType.F16) else own
 
-    def _program(self, c: int, cut: Cut) -> Program:
-        expr = self._build(cut.form, {})
-        inputs = tuple(self._input(load) for load in sorted(cut.loads, key=self._load_key))
-        unique = tuple({i.name: i for i in inputs}.values())
+    def _program(self, group: Sequence[tuple[int, Cut]]) -> Program:
+        memo: dict[Form, Expr] = {}
+        loads = frozenset().union(*(cut.loads for _, cut in group))
+        inputs = tuple(self._input(load) for load in sorted(loads, key=self._load_key))
+        outputs = tuple(self._output(c, self._build(cut.form, memo)) for c, cut in group)
+        return Program(tuple({i.name: i for i in inputs}.values()), outputs)
+
+    def _output(self, c: int, expr: Expr) -> Output:
         if c in self._outputs:
             out = self._outputs[c]
-            return Program(unique, (Output(out.name, expr, out.axes, out.dtype),))
-        return Program(unique, (Output(f"t{c}", expr, self.layout(c), self.dtype(c)),))
+            return Output(out.name, expr, out.axes, out.dtype)
+        return Output(f"t{c}", expr, self.layout(c), self.dtype(c))
 
     def _load_key(self, load: Load) -> tuple[int, str]:
         position = {i.name: n for n, i in enumerate(self.program.inputs)}
