@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 from eqsat.ir import Expr, Output, Program
 from eqsat.ops import Kind
+
+if TYPE_CHECKING:
+    from eqsat.codegen.online import OnlineProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,7 @@ class ContractProblem:
         return 2 * b * m * n * k * len(self.contractions)
 
 
-Problem = PointProblem | ReduceProblem | ContractProblem
+Problem: TypeAlias = "PointProblem | ReduceProblem | ContractProblem | OnlineProblem"
 
 
 def nest(node: Expr) -> tuple[tuple[str, ...], Expr]:
