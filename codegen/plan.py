@@ -23,9 +23,19 @@ class Kernel:
         return self.problem.program
 
     @property
-    def writes(self) -> str:
-        """Name of the buffer it writes."""
-        return self.program.outputs[0].name
+    def writes(self) -> tuple[str, ...]:
+        """Names of the buffers it writes: one for each output of its program."""
+        return tuple(o.name for o in self.program.outputs)
+
+    @property
+    def name(self) -> str:
+        """The names of the buffers it writes, in words."""
+        return ", ".join(self.writes)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no buffer that it writes has any element: then there is nothing to launch."""
+        return not any(o.bytes for o in self.program.outputs)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -37,7 +47,8 @@ class Kernel:
 class Plan:
     """Kernels in an order in which each buffer is written before it is read.
 
-    `program` is the whole computation; buffers that are neither its inputs nor its outputs are intermediates.
+    `program` is the whole computation; buffers that are neither its inputs nor its outputs are intermediates. A buffer may be
+    written by two kernels (one of several outputs that is at hand already), always with the same value.
     """
 
     program: Program
@@ -47,8 +58,10 @@ class Plan:
         ready = {i.name for i in self.program.inputs}
         for k in self.kernels:
             if missing := set(k.reads) - ready:
-                raise UsageError(f"kernel {k.writes!r} reads {sorted(missing)}, which no earlier kernel writes")
-            ready.add(k.writes)
+                raise UsageError(f"kernel {k.name!r} reads {sorted(missing)}, which no earlier kernel writes")
+            if overwritten := set(k.writes) & {*k.reads, *(i.name for i in self.program.inputs)}:
+                raise UsageError(f"kernel {k.name!r} writes {sorted(overwritten)}, which it reads or the caller owns")
+            ready.update(k.writes)
         if missing := {o.name for o in self.program.outputs} - ready:
             raise UsageError(f"no kernel writes {sorted(missing)}")
 
@@ -78,5 +91,5 @@ class Executable:
     def intermediates(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and dtype name of each buffer that is written and read inside the plan."""
         outer = {o.name for o in self.plan.program.outputs}
-        outs = [s.kernel.program.outputs[0] for s in self.steps]
+        outs = [o for s in self.steps for o in s.kernel.program.outputs]
         return {o.name: (o.shape, o.dtype.value) for o in outs if o.name not in outer}

@@ -1,9 +1,9 @@
 """What a kernel-sized program asks of a family: its anatomy, found from the program alone.
 
-A kernel is a `Program` with one output. The families are
+A kernel is a `Program` whose outputs are made in one pass. The families are
 point (no reduction), reduce (every reduction runs over the same axes) and contract (products summed over shared axes,
 optionally several that share the left operand, row statistics of the left operand riding along, and any pointwise
-epilogue). Each finder returns a problem or the reason why the family cannot serve the program.
+epilogue; one output). Each finder returns a problem or the reason why the family cannot serve the program.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PointProblem:
-    """Every output element is a pointwise function of loads; `axes` in output order."""
+    """Every output element is a pointwise function of loads; `axes` in output order, which all outputs share."""
 
     program: Program
     axes: tuple[str, ...]
@@ -29,15 +29,15 @@ class PointProblem:
 
     @property
     def output(self) -> Output:
-        """The one output."""
+        """The first output, whose layout is that of all."""
         return self.program.outputs[0]
 
 
 @dataclass(frozen=True, slots=True)
 class ReduceProblem:
-    """Reductions over `reduced` for each position of `rows`; the output keeps the reduced axes or loses them.
+    """Reductions over `reduced` for each position of `rows`; an output keeps the reduced axes or loses them.
 
-    `reductions` are the outermost reduction nodes in dependency order (softmax: the maximum, then the sum that uses it);
+    All outputs have the rows in the same order, and those that keep them the reduced axes. `reductions` are the outermost reduction nodes in dependency order (softmax: the maximum, then the sum that uses it);
     a reduction over several axes is a nest of nodes of the same op and counts as its outermost node.
     """
 
@@ -49,13 +49,23 @@ class ReduceProblem:
 
     @property
     def output(self) -> Output:
-        """The one output."""
+        """The first output."""
         return self.program.outputs[0]
 
     @property
+    def kept(self) -> tuple[Output, ...]:
+        """The outputs that vary over the reduced axes (softmax): written by a last pass."""
+        return tuple(o for o in self.program.outputs if set(self.reduced) & o.expr.axes)
+
+    @property
+    def lost(self) -> tuple[Output, ...]:
+        """The outputs that vary over the rows alone (sum): one element for each row."""
+        return tuple(o for o in self.program.outputs if not set(self.reduced) & o.expr.axes)
+
+    @property
     def keeps(self) -> bool:
-        """Whether the output varies over the reduced axes (softmax) or only over the rows (sum)."""
-        return bool(set(self.reduced) & self.output.expr.axes)
+        """Whether an output varies over the reduced axes."""
+        return bool(self.kept)
 
     @property
     def row_count(self) -> int:
@@ -137,12 +147,16 @@ def _nests(inner: Expr, outer: Expr) -> bool:
 
 def outermost_reductions(program: Program) -> tuple[Expr, ...]:
     """Return the reduction nodes that are not the inside of a nest of their own op, operands first."""
-    nodes = [e for e in program.outputs[0].expr.walk() if e.row.kind is Kind.REDUCE]
+    nodes = [e for e in program.walk() if e.row.kind is Kind.REDUCE]
+    written = {o.expr.digest for o in program.outputs}
     users: dict[str, list[Expr]] = {}
-    for e in program.outputs[0].expr.walk():
+    for e in program.walk():
         for a in e.args:
             users.setdefault(a.digest, []).append(e)
-    return tuple(e for e in nodes if not (users.get(e.digest) and all(_nests(e, u) for u in users[e.digest])))
+    inside = {
+        e.digest for e in nodes if e.digest not in written and users[e.digest] and all(_nests(e, u) for u in users[e.digest])
+    }
+    return tuple(e for e in nodes if e.digest not in inside)
 
 
 def point_problem(program: Program) -> PointProblem | str:
@@ -151,11 +165,14 @@ def point_problem(program: Program) -> PointProblem | str:
         return "it reduces"
     if refusal := _access_refusal(program):
         return refusal
-    return PointProblem(program, tuple(a for a in program.outputs[0].axes if a))
+    layouts = {tuple(a for a in o.axes if a) for o in program.outputs}
+    if len(layouts) > 1:
+        return f"its outputs are laid out over different axes {sorted(layouts)}"
+    return PointProblem(program, layouts.pop())
 
 
 def _access_refusal(program: Program) -> str | None:
-    for e in program.outputs[0].expr.walk():
+    for e in program.walk():
         if e.op == "access" and e.args[0].op != "read":
             return "an access of a computed value is not inside a kernel: materialise the value or move the access to the reads"
     return None
@@ -172,28 +189,27 @@ def reduce_problem(program: Program) -> ReduceProblem | str:
     if len(sets) > 1:
         return f"its reductions run over different axes {[sorted(s) for s in sets]}"
     over = next(iter(sets))
-    out = program.outputs[0]
-    rows = frozenset().union(*(e.axes for e in found))
-    if rows & over:
+    rows = frozenset().union(*(e.axes for e in found), *(o.expr.axes - over for o in program.outputs))
+    if any(e.axes & over for e in found):
         return "a reduction depends on the reduced axes from outside"
-    if not out.expr.axes <= rows | over:
-        rows = out.expr.axes - over
-    kept = out.expr.axes & over
-    if kept and kept != over:
-        return "the output keeps some of the reduced axes only"
-    if not (out.expr.axes - over) >= rows:
-        return "the output loses a row axis"
-    first = {e.digest: i for i, e in enumerate(out.expr.walk())}
-    reduced = tuple(a for a in out.axes if a in over) if kept else _load_order(program, over)
-    return ReduceProblem(
-        program, tuple(a for a in out.axes if a in rows), reduced, tuple(sorted(found, key=lambda e: first[e.digest]))
-    )
+    for out in program.outputs:
+        if out.expr.axes & over not in (frozenset(), over):
+            return "an output keeps some of the reduced axes only"
+        if out.expr.axes - over != rows:
+            return "an output loses a row axis"
+    row_orders = {tuple(a for a in o.axes if a in rows) for o in program.outputs}
+    reduced_orders = {tuple(a for a in o.axes if a in over) for o in program.outputs} - {()}
+    if len(row_orders) > 1 or len(reduced_orders) > 1:
+        return "its outputs lay their axes out in different orders"
+    reduced = reduced_orders.pop() if reduced_orders else _load_order(program, over)
+    first = {e.digest: i for i, e in enumerate(program.walk())}
+    return ReduceProblem(program, row_orders.pop(), reduced, tuple(sorted(found, key=lambda e: first[e.digest])))
 
 
 def _load_order(program: Program, axes: frozenset[str]) -> tuple[str, ...]:
     """Order `axes` as the largest buffer that is read over all of them lays them out."""
     best: tuple[int, tuple[str, ...]] = (-1, tuple(sorted(axes)))
-    for e in program.outputs[0].expr.walk():
+    for e in program.walk():
         if e.op == "read" and axes <= e.axes:
             best = max(best, (e.type.elements, tuple(a for a in e.attrs[1] if a in axes)))
     return best[1]
@@ -201,6 +217,8 @@ def _load_order(program: Program, axes: frozenset[str]) -> tuple[str, ...]:
 
 def contract_problem(program: Program) -> ContractProblem | str:
     """Return the contract problem, or why it is none."""
+    if len(program.outputs) > 1:
+        return "it has several outputs: a contraction writes one"
     found = outermost_reductions(program)
     if refusal := _access_refusal(program):
         return refusal

@@ -328,15 +328,23 @@ class Program:
         if shape != known[name].shape or e.dtype is not known[name].dtype:
             raise ShapeError(f"{name!r} is {known[name].dtype}{list(known[name].shape)}; it is read as {e.dtype}{list(shape)}")
 
+    def walk(self) -> Iterator[Expr]:
+        """Yield each distinct subexpression of all outputs once, operands before users."""
+        seen: set[str] = set()
+        for o in self.outputs:
+            for e in o.expr.walk():
+                if e.digest not in seen:
+                    seen.add(e.digest)
+                    yield e
+
     @property
     def extents(self) -> dict[str, int]:
         """Extent of every axis that occurs anywhere, bound ones included."""
         out: dict[str, int] = {}
-        for o in self.outputs:
-            for e in o.expr.walk():
-                for a, n in e.type.axes:
-                    if out.setdefault(a, n) != n:
-                        raise ShapeError(f"axis {a!r} has extents {out[a]} and {n} in one program")
+        for e in self.walk():
+            for a, n in e.type.axes:
+                if out.setdefault(a, n) != n:
+                    raise ShapeError(f"axis {a!r} has extents {out[a]} and {n} in one program")
         return out
 
     @property

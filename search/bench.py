@@ -149,7 +149,9 @@ def _search(w: Workload, target: str, budget: str | float, store: Store, folder:
         "written_bytes": sum(o.bytes for o in best.executable.plan.program.outputs),
         "plan_bytes": r["plan"]["bytes"],
         "plan_flops": r["plan"]["flops"],
-        "kernels": [{"family": k["family"], "schedule": k["schedule"], "shown": k["shown"]} for k in r["plan"]["kernels"]],
+        "kernels": [
+            {"family": k["family"], "schedule": k["schedule"], "shown": "; ".join(k["shown"])} for k in r["plan"]["kernels"]
+        ],
         "rules": [s["rule"] for s in r["derivation"].get("steps", ()) if not s.get("rearranges")],
         "derivation": r["derivation"]["status"],
         "worst": max((c["worst"] for c in r["verification"]["checks"]), default=None),

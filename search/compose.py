@@ -12,14 +12,16 @@ def compose(plan: Plan) -> tuple[Expr, ...]:
     """Return what the plan computes for each output of its program, as expressions over the program's inputs alone."""
     made: dict[str, tuple[tuple[str, ...], Expr]] = {}
     for kernel in plan.kernels:
-        out = kernel.program.outputs[0]
-        made[out.name] = (out.axes, _inline(out.expr, made))
+        memo: dict[str, Expr] = {}
+        found = {o.name: (o.axes, _inline(o.expr, made, memo)) for o in kernel.program.outputs}
+        made |= found
     return tuple(made[o.name][1] for o in plan.program.outputs)
 
 
-def _inline(expr: Expr, made: dict[str, tuple[tuple[str, ...], Expr]]) -> Expr:
-    memo: dict[str, Expr] = {}
+def _inline(expr: Expr, made: dict[str, tuple[tuple[str, ...], Expr]], memo: dict[str, Expr]) -> Expr:
     for node in expr.walk():
+        if node.digest in memo:
+            continue
         if node.op == "read" and node.attrs[0] in made:
             memo[node.digest] = _read_as(made[node.attrs[0]], node.attrs[1])
         else:

@@ -35,7 +35,7 @@ class CpuRunner:
         self._inputs, self._outputs = program.inputs, program.outputs
         self._specs = [(i.shape, i.dtype.numpy) for i in program.inputs]
         self._made = [(o.shape, o.dtype.numpy, o.bytes) for o in program.outputs]
-        steps = [s for s in executable.steps if s.kernel.program.outputs[0].bytes]
+        steps = [s for s in executable.steps if not s.kernel.is_empty]
         self._steps = LoadedSteps([s.binary for s in steps], intermediate_bytes(executable))
         names = [i.name for i in program.inputs] + [o.name for o in program.outputs]
         packed = self._steps.bind(dict.fromkeys(names, 0))

@@ -144,11 +144,11 @@ def kernel_record(executable: Executable, index: int, trials: Sequence[Mapping[s
     step = executable.steps[index]
     source = step.binary.source
     return {
-        "writes": step.kernel.writes,
+        "writes": list(step.kernel.writes),
         "reads": list(step.kernel.reads),
         "family": step.kernel.problem.family,
         "program": text.dumps(step.kernel.program),
-        "shown": text.show(step.kernel.program.outputs[0].expr),
+        "shown": [text.show(o.expr) for o in step.kernel.program.outputs],
         "schedule": str(step.schedule),
         "source": source.digest,
         "binary": step.binary.digest,
@@ -175,7 +175,9 @@ def _lines(r: Mapping[str, Any]) -> list[str]:
     behind = f" under measured {r['search']['empirical']}" if r["search"]["empirical"] else ""
     lines.append(f"search   {r['search']['verdict']}{behind}, gap {100 * r['search']['gap']:.1f} % ({r['search']['space']})")
     lines.append("counts   " + ", ".join(f"{v} {k}" for k, v in r["search"]["counts"].items()))
-    lines += [f"kernel   {k['writes']} = {k['shown']}\n         {k['family']}: {k['schedule']}" for k in r["plan"]["kernels"]]
+    for k in r["plan"]["kernels"]:
+        made = [f"{name} = {shown}" for name, shown in zip(k["writes"], k["shown"], strict=True)]
+        lines.append("kernel   " + "\n         ".join([*made, f"{k['family']}: {k['schedule']}"]))
     checks = (r["verification"] or {}).get("checks", ())
     lines += [f"check    {c['name']}: worst {c['worst']:.3g} of its bound" for c in checks]
     steps = r["derivation"]["steps"]

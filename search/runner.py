@@ -51,7 +51,7 @@ class CudaRunner:
         self._names = tuple(i.name for i in program.inputs) + tuple(o.name for o in program.outputs)
         self._outputs = program.outputs
         self._context = driver.open_device(device_index)
-        steps = [s for s in executable.steps if s.kernel.program.outputs[0].bytes]
+        steps = [s for s in executable.steps if not s.kernel.is_empty]
         with driver.current_context(self._context):
             self._steps = LoadedSteps([s.binary for s in steps])
             self._capture = Stream()

@@ -193,7 +193,7 @@ def _likeness(candidate: Candidate) -> Likeness:
     problem = candidate.problem
     if isinstance(problem, ContractProblem):
         return candidate.space, (len(problem.contractions), len(problem.statistics))
-    return candidate.space, frozenset(e.op for e in candidate.node.program.outputs[0].expr.walk())
+    return candidate.space, frozenset(e.op for e in candidate.node.program.walk())
 
 
 def trial_record(schedule: Schedule, trial: Trial, binary: KernelBinary) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def memory_bound_ns(program: Program, rates: Rates) -> float:
 
 def products(program: Program) -> int:
     """Return the multiply-adds of the dear functions, each evaluated once for each element of its own axes."""
-    nodes = (e for e in program.outputs[0].expr.walk() if e.row.kind is Kind.POINTWISE)
+    nodes = (e for e in program.walk() if e.row.kind is Kind.POINTWISE)
     return sum(e.type.elements * _PRODUCTS.get(e.op, 0) for e in nodes)
 
 

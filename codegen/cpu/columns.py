@@ -92,7 +92,7 @@ class ColumnFamily:
             nest.printer,
             schedule,
             nest.lines(),
-            mask_bits=8 * widest([problem.output.expr]),
+            mask_bits=8 * widest([o.expr for o in problem.program.outputs]),
             threads=schedule.threads,
             compiler=schedule.compiler,
         )
@@ -123,7 +123,8 @@ class ColumnFamily:
 def _row_values(problem: ReduceProblem) -> list[Expr]:
     """Return what the passes compute of results of reductions alone: worth an array rather than one evaluation an element."""
     reduced = frozenset(problem.reduced)
-    roots = [a.body for group in stages(problem.reductions) for a in group] + [problem.output.expr]
+    roots = [a.body for group in stages(problem.reductions) for a in group]
+    roots += [o.expr for o in problem.program.outputs]
     out: dict[str, Expr] = {}
     seen: set[str] = set()
     stack = roots
@@ -312,16 +313,13 @@ class _ColumnNest:
             self.printer.stored[e.digest] = self._loader(name, REGISTER[e.dtype])
 
     def _output(self) -> None:
-        expr = self.problem.output.expr
-        if not self.problem.keeps:
-
-            def store(last: Scope, lanes: Lanes) -> None:
-                self.printer.store(self.printer.value(expr, [*self.scopes, self.block, last], lanes), last, lanes)
-
-            self.block.lines += loop("", self._over_columns(store))
-            return
+        def store(last: Scope, lanes: Lanes) -> None:
+            self.printer.write(self.problem.lost, [*self.scopes, self.block, last], lanes)
 
         def visit(scopes: list[Scope], last: Scope, lanes: Lanes, _: int) -> None:
-            self.printer.store(self.printer.value(expr, [*scopes, last], lanes), last, lanes)
+            self.printer.write(self.problem.kept, [*scopes, last], lanes)
 
-        self.block.lines += self._over_reduced(visit, None)
+        if self.problem.lost:
+            self.block.lines += loop("", self._over_columns(store))
+        if self.problem.keeps:
+            self.block.lines += self._over_reduced(visit, None)

@@ -103,10 +103,10 @@ def load_of(e: Expr, buffer: Input) -> Load:
 
 
 def loads(program: Program, roots: Sequence[Expr] | None = None) -> tuple[Load, ...]:
-    """Return every load that the program's output (or `roots`) makes, each once; a read under an access counts as that access."""
+    """Return every load that the program's outputs (or `roots`) make, each once; a read under an access counts as that access."""
     buffers = {i.name: i for i in program.inputs}
     out: dict[str, Load] = {}
-    stack = list(roots if roots is not None else [program.outputs[0].expr])
+    stack = list(roots if roots is not None else [o.expr for o in program.outputs])
     seen: set[str] = set()
     while stack:
         e = stack.pop()
@@ -138,13 +138,13 @@ class Loop:
 def merged(program: Program, axes: Sequence[str], extents: Mapping[str, int], *, with_output: bool = True) -> tuple[Loop, ...]:
     """Return the loops for `axes` (outer first): extents of 1 are dropped and neighbours merged where every load allows it.
 
-    Two neighbours p, q act as one where each load and the output move q's extent times as far for p as for q, and
+    Two neighbours p, q act as one where each load and each output move q's extent times as far for p as for q, and
     neither is used by a guard, a division or an iota.
     """
     found = loads(program)
-    moves = [x.offset for x in found] + ([output_offset(program.outputs[0])] if with_output else [])
+    moves = [x.offset for x in found] + ([output_offset(o) for o in program.outputs] if with_output else [])
     fixed = frozenset().union(*(m.opaque for m in moves), *(x.guard_axes for x in found))
-    fixed |= {e.attrs[0] for e in program.outputs[0].expr.walk() if e.op == "iota"}
+    fixed |= {e.attrs[0] for e in program.walk() if e.op == "iota"}
     out: list[Loop] = []
     for axis in axes:
         n = extents[axis]

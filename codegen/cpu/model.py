@@ -24,7 +24,7 @@ _FORK_NS = 3000.0  # to start and join the threads
 def work(program: Program) -> float:
     """Return the arithmetic of a program in multiply-adds: dear functions weigh what their polynomials cost."""
     total = 0.0
-    for e in program.outputs[0].expr.walk():
+    for e in program.walk():
         if e.row.kind is Kind.POINTWISE:
             total += e.type.elements * _WEIGHTS.get(e.op, 1)
         elif e.row.kind is Kind.REDUCE:

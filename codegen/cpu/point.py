@@ -78,7 +78,7 @@ class PointFamily:
         for i, x in enumerate(loops):
             printer.names[x.axis] = f"i{i}"
         body = (_tiled if schedule.tile else _nest)(problem, schedule, printer, loops)
-        mask_bits = 8 * widest([problem.output.expr])
+        mask_bits = 8 * widest([o.expr for o in problem.program.outputs])
         return assemble(printer, schedule, body, mask_bits=mask_bits, threads=schedule.threads, compiler=schedule.compiler)
 
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
@@ -120,7 +120,7 @@ def common_refusal(vector_bytes: int, unroll: int, threads: int, compiler: int) 
 
 def lanes_of(problem: Problem, vector_bytes: int) -> int:
     """Return the elements of a vector: as many as fit of the widest type that occurs."""
-    return vector_bytes // widest([problem.program.outputs[0].expr])
+    return vector_bytes // widest([o.expr for o in problem.program.outputs])
 
 
 def _loops(problem: PointProblem) -> tuple[Loop, ...]:
@@ -161,14 +161,12 @@ def _nest(problem: PointProblem, schedule: CpuPointTile, printer: Printer, loops
 
 
 def _vector(printer: Printer, scopes: list[Scope], inner: Loop) -> Body:
-    """Return the printer of one output vector at a position of the innermost loop."""
-    expr = printer.program.outputs[0].expr
+    """Return the printer of one vector of each output at a position of the innermost loop."""
 
     def body(position: str, part: str | None, _: int) -> list[str]:
         last = Scope(inner.covers)
         lanes = Lanes((inner,), position, part)
-        value = printer.value(expr, [*scopes, last], lanes)
-        printer.store(value, last, lanes)
+        printer.write(printer.program.outputs, [*scopes, last], lanes)
         return last.lines
 
     return body

@@ -95,7 +95,7 @@ class ReduceFamily:
             nest.printer,
             schedule,
             nest.lines(),
-            mask_bits=8 * widest([problem.output.expr]),
+            mask_bits=8 * widest([o.expr for o in problem.program.outputs]),
             threads=schedule.threads,
             compiler=schedule.compiler,
         )
@@ -160,7 +160,7 @@ def kept_values(problem: ReduceProblem, keep: int) -> list[tuple[Expr, int]]:
     """Return (value, bytes of an element) of what more than one pass needs and an earlier one can store."""
     reduced = frozenset(problem.reduced)
     passes = [[a.body for a in group] for group in stages(problem.reductions)]
-    passes += [[problem.output.expr]] if problem.keeps else []
+    passes += [[o.expr for o in problem.kept]] if problem.keeps else []
     out: dict[str, Expr] = {}
     known: dict[str, Expr] = {}
     for roots in passes:
@@ -311,12 +311,11 @@ class _RowNest:
         return f"kept_{e.digest[:8]} + {' + '.join(terms)}"
 
     def _output(self, scopes: list[Scope]) -> None:
-        expr, row = self.problem.output.expr, scopes[-1]
+        self.printer.write(self.problem.lost, scopes, None)
         if not self.problem.keeps:
-            self.printer.store(self.printer.value(expr, scopes, None), row, None)
             return
 
         def write(value_scopes: list[Scope], last: Scope, lanes: Lanes, _: int) -> None:
-            self.printer.store(self.printer.value(expr, [*value_scopes, last], lanes), last, lanes)
+            self.printer.write(self.problem.kept, [*value_scopes, last], lanes)
 
-        row.lines += self._loops(scopes, write, (), None)
+        scopes[-1].lines += self._loops(scopes, write, (), None)

@@ -40,7 +40,7 @@ def assemble(
     options += ["-fopenmp"] if threads != 1 else []
     options += [f"compiler={COMPILERS[compiler]}"] if compiler else []
     args: list[BufferArg | WorkspaceArg] = [BufferArg(i.name) for i in program.inputs]
-    args.append(BufferArg(program.outputs[0].name))
+    args += [BufferArg(o.name) for o in program.outputs]
     args += [WorkspaceArg()] if workspace_bytes else []
     return KernelSource(
         "c",
@@ -53,10 +53,10 @@ def assemble(
 
 
 def signature(printer: Printer, *, workspace: bool = False) -> list[str]:
-    """Return the parameters of the kernel function: inputs, the output, and scratch memory where there is some."""
+    """Return the parameters of the kernel function: inputs, outputs, and scratch memory where there is some."""
     program = printer.program
     out = [f"const {ELEMENT[STORAGE[i.dtype]]} *restrict {printer.pointers[i.name]}" for i in program.inputs]
-    out.append(f"{ELEMENT[STORAGE[program.outputs[0].dtype]]} *restrict {printer.out}")
+    out += [f"{ELEMENT[STORAGE[o.dtype]]} *restrict {printer.outs[o.name]}" for o in program.outputs]
     return [*out, "char *restrict workspace"] if workspace else out
 
 
@@ -64,20 +64,20 @@ def _head(program: Program, schedule: Schedule) -> Iterator[str]:
     """Say what the kernel computes and how: one line for each value that is used more than once or reduced."""
     for i in program.inputs:
         yield f"{i.name}: {i.dtype}{list(i.shape)}"
-    output = program.outputs[0]
     named: dict[str, str] = {}
     uses: dict[str, int] = {}
     count = 0
-    for e in output.expr.walk():
+    for e in program.walk():
         for a in e.args:
             uses[a.digest] = uses.get(a.digest, 0) + 1
-    for e in output.expr.walk():
+    for e in program.walk():
         text = _node(e, named)
         if (uses.get(e.digest, 0) > 1 and e.args) or len(text) > 90:
             yield f"v{count} = {text}"
             text, count = f"v{count}", count + 1
         named[e.digest] = text
-    yield f"{output.name}: {output.dtype}{list(output.axes)} = {named[output.expr.digest]}"
+    for o in program.outputs:
+        yield f"{o.name}: {o.dtype}{list(o.axes)} = {named[o.expr.digest]}"
     yield f"schedule: {schedule}"
 
 

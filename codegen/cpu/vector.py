@@ -11,7 +11,7 @@ import numpy as np
 
 from eqsat.codegen.cpu.loads import Load, Loop, loads, output_offset
 from eqsat.codegen.printer import is_load
-from eqsat.ir import Expr, Program
+from eqsat.ir import Expr, Output, Program
 from eqsat.types import DType, promote
 
 REGISTER = {
@@ -97,8 +97,9 @@ class Printer:
         self.width = lanes
         self.loads: dict[str, Load] = {x.expr.digest: x for x in loads(program)}
         self.pointers = {b.name: f"p{i}_{_word(b.name)}" for i, b in enumerate(program.inputs)}
-        self.out = f"out_{_word(program.outputs[0].name)}"
-        self.offset = output_offset(program.outputs[0])
+        several = len(program.outputs) > 1
+        self.outs = {o.name: f"out{n if several else ''}_{_word(o.name)}" for n, o in enumerate(program.outputs)}
+        self.offsets = {o.name: output_offset(o) for o in program.outputs}
         self.names = dict.fromkeys(program.extents, "0")
         self.stored: dict[str, Callable[[Lanes], str]] = {}
         self._count = 0
@@ -180,17 +181,23 @@ class Printer:
             text = self._gather("i64", positions(lanes.loops, f"({lanes.position} + l)")[axis], scope, lanes)
         return converted(text, DType.I64, e.dtype)
 
-    def store(self, value: str, scope: Scope, lanes: Lanes | None) -> None:
-        """Print the store of the output's value at the current position: a vector along `lanes`, or one element."""
-        output = self.program.outputs[0]
+    def write(self, outputs: Sequence[Output], scopes: Sequence[Scope], lanes: Lanes | None) -> None:
+        """Print the values of outputs into the scopes, and their stores into the innermost."""
+        for o in outputs:
+            self.store(self.value(o.expr, scopes, lanes), scopes[-1], lanes, o)
+
+    def store(self, value: str, scope: Scope, lanes: Lanes | None, output: Output | None = None) -> None:
+        """Print the store of an output's value (the first's) at the current position: a vector along `lanes`, or one element."""
+        output = output or self.program.outputs[0]
+        out, offset = self.outs[output.name], self.offsets[output.name]
         dtype, storage = output.dtype, STORAGE[output.dtype]
         encoded = encode(value, output.expr.dtype, dtype)
         if lanes is None:
-            scope.lines.append(f"{self.out}[{self.offset.text(self.names)}] = ({encoded})[0];")
+            scope.lines.append(f"{out}[{offset.text(self.names)}] = ({encoded})[0];")
             return
         along = lanes.loops[0].axis if len(lanes.loops) == 1 else ""
-        if along and self.offset.factor(along) == 1:
-            at = f"{self.out} + {self.offset.text(self.names | {along: lanes.position})}"
+        if along and offset.factor(along) == 1:
+            at = f"{out} + {offset.text(self.names | {along: lanes.position})}"
             part = "" if lanes.part is None else "_part"
             scope.lines.append(f"eq_store{part}_{storage}({at}, {encoded}{f', {lanes.part}' if part else ''});")
             return
@@ -199,7 +206,7 @@ class Printer:
         names = self.names | positions(lanes.loops, f"({lanes.position} + l)")
         scope.lines += [
             f"const v{storage} {name} = {encoded};",
-            f"for (int l = 0; l < {count}; l++) {self.out}[{self.offset.text(names)}] = {name}[l];",
+            f"for (int l = 0; l < {count}; l++) {out}[{offset.text(names)}] = {name}[l];",
         ]
 
 

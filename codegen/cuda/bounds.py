@@ -10,7 +10,7 @@ from eqsat.ir import Program
 
 
 def traffic_ns(program: Program, rates: Rates) -> float:
-    """Return the time to move each input that is read, and the output, once between memory and chip.
+    """Return the time to move each input that is read, and each output, once between memory and chip.
 
     Notes
     -----
@@ -18,7 +18,7 @@ def traffic_ns(program: Program, rates: Rates) -> float:
     grows to one half. Measured on an H200: 4437 GB/s reading, 4324 with a third of writes, 4152 with half. The cubic passes
     above all three, so the bound stays admissible between the two rates that are measured.
     """
-    out = program.outputs[0].bytes
+    out = sum(o.bytes for o in program.outputs)
     moved = program.bytes
     if moved == 0:
         return rates.launch_ns
@@ -29,13 +29,13 @@ def traffic_ns(program: Program, rates: Rates) -> float:
 
 def issue_ns(program: Program, rates: Rates) -> float:
     """Return the time for every load to reach registers from the nearest cache, once for each point of its own axes."""
-    loaded = sum(e.type.elements * e.dtype.bytes for e in program.outputs[0].expr.walk() if is_load(e) and e.op == "read")
+    loaded = sum(e.type.elements * e.dtype.bytes for e in program.walk() if is_load(e) and e.op == "read")
     return loaded / rates.issue
 
 
 def arithmetic_ns(program: Program, rates: Rates) -> float:
     """Return the time of the program's operations outside the tensor cores."""
-    double = any(e.dtype.value == "f64" for e in program.outputs[0].expr.walk())
+    double = any(e.dtype.value == "f64" for e in program.walk())
     return program.arithmetic / rates.rate("f64" if double else "f32")
 
 

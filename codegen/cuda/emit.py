@@ -119,8 +119,8 @@ class Scope:
 
 
 def used_inputs(program: Program) -> tuple[Input, ...]:
-    """Return the inputs that the program's one output reads, in the program's order: the kernel's parameters."""
-    names = {e.attrs[0] for e in program.outputs[0].expr.walk() if e.op == "read"}
+    """Return the inputs that the program's outputs read, in the program's order: the kernel's parameters."""
+    names = {e.attrs[0] for e in program.walk() if e.op == "read"}
     return tuple(i for i in program.inputs if i.name in names)
 
 
@@ -129,12 +129,17 @@ def parameter_names(program: Program) -> dict[str, str]:
     return {i.name: f"in{n}" for n, i in enumerate(used_inputs(program))}
 
 
+def output_names(program: Program) -> tuple[str, ...]:
+    """Return the C parameter of each output, in order: `out`, or `out0`, `out1`, … if there are several."""
+    return ("out",) if len(program.outputs) == 1 else tuple(f"out{n}" for n in range(len(program.outputs)))
+
+
 def parameters(program: Program, workspace: str = "") -> str:
-    """Print the kernel's parameter list: every input that is read, the output, and a workspace of C type `workspace`."""
+    """Print the kernel's parameter list: every input that is read, the outputs, and a workspace of C type `workspace`."""
     names = parameter_names(program)
-    out = program.outputs[0]
     items = [f"const {stored_type(i.dtype)}* __restrict__ {names[i.name]}" for i in used_inputs(program)]
-    items.append(f"{stored_type(out.dtype)}* __restrict__ out")
+    pairs = zip(program.outputs, output_names(program), strict=True)
+    items += [f"{stored_type(o.dtype)}* __restrict__ {name}" for o, name in pairs]
     items += [f"{workspace}* __restrict__ workspace"] if workspace else []
     return ", ".join(items)
 
@@ -142,7 +147,7 @@ def parameters(program: Program, workspace: str = "") -> str:
 def arguments(program: Program, workspace: bool = False) -> tuple[Arg, ...]:
     """Return the launch arguments that go with `parameters`; a workspace is zeroed once, and each launch leaves its counters at 0."""
     buffers: list[Arg] = [BufferArg(i.name) for i in used_inputs(program)]
-    buffers.append(BufferArg(program.outputs[0].name))
+    buffers += [BufferArg(o.name) for o in program.outputs]
     return (*buffers, WorkspaceArg(zeroed=True)) if workspace else tuple(buffers)
 
 
@@ -161,13 +166,13 @@ def describe(e: Expr) -> str:
 
 def head(program: Program, schedule: Schedule, family: str) -> str:
     """Print the comment that opens a source file: what it computes, over which buffers, with which schedule."""
-    out = program.outputs[0]
     names = parameter_names(program)
     lines = [f"eqsat: {family} kernel, {schedule}"]
     lines += [f"  {names[i.name]} = {i.name}: {i.dtype}{list(i.shape)}" for i in used_inputs(program)]
-    lines.append(f"  out = {out.name}: {out.dtype}{list(out.shape)} over [{' '.join(a or '.' for a in out.axes)}]")
-    text = describe(out.expr)
-    lines.append(f"  {out.name} = {text if len(text) < 2000 else text[:2000] + ' …'}")
+    for out, name in zip(program.outputs, output_names(program), strict=True):
+        lines.append(f"  {name} = {out.name}: {out.dtype}{list(out.shape)} over [{' '.join(a or '.' for a in out.axes)}]")
+        text = describe(out.expr)
+        lines.append(f"  {out.name} = {text if len(text) < 2000 else text[:2000] + ' …'}")
     return "".join(f"// {' '.join(line.split(chr(10)))}\n" for line in lines)
 
 
@@ -204,7 +209,7 @@ def assemble(
     constants : sequence of str
         Lines that come before everything but the head (macros that the parts read).
     args : tuple of Arg, optional
-        By default the inputs that are read, then the output.
+        By default the inputs that are read, then the outputs.
     """
     pieces = [head(program, schedule, family), *(f"{c}\n" for c in constants), *(part(p) for p in parts), body]
     return KernelSource(

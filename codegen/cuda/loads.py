@@ -60,11 +60,11 @@ class Load:
 
 
 def find_loads(program: Program) -> dict[str, Load]:
-    """Return every load of the program's expression by the digest of its node (the outermost: an access hides its read)."""
+    """Return every load of the program's outputs by the digest of its node (the outermost: an access hides its read)."""
     names = parameter_names(program)
     buffers = {i.name: i for i in program.inputs}
     found: dict[str, Load] = {}
-    stack = [program.outputs[0].expr]
+    stack = [o.expr for o in program.outputs]
     seen: set[str] = set()
     while stack:
         e = stack.pop()

@@ -1,4 +1,4 @@
-"""Pointwise kernels: every output element is a function of loads. Vector accesses along the innermost axis, or turned tiles."""
+"""Pointwise kernels: every element of each output is a function of loads. Vector accesses along the innermost axis, or turned tiles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from eqsat.codegen.cuda.bounds import arithmetic_ns, issue_ns, latency_factor, traffic_ns
-from eqsat.codegen.cuda.emit import Scope, assemble, parameters, refuse_illegal, register_type, stored_type
+from eqsat.codegen.cuda.emit import Scope, assemble, output_names, parameters, refuse_illegal, register_type, stored_type
 from eqsat.codegen.cuda.loads import (
     AxisNames,
     Load,
@@ -28,7 +28,7 @@ from eqsat.codegen.cuda.loads import (
     row_major,
     split_index,
 )
-from eqsat.codegen.cuda.shorten import call_short, short_functions
+from eqsat.codegen.cuda.shorten import call_short, short_in_all
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
 from eqsat.codegen.problem import PointProblem, Problem
 from eqsat.codegen.targets import Target
@@ -68,18 +68,18 @@ class PointShape:
 
     @property
     def inner(self) -> LoopAxis:
-        """The loop along which the output is contiguous."""
+        """The loop along which the outputs are contiguous."""
         return self.loops[-1]
 
     @property
     def elements(self) -> int:
-        """Output elements."""
+        """Elements of each output."""
         return self.problem.output.expr.type.elements
 
     def lanes(self, width: int) -> int:
-        """Return the outputs of one vector: `width` bytes of the widest type among output and contiguous loads."""
+        """Return the outputs of one vector: `width` bytes of the widest type among outputs and contiguous loads."""
         wide = [x.dtype for x in self.loads if self.inner.axes and x.step(self.inner.axes[-1]) == 1]
-        return lanes_of(width, [self.problem.output.dtype, *wide])
+        return lanes_of(width, [*(o.dtype for o in self.problem.program.outputs), *wide])
 
 
 @functools.lru_cache(maxsize=256)  # asked once for each schedule of a space
@@ -88,7 +88,7 @@ def point_shape(problem: PointProblem) -> PointShape:
     program = problem.program
     loads = tuple(find_loads(program).values())
     extents = program.extents
-    iotas = {e.attrs[0] for e in problem.output.expr.walk() if e.op == "iota"}
+    iotas = {e.attrs[0] for e in program.walk() if e.op == "iota"}
     pinned = frozenset(iotas).union(*(x.pinned for x in loads))
     accesses = [dict(x.steps) for x in loads if x.steps is not None] + [row_major(problem.axes, extents)]
     return PointShape(problem, loads, join_axes(problem.axes, extents, accesses, pinned, "i"))
@@ -139,7 +139,9 @@ class PointFamily:
         lanes = shape.lanes(schedule.width)
         wasted = sum(_wasted_bytes(x, shape, lanes) for x in shape.loads if not (turned and _turned_loop(shape) and x.steps))
         factor = 1 + wasted / max(problem.program.bytes, 1) + 0.03 * turned
-        factor += 0.03 * math.log2(max(16 / (lanes * problem.output.dtype.bytes), 1)) + 0.002 * schedule.hint
+        factor += (
+            0.03 * math.log2(max(16 / (lanes * min(o.dtype.bytes for o in problem.program.outputs)), 1)) + 0.002 * schedule.hint
+        )
         if isinstance(schedule, PointTile):
             factor += 0.004 * (schedule.count - 1) + 0.01 * (schedule.threads < 256)
             each = schedule.count * sum(min(lanes * x.dtype.bytes, 64) for x in shape.loads)
@@ -186,17 +188,26 @@ def _leaf(e: Expr, *, loads: dict[str, str], names: dict[str, str], inner: LoopA
     return None
 
 
-def _compute(shape: PointShape, fields: dict[str, str], names: dict[str, str]) -> list[str]:
-    """Print the statements that make lane `j` of the output."""
-    out = shape.problem.output
-    short = partial(call_short, short_functions(out.expr, out.dtype))
+def _make(shape: PointShape, lanes: int, hint: str, fields: dict[str, str], names: dict[str, str], at: str) -> list[str]:
+    """Print the statements that make a vector of each output and store it at the offset `at`."""
+    program = shape.problem.program
+    short = partial(call_short, short_in_all(program.outputs))
     scope = Scope(partial(_leaf, loads=fields, names=names, inner=shape.inner), "t", call=short)
-    value = scope.value(out.expr)
-    return [*scope.take(), f"o[j] = {value};"]
+    made = {
+        f"o{n}" if n else "o": (o, name) for n, (o, name) in enumerate(zip(program.outputs, output_names(program), strict=True))
+    }
+    values = [f"{variable}[j] = {scope.value(o.expr)};" for variable, (o, _) in made.items()]
+    lines = [f"{register_type(o.dtype)} {variable}[{lanes}];" for variable, (o, _) in made.items()]
+    lines += [f"UNROLL for (int j = 0; j < {lanes}; ++j) {{", *(f"  {line}" for line in (*scope.take(), *values)), "}"]
+    for variable, (o, name) in made.items():
+        size = lanes * o.dtype.bytes
+        packed = f"Pack<{stored_type(o.dtype)}>::template from<{lanes}>({variable})"
+        lines.append(f"store_raw<{size}, {hint if size >= 16 else 'PLAIN'}>({name} + {at}, {packed});")
+    return lines
 
 
 def _emit_vectors(shape: PointShape, s: PointTile) -> KernelSource:
-    program, out = shape.problem.program, shape.problem.output
+    program = shape.problem.program
     lanes, hint = shape.lanes(s.width), HINTS[s.hint]
     vectors = shape.elements // lanes
     index = index_type(shape.elements + s.threads * s.count * lanes)
@@ -213,22 +224,16 @@ def _emit_vectors(shape: PointShape, s: PointTile) -> KernelSource:
         wide = hint if lanes * load.dtype.bytes >= 16 else "PLAIN"
         fetch += print_fetch(load, mode, f"f.x{n}", shape.inner, lanes, wide, offset, guard)
         fields[load.expr.digest] = field_value(load, mode, f"f.x{n}")
-    compute = _compute(shape, fields, names)
-    value = register_type(out.dtype)
-    store = hint if lanes * out.dtype.bytes >= 16 else "PLAIN"
     body = [
         f'extern "C" __global__ void __launch_bounds__({s.threads}) eqsat_kernel({parameters(program)}) {{',
         f"  struct Fetched {{ {' '.join(members)} }};",
-        f"  point_vectors<Fetched, {s.threads}, {s.count}, {lanes}, {store}, {value}, {index}>(",
-        f"    out, {vectors},",
+        f"  point_vectors<Fetched, {s.threads}, {s.count}, {index}>(",
+        f"    {vectors},",
         f"    [&](Fetched& f, {index} v) {{",
         *(f"      {line}" for line in (split + fetch if fetch else [])),
         "    },",
-        f"    [&](const Fetched& f, {index} v, {value} (&o)[{lanes}]) {{",
-        *(f"      {line}" for line in split),
-        f"      UNROLL for (int j = 0; j < {lanes}; ++j) {{",
-        *(f"        {line}" for line in compute),
-        "      }",
+        f"    [&](const Fetched& f, {index} v) {{",
+        *(f"      {line}" for line in (*split, *_make(shape, lanes, hint, fields, names, "at"))),
         "    });",
         "}",
     ]
@@ -286,7 +291,7 @@ def _turned_refusal(shape: PointShape, s: TransposeTile) -> str | None:
 
 
 def _emit_turned(shape: PointShape, s: TransposeTile) -> KernelSource:
-    program, out = shape.problem.program, shape.problem.output
+    program = shape.problem.program
     rows = _turned_loop(shape)
     assert rows is not None
     columns, lanes, hint = shape.inner, shape.lanes(s.width), HINTS[s.hint]
@@ -329,8 +334,6 @@ def _emit_turned(shape: PointShape, s: TransposeTile) -> KernelSource:
         fetch += print_fetch(load, mode, f"x{n}", columns, lanes, wide, offset, guard)
         fields[load.expr.digest] = field_value(load, mode, f"x{n}")
     store_at = _store_offset(shape, row_major(shape.problem.axes, extents))
-    value = register_type(out.dtype)
-    store = hint if lanes * out.dtype.bytes >= 16 else "PLAIN"
     body = [
         f'extern "C" __global__ void __launch_bounds__({s.threads}) eqsat_kernel({parameters(program)}) {{',
         *(f"  {line}" for line in lines),
@@ -341,12 +344,7 @@ def _emit_turned(shape: PointShape, s: TransposeTile) -> KernelSource:
         f"    const {index_type(columns.extent)} {columns.var} = columns + q;",
         f"    if ({rows.var} >= {rows.extent} || {columns.var} >= {columns.extent}) continue;",
         *(f"    {line}" for line in fetch),
-        f"    {value} o[{lanes}];",
-        f"    UNROLL for (int j = 0; j < {lanes}; ++j) {{",
-        *(f"      {line}" for line in _compute(shape, fields, names)),
-        "    }",
-        f"    store_raw<{lanes * out.dtype.bytes}, {store}>(out + {store_at}, "
-        f"Pack<{stored_type(out.dtype)}>::template from<{lanes}>(o));",
+        *(f"    {line}" for line in _make(shape, lanes, hint, fields, names, f"({store_at})")),
         "  }",
         "}",
     ]
@@ -362,6 +360,6 @@ def _emit_turned(shape: PointShape, s: TransposeTile) -> KernelSource:
 
 
 def _store_offset(shape: PointShape, steps: dict[str, int]) -> str:
-    """Print the element offset of the output at the loops' position."""
+    """Print the element offset of the outputs at the loops' position."""
     cast = "" if index_type(shape.elements) == "int" else "(i64)"
     return " + ".join(f"{cast}{loop.var} * {steps[loop.axes[-1]]}" for loop in shape.loops if loop.axes) or "0"

@@ -30,6 +30,8 @@ class ReduceFamily:
         """Return why the schedule cannot serve the problem, or None."""
         if not isinstance(problem, ReduceProblem):
             return f"a reduce kernel cannot serve a {problem.family} problem"
+        if len(problem.program.outputs) > 1:
+            return "it writes one output"
         for e in problem.reductions:
             if e.op in ("argmax", "argmin") and len(nest(e)[0]) > 1:
                 return f"{e.op} of {e.op} is not one reduction: materialise the inner one"

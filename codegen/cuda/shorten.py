@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eqsat.ir import Expr
+from eqsat.ir import Expr, Output
 from eqsat.types import DType
 
 # Relative error of (|x| + 4) units at most, as the running error grants to every kernel.
@@ -37,6 +37,13 @@ def short_functions(root: Expr, stored: DType) -> dict[str, str]:
         if e.op in _RELATIVE or (e.op in _ABSOLUTE and all(_beside_constant(u) for u in users.get(e.digest, [root]))):
             out[e.digest] = f"eq_{e.op}_short"
     return out
+
+
+def short_in_all(outputs: Sequence[Output]) -> dict[str, str]:
+    """Return the device function of each node that may be evaluated in its short form for every output that it is part of."""
+    found = [(short_functions(o.expr, o.dtype), {e.digest for e in o.expr.walk()}) for o in outputs]
+    names = {digest: name for short, _ in found for digest, name in short.items()}
+    return {d: name for d, name in names.items() if all(d in short for short, nodes in found if d in nodes)}
 
 
 def _beside_constant(user: Expr) -> bool:

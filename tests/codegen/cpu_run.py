@@ -59,9 +59,14 @@ def guarded(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Array, Array]
 
 
 def call(entry: Any, source: KernelSource, program: Program, arrays: Mapping[str, Array]) -> Array:
-    """Run a kernel and return its output; fail if it wrote outside of it."""
-    output = program.outputs[0]
-    out, raw = guarded(output.shape, output.dtype.numpy)
+    """Run a kernel with one output and return it; fail if it wrote outside of it."""
+    (out,) = call_all(entry, source, program, arrays)
+    return out
+
+
+def call_all(entry: Any, source: KernelSource, program: Program, arrays: Mapping[str, Array]) -> list[Array]:
+    """Run a kernel and return its outputs; fail if it wrote outside of them."""
+    outs = {o.name: guarded(o.shape, o.dtype.numpy) for o in program.outputs}
     held: dict[str, Array] = {}
     for i in program.inputs:
         held[i.name], _ = guarded(i.shape, i.dtype.numpy)
@@ -69,14 +74,15 @@ def call(entry: Any, source: KernelSource, program: Program, arrays: Mapping[str
     workspace = np.full(source.workspace_bytes + 1, 0xA5, np.uint8)
     pointers = []
     for a in source.args:
-        array = workspace if not isinstance(a, BufferArg) else out if a.name == output.name else held[a.name]
+        array = workspace if not isinstance(a, BufferArg) else outs[a.name][0] if a.name in outs else held[a.name]
         pointers.append(array.ctypes.data)
     entry.argtypes, entry.restype = [ctypes.c_void_p], None
     entry((ctypes.c_void_p * len(pointers))(*pointers))
-    start, size = 256 + output.dtype.bytes, out.size * out.itemsize
-    assert (raw[:start] == 0xA5).all(), "wrote before the output"
-    assert (raw[start + size :] == 0xA5).all(), "wrote behind the output"
-    return out
+    for name, (out, raw) in outs.items():
+        start, size = 256 + out.itemsize, out.size * out.itemsize
+        assert (raw[:start] == 0xA5).all(), f"wrote before the output {name!r}"
+        assert (raw[start + size :] == 0xA5).all(), f"wrote behind the output {name!r}"
+    return [out for out, _ in outs.values()]
 
 
 def problem_of(program: Program) -> Problem:

@@ -91,23 +91,33 @@ def aligned(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def run_kernel(
     entry: Any, source: KernelSource, program: Program, inputs: Mapping[str, np.ndarray[Any, Any]], times: int = 2
 ) -> np.ndarray[Any, Any]:
-    """Run a kernel `times` times (a workspace must be left as it was found) and return its output; a write outside it is an error."""
-    out = program.outputs[0]
-    blank = np.frombuffer(bytes([0xCB]) * (int(np.prod(out.shape, dtype=np.int64)) * out.dtype.bytes), np.uint8)
-    result = aligned(blank)
+    """Run a kernel with one output `times` times and return it; see `run_outputs`."""
+    (found,) = run_outputs(entry, source, program, inputs, times)
+    return found
+
+
+def run_outputs(
+    entry: Any, source: KernelSource, program: Program, inputs: Mapping[str, np.ndarray[Any, Any]], times: int = 2
+) -> list[np.ndarray[Any, Any]]:
+    """Run a kernel `times` times (a workspace must be left as it was found) and return its outputs; a write outside them is an error."""
+    results = {
+        o.name: aligned(np.full(int(np.prod(o.shape, dtype=np.int64)) * o.dtype.bytes, 0xCB, np.uint8)) for o in program.outputs
+    }
     arrays = {name: aligned(a) for name, a in inputs.items()}
     workspace = aligned(np.zeros(source.workspace_bytes, np.uint8))
     pointers = []
     for arg in source.args:
         if isinstance(arg, BufferArg):
-            pointers.append(result.ctypes.data if arg.name == out.name else arrays[arg.name].ctypes.data)
+            pointers.append((results[arg.name] if arg.name in results else arrays[arg.name]).ctypes.data)
         else:
             pointers.append(workspace.ctypes.data)
     for _ in range(times):
-        result[...] = 0xCB
+        for result in results.values():
+            result[...] = 0xCB
         entry((ctypes.c_void_p * len(pointers))(*pointers), source.grid[0] * source.grid[1] * source.grid[2], source.block)
-    around = np.asarray(result.base)
-    start = result.ctypes.data - around.ctypes.data
-    assert np.all(around[:start] == 0xA5), "written before the output"
-    assert np.all(around[start + result.nbytes :] == 0xA5), "written behind the output"
-    return result.view(out.dtype.numpy).reshape(out.shape)
+    for name, result in results.items():
+        around = np.asarray(result.base)
+        start = result.ctypes.data - around.ctypes.data
+        assert np.all(around[:start] == 0xA5), f"written before the output {name!r}"
+        assert np.all(around[start + result.nbytes :] == 0xA5), f"written behind the output {name!r}"
+    return [results[o.name].view(o.dtype.numpy).reshape(o.shape) for o in program.outputs]
