@@ -79,6 +79,7 @@ __all__ = [
     "sigmoid",
     "silu",
     "sin",
+    "sliding_window_view",
     "softmax",
     "split",
     "sqrt",
@@ -405,6 +406,25 @@ def flip(x: Operand, axis: Axis = None) -> Array:
     x = as_array(x)
     over = views.axis_numbers(axis, x.ndim)
     return x[tuple(slice(None, None, -1) if d in over else slice(None) for d in range(x.ndim))]
+
+
+def sliding_window_view(x: Operand, window_shape: int | Sequence[int], axis: Axis = None) -> Array:
+    """Return every window of `x`: its dimensions, cut short by each window's extent − 1, then those of the windows.
+
+    `window_shape` has one extent for each dimension of `axis` (for every dimension, if None), as in NumPy.
+    """
+    x = as_array(x)
+    widths = (window_shape,) if isinstance(window_shape, int) else tuple(window_shape)
+    over = tuple(range(x.ndim)) if axis is None else views.axis_numbers(axis, x.ndim)
+    if len(widths) != len(over):
+        raise ShapeError(f"expected a window extent for each of the {len(over)} dimensions; got {list(widths)}")
+    shape, entries = list(x.shape), [views.dim(d) for d in range(x.ndim)]
+    for n, (d, width) in enumerate(zip(over, widths, strict=True)):
+        if not 1 <= width <= shape[d]:
+            raise ShapeError(f"a window of {width} does not fit into dimension {d} of {list(x.shape)}")
+        shape[d] -= width - 1
+        entries[d] += views.dim(x.ndim + n)
+    return view(x, tuple(entries), (*shape, *widths))
 
 
 def split(x: Operand, sections: int | Sequence[int], axis: int = 0) -> tuple[Array, ...]:

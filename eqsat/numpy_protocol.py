@@ -117,6 +117,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "expand_dims": expand_dims,
     "broadcast_to": broadcast_to,
     "concatenate": fn.concatenate,
+    "sliding_window_view": fn.sliding_window_view,
     "stack": fn.stack,
     "split": fn.split,
     "flip": fn.flip,

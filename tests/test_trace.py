@@ -92,6 +92,8 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "pads": lambda x, y, v: np.pad(x, 1) + np.pad(y, ((1, 1), (2, 0)), constant_values=-1.5),
     "pad of a sum": lambda x, y, v: np.pad(x.sum(1), (2, 1)) + np.pad(np.exp(y.sum(1)), (1, 2)),
     "pad of a slice": lambda x, y, v: np.pad(x[1:3, 2:4], ((1, 1), (2, 2))) * x,
+    "windows": lambda x, y, v: np.lib.stride_tricks.sliding_window_view(x, (2, 3)).sum(1),
+    "windows of a sum": lambda x, y, v: np.lib.stride_tricks.sliding_window_view(x.sum(1), 3) * 2,
     "concatenations": lambda x, y, v: np.concatenate([x, y * 2, x[:1]]) + np.concatenate((v[:2], v[2:])),
     "stacks": lambda x, y, v: np.stack([x, y, x + y], axis=1),
     "split": lambda x, y, v: np.split(x, 2)[0] + np.split(y, 2)[1] * np.split(x, [2], axis=0)[1],
