@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Load = tuple[str, ...] | tuple[str, int]
@@ -40,11 +40,15 @@ class Cut:
     loads: frozenset[Load]
     work: float
     form: Form
+    rank: tuple[int, int, float] = field(init=False, compare=False, repr=False)
 
-    @property
-    def rank(self) -> tuple[int, int, float]:
-        """Order in which a full class keeps its cuts: fewer intermediates, fewer loads, less work."""
-        return sum(x[0] == "buf" for x in self.loads), len(self.loads), self.work
+    def __post_init__(self) -> None:
+        """Rank it: a full class keeps the cuts of fewer intermediates, then fewer loads, then less work."""
+        buffers = [x for x in self.loads if x[0] == "buf"]
+        object.__setattr__(self, "rank", (len(buffers), len(self.loads), self.work))
+
+
+_POINT = Mode()
 
 
 def join(modes: list[Mode], axes: frozenset[str]) -> Mode | None:
@@ -58,7 +62,7 @@ def join(modes: list[Mode], axes: frozenset[str]) -> Mode | None:
     """
     anchored = [m for m in modes if m.family != "point"]
     if not anchored:
-        return Mode()
+        return _POINT
     lead = anchored[0]
     if any(m.over != lead.over for m in anchored):
         return None

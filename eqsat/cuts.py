@@ -8,12 +8,13 @@ commutativity and associativity, so cuts are told apart by what they load and wh
 from __future__ import annotations
 
 import bisect
+import heapq
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from eqsat.cut import Cut, Form, Mode, join
 from eqsat.frozen import Frozen, Node
@@ -29,6 +30,17 @@ class CutLimits:
     contractions: int = 3
 
 
+class _Entry(NamedTuple):
+    """A cut in the table of its class: its kind (mode and anchors, numbered) and when it was added."""
+
+    cut: Cut
+    kind: int
+    serial: int
+
+
+_LOADED = Mode()
+
+
 @dataclass(slots=True)
 class Cuts:
     """All cuts of each class of `frozen`; `truncated` counts regions dropped by the limits.
@@ -42,13 +54,17 @@ class Cuts:
     truncated: int = 0
     of: dict[int, list[Cut]] = field(default_factory=lambda: defaultdict(list))
     buffers: frozenset[int] = frozenset()
+    _table: dict[int, list[_Entry]] = field(default_factory=lambda: defaultdict(list))
+    _serial: int = 0
+    _since: int = -1  # the last evaluation of the node at hand
+    _evaluated: dict[tuple[int, int], int] = field(default_factory=dict)
     _scores: dict[tuple[Any, ...], tuple[Form, float]] = field(default_factory=dict)
     _kinds: dict[tuple[Any, ...], int] = field(default_factory=dict)
-    _kinds_of: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
 
     def __post_init__(self) -> None:
         self.buffers = self._bufferable()
         self._fixpoint()
+        self.of.update((c, [e.cut for e in found]) for c, found in self._table.items())
 
     def elements(self, axes: frozenset[str] | tuple[str, ...]) -> int:
         """Product of the extents of `axes`."""
@@ -107,22 +123,31 @@ class Cuts:
         return row is not None and row.kind is Kind.REDUCE
 
     def _fixpoint(self) -> None:
+        """Enumerate until nothing is new, operands before users where the classes do not hang together in a circle."""
+        values = [c for c in self.frozen.nodes if c in self.frozen.axes]
+        found = {c: [*self.frozen.nodes[c], *self._regions(c)] for c in values}
         users: dict[int, set[int]] = defaultdict(set)
-        for c in list(self.frozen.anchor_of) + [c for c in self.frozen.nodes if c in self.frozen.axes]:
-            for n in [*self.frozen.nodes.get(c, ()), *self._regions(c)]:
+        for c, nodes in found.items():
+            for n in nodes:
                 for child in n.children:
                     users[child].add(c)
-        # Classes are numbered from the roots down: from the last one up, most operands come before their users.
-        pending = dict.fromkeys(sorted((c for c in self.frozen.nodes if c in self.frozen.axes), reverse=True))
+        order = {c: i for i, c in enumerate(operands_first({c: {x for n in found[c] for x in n.children} for c in values}))}
+        pending = [(order[c], c) for c in values]
+        heapq.heapify(pending)
+        waiting = set(values)
         while pending:
-            c = next(iter(pending))
-            del pending[c]
+            _, c = heapq.heappop(pending)
+            waiting.discard(c)
             changed = False
-            for n in [*self.frozen.nodes[c], *self._regions(c)]:
+            for i, n in enumerate(found[c]):
+                self._since, now = self._evaluated.get((c, i), -1), self._serial
                 for cut in self._of_node(c, n):
                     changed |= self._add(c, cut)
+                self._evaluated[c, i] = now
             if changed:
-                pending.update(dict.fromkeys(users[c]))
+                for u in users[c] - waiting:
+                    waiting.add(u)
+                    heapq.heappush(pending, (order[u], u))
 
     def _add(self, c: int, cut: Cut) -> bool:
         """Keep a cut unless another of the same anchors loads no more and computes no more; say whether it is new.
@@ -134,33 +159,42 @@ class Cuts:
         if len(cut.loads) > self.limits.loads:
             self.truncated += 1
             return False
-        table = self.of[c]
-        full = len(table) >= self.limits.per_class
-        if full and cut.rank >= table[-1].rank:
+        table = self._table[c]
+        if len(table) >= self.limits.per_class and cut.rank >= table[-1].cut.rank:
             self.truncated += 1
             return False
         kind = self._kinds.setdefault((cut.mode, cut.anchors), len(self._kinds))
         kept = []
-        for x, other in zip(table, self._kinds_of[c], strict=True):
-            if other == kind:
+        for entry in table:
+            x = entry.cut
+            if entry.kind == kind:
                 if x.work <= cut.work and x.loads <= cut.loads:
                     return False
                 if cut.work <= x.work and cut.loads <= x.loads:
                     continue
-            kept.append((x, other))
+            kept.append(entry)
         if len(kept) >= self.limits.per_class:
             self.truncated += 1
             kept.pop()
-        bisect.insort(kept, (cut, kind), key=lambda e: e[0].rank)
-        self.of[c], self._kinds_of[c] = [x for x, _ in kept], [k for _, k in kept]
+        self._serial += 1
+        bisect.insort(kept, _Entry(cut, kind, self._serial), key=lambda e: e.cut.rank)
+        self._table[c] = kept
         return True
 
-    def _options(self, c: int) -> list[Cut]:
-        """Ways to have class `c` inside a region: computed there, or loaded."""
-        out = list(self.of[c])
-        if c in self.buffers:
-            out.append(_load(c))
-        return out
+    def _fresh(self, classes: Sequence[int]) -> Iterator[tuple[Cut, ...]]:
+        """Yield the combinations of ways to have each class that the node has not met since its last evaluation."""
+        old: list[list[Cut]] = []
+        new: list[list[Cut]] = []
+        for x in classes:
+            entries = self._table[x]
+            old.append([e.cut for e in entries if e.serial <= self._since])
+            new.append([e.cut for e in entries if e.serial > self._since])
+            if x in self.buffers:
+                (new if self._since < 0 else old)[-1].append(Cut(_LOADED, frozenset(), frozenset([("buf", x)]), 0.0, ("load", x)))
+        for i, fresh in enumerate(new):
+            if fresh:
+                rest = (p + q for p, q in zip(old[i + 1 :], new[i + 1 :], strict=True))
+                yield from itertools.product(*old[:i], fresh, *rest)
 
     def _of_node(self, c: int, n: Node) -> Iterator[Cut]:
         if c in n.children:
@@ -182,7 +216,7 @@ class Cuts:
         elif n.op in ("Const", "Iota"):
             yield Cut(Mode(), frozenset(), frozenset(), 0.0, (row.name, *n.literals))
         elif row.kind is Kind.ACCESS:
-            for cut in self._options(n.children[0]):
+            for (cut,) in self._fresh(n.children):
                 if cut.form[0] in ("read", "load"):
                     yield Cut(cut.mode, cut.anchors, cut.loads, 0.0, ("access", n.literals[0], cut.form))
         elif row.kind is Kind.POINTWISE:
@@ -190,16 +224,18 @@ class Cuts:
 
     def _pointwise(self, c: int, row: Op, n: Node) -> Iterator[Cut]:
         axes = frozenset(self.frozen.axes[c])
-        elements, weight, name = self.elements(axes), row.weight, row.name
-        for parts in itertools.product(*(self._options(x) for x in n.children)):
-            loads = frozenset().union(*(p.loads for p in parts))
-            if len(loads) > self.limits.loads:
+        own, name, limits = row.weight * self.elements(axes), row.name, self.limits
+        for parts in self._fresh(n.children):
+            loads = parts[0].loads.union(*(p.loads for p in parts[1:]))
+            if len(loads) > limits.loads:
                 continue
             mode = join([p.mode for p in parts], axes)
-            anchors = frozenset().union(*(p.anchors for p in parts))
-            if mode is None or sum(a[0] == "contract" for a in anchors) > self.limits.contractions:
+            if mode is None:
                 continue
-            work = weight * elements + sum(p.work for p in parts)
+            anchors = parts[0].anchors.union(*(p.anchors for p in parts[1:]))
+            if mode.family == "contract" and sum(a[0] == "contract" for a in anchors) > limits.contractions:
+                continue
+            work = own + sum(p.work for p in parts)
             yield Cut(mode, anchors, loads, work, (name, n.literals, *(p.form for p in parts)))
 
     def _reduce(self, c: int, n: Node) -> Iterator[Cut]:
@@ -209,7 +245,7 @@ class Cuts:
         body = n.children[0]
         free = frozenset(self.frozen.axes[c])
         elements = self.elements(free | over)
-        for cut in self._options(body):
+        for (cut,) in self._fresh([body]):
             inner = cut.mode
             if inner.family == "contract" or (inner.family == "reduce" and (inner.over != over or not inner.free <= free)):
                 continue
@@ -223,7 +259,7 @@ class Cuts:
         a, b = sorted(n.children)  # commutativity makes both orders: they are one anchor
         free = frozenset(self.frozen.axes[c])
         elements = self.elements(free | over)
-        for left, right in itertools.product(self._options(a), self._options(b)):
+        for left, right in self._fresh([a, b]):
             if left.mode.family != "point" or right.mode.family != "point" or len(left.loads | right.loads) > self.limits.loads:
                 continue
             anchors = frozenset([("contract", over, a, b)])
@@ -240,21 +276,17 @@ class Cuts:
         assert isinstance(axes, tuple)
         over, (score, value) = frozenset(axes), n.children
         free = frozenset(self.frozen.axes[c])
-        values = [v for v in self._options(value) if v.mode.family == "point"]
-        for s in self._options(score):
-            if s.mode.family not in ("point", "contract") or s.mode.over & over or len(s.anchors) > 1:
+        elements = self.elements(free | over)
+        for s, v in self._fresh([score, value]):
+            loads = s.loads | v.loads
+            single = s.mode.family in ("point", "contract") and not s.mode.over & over and len(s.anchors) <= 1
+            if not single or v.mode.family != "point" or len(loads) > self.limits.loads:
                 continue
             key = (score, s.loads, s.anchors)
             body, work = self._scores.setdefault(key, (s.form, s.work))
-            for v in values:
-                loads = s.loads | v.loads
-                if len(loads) <= self.limits.loads:
-                    anchors = s.anchors | {("fold", kind, over, score, value)}
-                    elements = self.elements(free | over)
-                    yield Cut(
-                        Mode("online", over, free, score=key), anchors, loads, work + v.work + 2 * elements,
-                        _fold_form(str(kind), axes, body, v.form),
-                    )  # fmt: skip
+            anchors = s.anchors | {("fold", kind, over, score, value)}
+            form = _fold_form(str(kind), axes, body, v.form)
+            yield Cut(Mode("online", over, free, score=key), anchors, loads, work + v.work + 2 * elements, form)
 
 
 _LOWEST = -3e38  # the pivot of a part none of whose scores is finite: e^(−inf − pivot) = 0, not NaN
@@ -273,5 +305,37 @@ def _fold_form(kind: str, axes: tuple[str, ...], score: Form, value: Form) -> Fo
     return ("sum", axes, body)
 
 
-def _load(c: int) -> Cut:
-    return Cut(Mode(), frozenset(), frozenset([("buf", c)]), 0.0, ("load", c))
+def operands_first(operands: Mapping[int, Collection[int]]) -> list[int]:
+    """Order classes so that operands come before users; classes in a circle stand together (Tarjan's components)."""
+    index: dict[int, int] = {}
+    low: dict[int, int] = {}
+    open_classes: list[int] = []
+    out: list[int] = []
+    placed: set[int] = set()
+    for root in sorted(operands, reverse=True):
+        if root in index:
+            continue
+        index[root] = low[root] = len(index)
+        open_classes.append(root)
+        stack = [(root, iter(sorted(operands[root])))]
+        while stack:
+            c, rest = stack[-1]
+            for x in rest:
+                if x not in operands:
+                    continue
+                if x not in index:
+                    index[x] = low[x] = len(index)
+                    open_classes.append(x)
+                    stack.append((x, iter(sorted(operands[x]))))
+                    break
+                if x not in placed:
+                    low[c] = min(low[c], index[x])
+            else:
+                stack.pop()
+                if stack:
+                    low[stack[-1][0]] = min(low[stack[-1][0]], low[c])
+                while low[c] == index[c] and c not in placed:
+                    x = open_classes.pop()
+                    placed.add(x)
+                    out.append(x)
+    return out

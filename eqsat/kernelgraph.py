@@ -53,11 +53,14 @@ class KernelGraph:
     _outputs: dict[int, Output] = field(init=False)
     _inputs: dict[str, Input] = field(init=False)
     _operands: frozenset[int] = field(init=False)
+    _largest: int = field(init=False)
+    _built: dict[int, Expr] = field(init=False, default_factory=dict)  # by identity of the form, which the cuts keep alive
 
     def __post_init__(self) -> None:
         regions = (n for found in self.frozen.nodes.values() for n in found if n.op == "ContractAnchor")
         self._operands = frozenset(x for n in regions for x in n.children)
         self._inputs = {i.name: i for i in self.program.inputs}
+        self._largest = max((i.elements for i in self.program.inputs), default=0)
         self._order = axis_order(self.program)
         self.goals = frozenset(self.frozen.roots)
         if len(self.goals) != len(self.frozen.roots):
@@ -134,15 +137,13 @@ class KernelGraph:
             return self._outputs[c].dtype
         name = self.frozen.dtype[c]
         own = DType.F32 if name == "weak" else DType.parse(name)
-        largest = max((i.elements for i in self.program.inputs), default=0)
-        small = 8 * self.cuts.elements(self.frozen.axes[c]) <= largest
+        small = 8 * self.cuts.elements(self.frozen.axes[c]) <= self._largest
         return own.accumulator if small and (c not in self._operands or own is DType.F16) else own
 
     def _program(self, group: Sequence[tuple[int, Cut]]) -> Program:
-        memo: dict[Form, Expr] = {}
         loads = frozenset().union(*(cut.loads for _, cut in group))
         inputs = tuple(self._input(load) for load in sorted(loads, key=self._load_key))
-        outputs = tuple(self._output(c, self._build(cut.form, memo)) for c, cut in group)
+        outputs = tuple(self._output(c, self._build(cut.form)) for c, cut in group)
         return Program(tuple({i.name: i for i in inputs}.values()), outputs)
 
     def _output(self, c: int, expr: Expr) -> Output:
@@ -162,9 +163,9 @@ class KernelGraph:
         assert isinstance(b, Input)
         return b
 
-    def _build(self, form: Form, memo: dict[Form, Expr]) -> Expr:
-        if form in memo:
-            return memo[form]
+    def _build(self, form: Form) -> Expr:
+        if id(form) in self._built:
+            return self._built[id(form)]
         head = form[0]
         if head == "read":
             source = self._inputs[form[1]]
@@ -179,15 +180,15 @@ class KernelGraph:
         elif head == "iota":
             out = iota(form[1], self.cuts.extents[form[1]])
         elif head == "access":
-            out = access(self._build(form[2], memo), parse_access(form[1]))
+            out = access(self._build(form[2]), parse_access(form[1]))
         elif head == "contract":
-            body = self._apply("mul", (), [self._build(x, memo) for x in form[2:]])
+            body = self._apply("mul", (), [self._build(x) for x in form[2:]])
             out = self._nest("sum", form[1], body)
         elif OPS[head].kind is Kind.REDUCE:
-            out = self._nest(head, form[1], self._build(form[2], memo))
+            out = self._nest(head, form[1], self._build(form[2]))
         else:
-            out = self._apply(head, form[1], [self._build(x, memo) for x in form[2:]])
-        memo[form] = out
+            out = self._apply(head, form[1], [self._build(x) for x in form[2:]])
+        self._built[id(form)] = out
         return out
 
     def _nest(self, op: str, axes: tuple[str, ...], body: Expr) -> Expr:
