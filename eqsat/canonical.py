@@ -63,7 +63,7 @@ def _shape(e: Expr, program: Program, known: dict[str, str]) -> str:
         order = {a: i for i, a in enumerate(a for a in program.outputs[0].axes if a)}
         detail = str([order.get(a, -1) for a in e.attrs[1]])
     else:
-        detail = str(e.attrs[0]) if e.op in ("const", "cast") else ""
+        detail = str(e.attrs[0]) if e.op == "const" else ""
     children = [known[a.digest] for a in e.args]
     if e.row.commutative:
         children.sort()

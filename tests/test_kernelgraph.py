@@ -102,6 +102,11 @@ def test_kernels_equal_up_to_names_share_their_key_and_others_do_not() -> None:
     assert canonical_key(one) != canonical_key(other)
 
 
+def test_programs_with_casts_have_keys_that_tell_their_types_apart() -> None:
+    x = tensor("x", (3, 4), "bf16")
+    assert canonical_key(to_program(x.astype("f32") * 2)) != canonical_key(to_program(x.astype("f64") * 2))
+
+
 def test_renaming_a_free_axis_to_a_bound_ones_name_keeps_the_value() -> None:
     program = to_program(tensor("a", (3, 4)) @ tensor("b", (4, 5)))
     expr = program.outputs[0].expr
