@@ -192,7 +192,7 @@ def _holds(guard: Node, draw: Draw, numbers: Mapping[str, Number]) -> bool:
         return found is not None and (draw.name(args[0]) in found) == (head == "has")
     if head in ("float", "typed", "numeric", "same-dtype", "constant"):
         return True
-    if head in ("scalar", "share-axis", "same-axes", "within"):
+    if head in _AXES:
         sets = [axes_of(a, draw) for a in args]
         known = [s for s in sets if s is not None]
         return len(known) == len(sets) and _AXES[head](*known)
@@ -222,6 +222,8 @@ _AXES: Mapping[str, Callable[..., bool]] = {
     "share-axis": lambda x, y: bool(x & y),
     "same-axes": lambda x, y: bool(x == y),
     "within": lambda x, y: bool(x <= y),
+    "apart": lambda x, y: not x & y,
+    "exceeds": lambda x, y: not x <= y,
 }
 _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
     "=": lambda a, b: bool(a == b), "!=": lambda a, b: bool(a != b), "<": lambda a, b: bool(a < b),

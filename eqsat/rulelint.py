@@ -32,6 +32,8 @@ MACROS: Mapping[str, Signature] = {
     "scalar": (("T",), ""),
     "same-axes": (("T", "T"), ""),
     "within": (("T", "T"), ""),
+    "apart": (("T", "T"), ""),
+    "exceeds": (("T", "T"), ""),
     "float": (("T",), ""),
     "typed": (("T",), ""),
     "numeric": (("T",), ""),
@@ -248,6 +250,12 @@ def expand(guards: Sequence[Node]) -> tuple[Node, ...]:
             case "within", (a, b):
                 x = analysis("axes", a)
                 out.append(listed("=", x, listed("set-intersect", x, analysis("axes", b), at=g), at=g))
+            case "apart", (a, b):
+                both = listed("set-intersect", analysis("axes", a), analysis("axes", b), at=g)
+                out.append(listed("=", empty, both, at=g))
+            case "exceeds", (a, b):
+                extra = listed("set-diff", analysis("axes", a), analysis("axes", b), at=g)
+                out.append(listed("!=", empty, extra, at=g))
             case "float", (a,):
                 d = analysis("dtype", a)
                 out += [listed("!=", d, Node("string", i), at=g) for i in ("i32", "i64", "bool")]
