@@ -30,8 +30,6 @@ class ReduceFamily:
         """Return why the schedule cannot serve the problem, or None."""
         if not isinstance(problem, ReduceProblem):
             return f"a reduce kernel cannot serve a {problem.family} problem"
-        if len(problem.program.outputs) > 1:
-            return "it writes one output"
         for e in problem.reductions:
             if e.op in ("argmax", "argmin") and len(nest(e)[0]) > 1:
                 return f"{e.op} of {e.op} is not one reduction: materialise the inner one"
@@ -126,11 +124,11 @@ def _width_refusal(shape: ReduceShape, inner: LoopAxis, width: int) -> str | Non
         return "a vector of this width holds a single element: it is the schedule of width 1"
     largest = max((x.buffer.elements for x in shape.loads), default=0)
     loads = [x for x in shape.loads if x.buffer.elements == largest]
-    store = (shape.store,) if shape.problem.keeps else ()
-    if width > 1 and not any(shape.mode(x, inner, lanes) == "vector" for x in (*loads, *store)):
+    stores = shape.element_stores
+    if width > 1 and not any(shape.mode(x, inner, lanes) == "vector" for x in (*loads, *stores)):
         return "nothing large is contiguous along its vectors"
     other = shape.rows[-1] if inner is shape.reduced[-1] else shape.reduced[-1]
-    if any(_contiguous(x, other) for x in loads) and not any(_contiguous(x, inner) for x in (*loads, *store)):
+    if any(_contiguous(x, other) for x in loads) and not any(_contiguous(x, inner) for x in (*loads, *stores)):
         return "what it reads is contiguous along the other axes: lanes would stride"
     if width == 1 and shape.lanes(16, inner) > 1 and inner.extent % shape.lanes(16, inner) == 0:
         wide = shape.lanes(16, inner)

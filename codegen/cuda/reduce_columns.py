@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from eqsat.codegen.cuda.emit import assemble, parameters, register_type, stored_type
 from eqsat.codegen.cuda.loads import AxisNames, Load, axis_names, index_type, load_offset, split_index
-from eqsat.codegen.cuda.reduce_print import ElementPrinter, accumulate, choose, declare, indent
+from eqsat.codegen.cuda.reduce_print import ElementPrinter, accumulate, choose, compute, declare, indent, made
 from eqsat.codegen.cuda.reduce_rows import PARTS
 from eqsat.codegen.cuda.reduce_schedule import ColumnTile
 from eqsat.codegen.cuda.reduce_shape import ReduceShape, Reduction, walk_elements
@@ -59,35 +61,33 @@ class ColumnPrinter:
         ]
 
     def output_elements(self, number: int) -> list[str]:
-        """Print the pass that writes every element of the output."""
-        return self._pass(number, [self.shape.problem.output.expr], ())
+        """Print the pass that writes every element of the outputs that keep the reduced axes."""
+        return self._pass(number, [x.expr for x in self.shape.element_stores], ())
 
     def output_rows(self) -> list[str]:
-        """Print the store of an output that has rows only, by the first thread group."""
+        """Print the stores of outputs that have rows only, by the first thread group."""
+        if not self.shape.row_stores:
+            return []
         scope = self.elements.scope(9, self.elements.fields(self.row_loads, "rows."), None, self.statistics)
-        value = scope.value(self.shape.problem.output.expr)
-        lane = [*scope.take(), f"o[j] = {value};"]
-        return ["if (inside && group == 0) {", *indent([*self.row_position(), *self._vector(lane)]), "}"]
+        vectors = self._vectors(self.shape.row_stores, compute(self.shape.row_stores, scope))
+        return ["if (inside && group == 0) {", *indent([*self.row_position(), *vectors]), "}"]
 
-    def _vector(self, lane: list[str]) -> list[str]:
-        """Print the lanes of an output vector and its store."""
-        shape, out = self.shape, self.shape.problem.output
-        at = load_offset(shape.store, self.loops, self.names)
-        make = [
-            f"{register_type(out.dtype)} o[{self.lanes}];",
-            f"UNROLL for (int j = 0; j < {self.lanes}; ++j) {{",
-            *indent(lane),
-            "}",
-        ]
-        if shape.mode(shape.store, self.inner, self.lanes) == "vector":
-            pack = f"Pack<{stored_type(out.dtype)}>::template from<{self.lanes}>(o)"
-            return [*make, f"store_raw<{self.lanes * out.dtype.bytes}, PLAIN>(out + {at}, {pack});"]
+    def _vectors(self, stores: Sequence[Load], lane: list[str]) -> list[str]:
+        """Print the lanes of a vector of each output, and its store."""
+        lines = [f"{register_type(x.dtype)} {name}[{self.lanes}];" for name, x in made(stores)]
+        lines += [f"UNROLL for (int j = 0; j < {self.lanes}; ++j) {{", *indent(lane), "}"]
+        return lines + [line for name, x in made(stores) for line in self._store(name, x)]
+
+    def _store(self, name: str, out: Load) -> list[str]:
+        at = load_offset(out, self.loops, self.names)
+        if self.shape.mode(out, self.inner, self.lanes) == "vector":
+            pack = f"Pack<{stored_type(out.dtype)}>::template from<{self.lanes}>({name})"
+            return [f"store_raw<{self.lanes * out.dtype.bytes}, PLAIN>({out.parameter} + {at}, {pack});"]
         kind = index_type(self.inner.extent)
         return [
-            *make,
             f"UNROLL for (int j = 0; j < {self.lanes}; ++j) {{",
             f"  const {kind} first_r = {self.inner.var};",
-            f"  {{ const {kind} {self.inner.var} = first_r + j; store_one(out + {at}, o[j]); }}",
+            f"  {{ const {kind} {self.inner.var} = first_r + j; store_one({out.parameter} + {at}, {name}[j]); }}",
             "}",
         ]
 
@@ -102,8 +102,7 @@ class ColumnPrinter:
             lane = accumulate(reductions, scope, self.elements.position(), "j")
             work = [f"UNROLL for (int j = 0; j < {self.lanes}; ++j) {{", *indent(lane), "}"]
         else:
-            value = scope.value(roots[0])
-            work = self._vector([*scope.take(), f"o[j] = {value};"])
+            work = self._vectors(self.shape.element_stores, compute(self.shape.element_stores, scope))
         step = [f"const {self.index} k = first + i * {s.groups};", "if (k >= end) continue;", *self._position()]
         return [
             "if (inside) {",
@@ -155,7 +154,8 @@ def emit_columns(shape: ReduceShape, s: ColumnTile) -> KernelSource:
             lines += [p.combine(r), *partial[0]]
             finish += [*partial[1], p.combine(r), *p.value(r)]
         lines += [f"if (!last_block((u32*)workspace + block, {s.split})) return;", *finish]
-    lines += p.output_elements(len(shape.passes)) if problem.keeps else p.output_rows()
+    lines += p.output_rows()
+    lines += p.output_elements(len(shape.passes)) if problem.keeps else []
     text = [
         f'extern "C" __global__ void __launch_bounds__({s.columns * s.groups}) '
         f"eqsat_kernel({parameters(problem.program, 'u8' if workspace else '')}) {{",

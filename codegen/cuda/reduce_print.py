@@ -20,7 +20,7 @@ from eqsat.codegen.cuda.loads import (
     print_fetch,
 )
 from eqsat.codegen.cuda.reduce_shape import ReduceShape, Reduction
-from eqsat.codegen.cuda.shorten import call_short, short_functions
+from eqsat.codegen.cuda.shorten import call_short, short_in_all
 from eqsat.ir import Expr, apply
 from eqsat.types import DType
 
@@ -37,8 +37,7 @@ class RowScope:
 
     def __post_init__(self) -> None:
         self.scope = Scope(self._leaf, "row")
-        out = self.shape.problem.output
-        self.short = short_functions(out.expr, out.dtype)
+        self.short = short_in_all(self.shape.problem.program.outputs)
         self._loads = {x.expr.digest: x for x in self.shape.loads}
 
     def _leaf(self, e: Expr) -> str | None:
@@ -57,7 +56,7 @@ class RowScope:
         """Print an op on elements in a cheaper way of equal worth, where there is one.
 
         A division by a row value is a product with its reciprocal: with one corrective step, or without where the result is
-        stored in 16 bits. For short functions see `short_functions`.
+        stored in 16 bits alone. For short functions see `short_functions`.
         """
         if e.digest in self.short:
             return call_short(self.short, e, operands)
@@ -67,7 +66,7 @@ class RowScope:
         if any(register_type(a.dtype) != ctype for a in e.args):
             return None
         inverse = self.scope.value(apply("recip", e.args[1]))
-        if self.shape.problem.output.dtype in (DType.F16, DType.BF16):
+        if all(x.dtype in (DType.F16, DType.BF16) for x in self.shape.stores):
             return f"{operands[0]} * {inverse}"
         return f"eq_div_by({operands[0]}, {operands[1]}, {inverse})"
 
@@ -129,8 +128,8 @@ class ElementPrinter:
             return None
 
         if row is None:
-            out = self.shape.problem.output
-            return Scope(leaf, f"p{number}_", call=partial(call_short, short_functions(out.expr, out.dtype)))
+            short = short_in_all(self.shape.problem.program.outputs)
+            return Scope(leaf, f"p{number}_", call=partial(call_short, short))
         return Scope(leaf, f"p{number}_", row.scope, lambda e: not self.shape.varies(e), row.cheaper)
 
     def position(self) -> str:
@@ -158,6 +157,17 @@ def declare(reductions: Sequence[Reduction], count: int) -> list[str]:
         lines.append(f"{r.operator}::type a{r.number}[{count}];")
         lines.append(f"UNROLL for (int j = 0; j < {count}; ++j) a{r.number}[j] = {r.operator}::identity();")
     return lines
+
+
+def made(stores: Sequence[Load]) -> list[tuple[str, Load]]:
+    """Return the C array that holds a vector of each output before it is stored."""
+    return [(f"o{n}" if n else "o", x) for n, x in enumerate(stores)]
+
+
+def compute(stores: Sequence[Load], scope: Scope) -> list[str]:
+    """Print the statements that make lane `j` of each output."""
+    values = [f"{name}[j] = {scope.value(x.expr)};" for name, x in made(stores)]
+    return [*scope.take(), *values]
 
 
 def indent(lines: Sequence[str], by: int = 2) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eqsat.codegen.cuda.emit import assemble, parameters, register_type, stored_type
 from eqsat.codegen.cuda.loads import AxisNames, Load, axis_names, index_type, load_offset, split_index
-from eqsat.codegen.cuda.reduce_print import ElementPrinter, RowScope, accumulate, choose, declare, indent
+from eqsat.codegen.cuda.reduce_print import ElementPrinter, RowScope, accumulate, choose, compute, declare, indent, made
 from eqsat.codegen.cuda.reduce_schedule import HINTS, GridReduceTile, RowTile
 from eqsat.codegen.cuda.reduce_shape import ReduceShape, Reduction, kept_values, pass_roots, walk_elements
 from eqsat.codegen.kernel import KernelSource
@@ -68,8 +68,8 @@ class RowPrinter:
         return lines
 
     def output(self, number: int) -> list[str]:
-        """Print the pass that writes every element of the output."""
-        return self._pass(number, [self.shape.problem.output.expr], (), "")
+        """Print the pass that writes every element of the outputs that keep the reduced axes."""
+        return self._pass(number, [x.expr for x in self.shape.element_stores], (), "")
 
     def _pass(self, number: int, roots: list[Expr], reductions: tuple[Reduction, ...], slot: str) -> list[str]:
         """Print one pass over the elements, preceded by the row values that it needs."""
@@ -81,8 +81,7 @@ class RowPrinter:
         if reductions:
             lane = accumulate(reductions, scope, self.elements.position(), slot)
         else:
-            value = scope.value(roots[0])
-            lane = [*scope.take(), f"o[j] = {value};"]
+            lane = compute(shape.element_stores, scope)
         declared: list[str] = []
         for n, e in enumerate(self.kept[number] if number < len(self.kept) else []):
             name = f"kept{number}_{n}"
@@ -91,7 +90,9 @@ class RowPrinter:
             self.at_hand[e.digest] = f"{name}[i][j]"
         work = [f"UNROLL for (int j = 0; j < {self.lanes}; ++j) {{", *indent(lane), "}"]
         if not reductions:
-            work = [f"{register_type(shape.problem.output.dtype)} o[{self.lanes}];", *work, *self._store()]
+            declare_made = [f"{register_type(x.dtype)} {name}[{self.lanes}];" for name, x in made(shape.element_stores)]
+            stores = [line for name, x in made(shape.element_stores) for line in self._store(name, x)]
+            work = [*declare_made, *work, *stores]
         before = [*self.row.scope.take(), *declared]
         if self.resident:
             local = [self.elements.members(side), *self.elements.fetch(side, "", hinted=False)] if side else []
@@ -121,28 +122,30 @@ class RowPrinter:
             "}",
         ]
 
-    def _store(self) -> list[str]:
-        """Print the store of the vector `o`."""
+    def _store(self, name: str, out: Load) -> list[str]:
+        """Print the store of the vector `name`."""
         shape, inner = self.shape, self.elements.inner
-        out = shape.problem.output
-        at = load_offset(shape.store, (*shape.rows, *shape.reduced), self.names)
-        if shape.mode(shape.store, inner, self.lanes) == "vector":
+        at = load_offset(out, (*shape.rows, *shape.reduced), self.names)
+        if shape.mode(out, inner, self.lanes) == "vector":
             hint = self.elements.hint if self.lanes * out.dtype.bytes >= 16 else "PLAIN"
-            pack = f"Pack<{stored_type(out.dtype)}>::template from<{self.lanes}>(o)"
-            return [f"store_raw<{self.lanes * out.dtype.bytes}, {hint}>(out + {at}, {pack});"]
+            pack = f"Pack<{stored_type(out.dtype)}>::template from<{self.lanes}>({name})"
+            return [f"store_raw<{self.lanes * out.dtype.bytes}, {hint}>({out.parameter} + {at}, {pack});"]
         kind = index_type(inner.extent)
         return [
             f"UNROLL for (int j = 0; j < {self.lanes}; ++j) {{",
             f"  const {kind} first_k = {inner.var};",
-            f"  {{ const {kind} {inner.var} = first_k + j; store_one(out + {at}, o[j]); }}",
+            f"  {{ const {kind} {inner.var} = first_k + j; store_one({out.parameter} + {at}, {name}[j]); }}",
             "}",
         ]
 
     def store_row(self) -> list[str]:
-        """Print the store of an output that has rows only, by one thread."""
-        value = self.row.scope.value(self.shape.problem.output.expr)
-        at = load_offset(self.shape.store, self.shape.rows, self.names)
-        return [*self.row.scope.take(), f"if (thread == 0) store_one(out + {at}, {value});"]
+        """Print the stores of outputs that have rows only, by one thread."""
+        lines: list[str] = []
+        for out in self.shape.row_stores:
+            value = self.row.scope.value(out.expr)
+            at = load_offset(out, self.shape.rows, self.names)
+            lines += [*self.row.scope.take(), f"if (thread == 0) store_one({out.parameter} + {at}, {value});"]
+        return lines
 
 
 def emit_rows(shape: ReduceShape, s: RowTile) -> KernelSource:
@@ -174,11 +177,10 @@ def emit_rows(shape: ReduceShape, s: RowTile) -> KernelSource:
             for r in group
         ]
         lines += p.statistics(number, group, combined)
+    write = p.store_row()
+    lines += [line.replace("thread == 0", "thread == 0 && cluster_rank() == 0") for line in write] if s.cluster > 1 else write
     if problem.keeps:
         lines += p.output(len(shape.passes))
-    else:
-        write = p.store_row()
-        lines += [line.replace("thread == 0", "thread == 0 && cluster_rank() == 0") for line in write] if s.cluster > 1 else write
     if s.cluster > 1:
         lines.append("cluster_sync();  // no block leaves while another reads its shared memory")
     bounds = f"__cluster_dims__({s.cluster}, 1, 1) " if s.cluster > 1 else ""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from eqsat.codegen.cuda.emit import register_type
+from eqsat.codegen.cuda.emit import output_names, register_type
 from eqsat.codegen.cuda.loads import Load, LoopAxis, access_mode, find_loads, join_axes, lanes_of, row_major
 from eqsat.codegen.problem import ReduceProblem, nest
-from eqsat.ir import Expr, Input
+from eqsat.ir import Expr, Input, Output
 from eqsat.types import DType
 
 OPERATORS = {
@@ -49,14 +49,17 @@ class Reduction:
 
 @dataclass(frozen=True, slots=True)
 class ReduceShape:
-    """Loops over the rows (variables r…) and over the reduced axes (k…), the loads, and the reductions pass by pass."""
+    """Loops over the rows (variables r…) and over the reduced axes (k…), the loads, the reductions pass by pass, the stores.
+
+    A store is written like a load, of the output's own value.
+    """
 
     problem: ReduceProblem
     loads: tuple[Load, ...]
     rows: tuple[LoopAxis, ...]
     reduced: tuple[LoopAxis, ...]
     passes: tuple[tuple[Reduction, ...], ...]
-    store: Load
+    stores: tuple[Load, ...]
 
     @property
     def over(self) -> frozenset[str]:
@@ -65,8 +68,18 @@ class ReduceShape:
 
     @property
     def single(self) -> bool:
-        """Whether one pass makes all statistics and the output has rows only: what several blocks can share."""
+        """Whether one pass makes all statistics and the outputs have rows only: what several blocks can share."""
         return len(self.passes) == 1 and not self.problem.keeps
+
+    @property
+    def element_stores(self) -> tuple[Load, ...]:
+        """The stores of outputs that keep the reduced axes."""
+        return tuple(x for x in self.stores if self.varies(x.expr))
+
+    @property
+    def row_stores(self) -> tuple[Load, ...]:
+        """The stores of outputs that have rows only."""
+        return tuple(x for x in self.stores if not self.varies(x.expr))
 
     def varies(self, e: Expr) -> bool:
         """Whether a value varies along the reduced axes."""
@@ -74,8 +87,8 @@ class ReduceShape:
 
     def lanes(self, width: int, inner: LoopAxis) -> int:
         """Return the elements of a vector of `width` bytes along the loop `inner`, measured by the widest contiguous access."""
-        wide = [x.dtype for x in (*self.loads, self.store) if inner.axes and x.step(inner.axes[-1]) == 1]
-        return lanes_of(width, wide or [self.problem.output.dtype])
+        wide = [x.dtype for x in (*self.loads, *self.stores) if inner.axes and x.step(inner.axes[-1]) == 1]
+        return lanes_of(width, wide or [x.dtype for x in self.stores])
 
     def mode(self, load: Load, inner: LoopAxis, lanes: int) -> str:
         """Return how a load is read along `inner`."""
@@ -85,23 +98,27 @@ class ReduceShape:
 @functools.lru_cache(maxsize=256)  # asked once for each schedule of a space
 def reduce_shape(problem: ReduceProblem) -> ReduceShape:
     """Return loops, loads and passes of a reduce problem."""
-    program, out = problem.program, problem.output
+    program = problem.program
     extents = program.extents
     loads = tuple(find_loads(program).values())
-    iotas = {e.attrs[0] for e in out.expr.walk() if e.op == "iota"}
+    iotas = {e.attrs[0] for e in program.walk() if e.op == "iota"}
     positions = {a for e in problem.reductions if e.op in ("argmax", "argmin") for a in problem.reduced}
     pinned = frozenset(iotas).union(positions, *(x.pinned for x in loads))
-    steps = {a: s for a, s in row_major(out.axes, extents).items() if extents[a] > 1}
-    store = Load(out.expr, Input("out", out.shape, out.dtype), "out", tuple(sorted(steps.items())), 0, frozenset())
-    accesses = [dict(x.steps) for x in (*loads, store) if x.steps is not None]
+    stores = tuple(_store(o, name, extents) for o, name in zip(program.outputs, output_names(program), strict=True))
+    accesses = [dict(x.steps) for x in (*loads, *stores) if x.steps is not None]
     return ReduceShape(
         problem,
         loads,
         join_axes(problem.rows, extents, accesses, pinned, "r"),
         join_axes(problem.reduced, extents, accesses, pinned, "k"),
         _passes(problem),
-        store,
+        stores,
     )
+
+
+def _store(out: Output, name: str, extents: Mapping[str, int]) -> Load:
+    steps = {a: s for a, s in row_major(out.axes, extents).items() if extents[a] > 1}
+    return Load(out.expr, Input(name, out.shape, out.dtype), name, tuple(sorted(steps.items())), 0, frozenset())
 
 
 def _passes(problem: ReduceProblem) -> tuple[tuple[Reduction, ...], ...]:
@@ -133,9 +150,9 @@ def walk_elements(roots: Iterable[Expr], stop: Iterable[str], shape: ReduceShape
 
 
 def pass_roots(shape: ReduceShape) -> list[list[Expr]]:
-    """Return what each pass computes for an element: the bodies of its reductions, and at last the output if it has elements."""
+    """Return what each pass computes for an element: the bodies of its reductions, and at last the outputs that have elements."""
     roots = [[r.body for r in group] for group in shape.passes]
-    return [*roots, [shape.problem.output.expr]] if shape.problem.keeps else roots
+    return [*roots, [x.expr for x in shape.element_stores]] if shape.problem.keeps else roots
 
 
 def kept_values(shape: ReduceShape, elements: int) -> list[list[Expr]]:

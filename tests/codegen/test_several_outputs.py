@@ -17,6 +17,7 @@ from eqsat.codegen.cpu.point import CpuPointTile
 from eqsat.codegen.cpu.reduce import CpuReduceTile
 from eqsat.codegen.cuda.families import FAMILIES as CUDA_FAMILIES
 from eqsat.codegen.cuda.point import PointTile, TransposeTile
+from eqsat.codegen.cuda.reduce_schedule import ColumnTile, FallbackReduceTile, GridReduceTile, RowTile
 from eqsat.codegen.kernel import Family, Schedule
 from eqsat.codegen.plan import Kernel, Plan
 from eqsat.codegen.problem import PointProblem, Problem, ReduceProblem, contract_problem, point_problem, reduce_problem
@@ -66,7 +67,22 @@ def _columns() -> Program:
     return several(("m", reduce("max", "j", x), ("i",)), ("s", reduce("sum", "j", apply("mul", x, x)), ("i",)))
 
 
-POINT, REDUCE = {"point": _point(), "flat": _flat()}, {"statistics": _statistics(), "mixed": _mixed(), "columns": _columns()}
+def _normal_columns() -> Program:
+    x = array("x", F32, j=21, i=40)
+    return several(("y", apply("cast", softmax(x, "j"), dtype=BF16), ("j", "i")), ("m", reduce("max", "j", x), ("i",)))
+
+
+def _even() -> Program:
+    x = array("x", BF16, i=4, j=512)
+    wide = apply("cast", x, dtype=F32)
+    s = reduce("sum", "j", wide)
+    return several(("s", s, ("i",)), ("q", reduce("sum", "j", apply("mul", wide, wide)), ("i",)))
+
+
+POINT, REDUCE = (
+    {"point": _point(), "flat": _flat()},
+    {"statistics": _statistics(), "mixed": _mixed(), "columns": _columns(), "even": _even()},
+)
 CPU_MENU: tuple[Schedule, ...] = (
     *(CpuPointTile(b, u, t, p, 0) for b, u, t, p in itertools.product((16, 32, 64), (1, 2), (0, 16), (1, 0))),
     *(CpuReduceTile(b, u, k, p, 0) for b, u, k, p in itertools.product((16, 32, 64), (1, 2), (0, 1, 2), (1, 0))),
@@ -74,6 +90,8 @@ CPU_MENU: tuple[Schedule, ...] = (
 )  # fmt: skip
 CUDA_MENU: tuple[Schedule, ...] = (
     PointTile(128, 1, 1, 0), PointTile(32, 2, 4, 0), PointTile(64, 1, 8, 0), PointTile(32, 1, 16, 1), TransposeTile(32, 128, 1, 0),
+    FallbackReduceTile(4), RowTile(1, 4, 16, 1, 0, 0), RowTile(2, 2, 1, 1, 0, 0), RowTile(1, 1, 1, 1, 2, 0), RowTile(2, 1, 8, 1, 1, 0),
+    ColumnTile(32, 2, 1, 8, 1), ColumnTile(32, 3, 1, 1, 2), ColumnTile(64, 1, 2, 8, 1), GridReduceTile(64, 2, 1, 1, 0), GridReduceTile(64, 3, 8, 1, 0),
 )  # fmt: skip
 
 
@@ -101,9 +119,9 @@ def test_every_output_is_right_on_the_cpu(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator needs g++")
-@pytest.mark.parametrize("name", POINT)
+@pytest.mark.parametrize("name", [*POINT, *REDUCE])
 def test_every_output_is_right_on_an_emulated_gpu(name: str, tmp_path: Path) -> None:
-    p = POINT[name]
+    p = {**POINT, **REDUCE}[name]
     schedules = legal(p, CUDA_MENU, CUDA_FAMILIES)
     assert schedules
     sources = [next(f for f in CUDA_FAMILIES if type(s) in f.schedules).emit(problem_of(p), s) for s in schedules]
