@@ -79,10 +79,10 @@ def _even() -> Program:
     return several(("s", s, ("i",)), ("q", reduce("sum", "j", apply("mul", wide, wide)), ("i",)))
 
 
-POINT, REDUCE = (
-    {"point": _point(), "flat": _flat()},
-    {"statistics": _statistics(), "mixed": _mixed(), "columns": _columns(), "even": _even()},
-)
+POINT = {"point": _point(), "flat": _flat()}
+REDUCE = {
+    "statistics": _statistics(), "mixed": _mixed(), "columns": _columns(), "normal-columns": _normal_columns(), "even": _even(),
+}  # fmt: skip
 CPU_MENU: tuple[Schedule, ...] = (
     *(CpuPointTile(b, u, t, p, 0) for b, u, t, p in itertools.product((16, 32, 64), (1, 2), (0, 16), (1, 0))),
     *(CpuReduceTile(b, u, k, p, 0) for b, u, k, p in itertools.product((16, 32, 64), (1, 2), (0, 1, 2), (1, 0))),
