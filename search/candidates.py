@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from eqsat.canonical import canonical_key
@@ -36,22 +37,36 @@ class Timed:
 
 @dataclass(slots=True)
 class Candidate:
-    """A kernel of the graph. Candidates with one key are one kernel up to names and share `swept`."""
+    """A kernel of the graph. Candidates with one key are one kernel up to names and share what is known of it.
+
+    `find_legal` returns the schedules that can serve it out of the `offered` ones, likeliest first; trying them all is slow,
+    so it is asked only where a kernel is measured or chosen.
+    """
 
     node: KernelNode
     problem: Problem
     key: str
     space: Space
-    legal: tuple[Schedule, ...] = ()
-    illegal: int = 0
-    low_ns: float = 0.0
+    find_legal: Callable[[], tuple[Schedule, ...]] = tuple
+    offered: int = 0
+    low_ns: float = math.inf
 
     def __str__(self) -> str:
         needs = f" needs {sorted(self.node.needs)}" if self.node.needs else ""
-        what = show(self.node.program.outputs[0].expr)
+        what = "; ".join(show(o.expr) for o in self.node.program.outputs)
         return (
-            f"{self.node.family:<9} {self.node.name}{needs}: {what}; ≥ {self.low_ns / 1e3:.2f} µs, {len(self.legal)} schedules"
+            f"{self.node.family:<9} {self.node.name}{needs}: {what}; ≥ {self.low_ns / 1e3:.2f} µs, {self.offered} schedules offered"
         )
+
+    @property
+    def legal(self) -> tuple[Schedule, ...]:
+        """The schedules that can serve it, likeliest first."""
+        return self.find_legal()
+
+    @property
+    def illegal(self) -> int:
+        """Number of schedules offered that cannot serve it."""
+        return self.offered - len(self.legal)
 
     @property
     def kernel(self) -> Kernel:
@@ -97,17 +112,17 @@ def candidates_of(nodes: Iterable[KernelNode]) -> tuple[list[Candidate], int]:
 
 
 def bound_candidates(found: list[Candidate], spaces: Mapping[Space, tuple[Schedule, ...]], target: Target, rates: Rates) -> None:
-    """Fill in the legal schedules of each candidate and the least bound of the families that have one."""
-    memo: dict[str, tuple[tuple[Schedule, ...], int, float]] = {}
+    """Fill in what is offered for each candidate and the least bound of the families that have a legal schedule for it."""
+    memo: dict[str, tuple[Callable[[], tuple[Schedule, ...]], int, float]] = {}
     served = tuple(f for f in families(target.kind) if f.serves(target))
     for c in found:
         if c.key not in memo:
             memo[c.key] = _bounded(c.problem, spaces.get(c.space, ()), served, rates)
-        c.legal, c.illegal, c.low_ns = memo[c.key]
-    products = {(c.node.writes, c.node.needs) for c in found if c.node.family == "contract" and c.legal}
+        c.find_legal, c.offered, c.low_ns = memo[c.key]
+    products = {(c.node.writes, c.node.needs) for c in found if c.node.family == "contract" and c.low_ns < math.inf}
     for c in found:
         if c.node.family == "reduce" and (c.node.writes, c.node.needs) in products and is_wide_product(c.node.program):
-            c.legal, c.illegal, c.low_ns = (), c.illegal + len(c.legal), math.inf
+            c.find_legal, c.low_ns = tuple, math.inf
 
 
 def is_wide_product(program: Program) -> bool:
@@ -122,13 +137,13 @@ def is_wide_product(program: Program) -> bool:
 
 def _bounded(
     problem: Problem, schedules: tuple[Schedule, ...], served: tuple[Family, ...], rates: Rates
-) -> tuple[tuple[Schedule, ...], int, float]:
-    legal: list[tuple[float, Schedule]] = []
-    low = math.inf
-    for family in served:
-        mine = [s for s in schedules if type(s) in family.schedules and family.legal(problem, s) is None]
-        if mine:
-            legal += [(family.predict_ns(problem, s, rates), s) for s in mine]
-            low = min(low, family.bound_ns(problem, rates))
-    legal.sort(key=lambda pair: pair[0])  # where the budget cuts a sweep, the likeliest were tried
-    return tuple(s for _, s in legal), len(schedules) - len(legal), low
+) -> tuple[Callable[[], tuple[Schedule, ...]], int, float]:
+    offered = [(family, tuple(s for s in schedules if type(s) in family.schedules)) for family in served]
+    able = [(family, mine) for family, mine in offered if any(family.legal(problem, s) is None for s in mine)]
+
+    @functools.cache
+    def legal() -> tuple[Schedule, ...]:
+        pairs = [(f.predict_ns(problem, s, rates), s) for f, mine in able for s in mine if f.legal(problem, s) is None]
+        return tuple(s for _, s in sorted(pairs, key=lambda pair: pair[0]))
+
+    return legal, len(schedules), min((family.bound_ns(problem, rates) for family, _ in able), default=math.inf)

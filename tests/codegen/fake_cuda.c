@@ -1,7 +1,7 @@
 // A stand-in for libcuda.so.1: device memory is host memory, and every launch is written to $FAKE_CUDA_LOG as the driver would
 // read it: through the void** of arguments. It lets the tests drive the real bindings on a machine without a GPU.
 // What a kernel does follows from its name: `negate…` negates grid × block floats, `…_beyond`, `…_short`, `…_greedy` do it wrong;
-// `…__N` takes N arguments. Time is virtual: a launch takes 2 µs (20 µs if its name starts with `slow`), an event 0.5 µs.
+// `…_doubled` also writes x + x to its third argument; `…__N` takes N arguments. Time is virtual: a launch takes 2 µs (20 µs if its name starts with `slow`), an event 0.5 µs.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdarg.h>
@@ -45,6 +45,8 @@ static int execute(struct Launch *l, const char *indent) {
   } else if (!strncmp(kind, "negate", 6)) {
     int n = l->elements - (strstr(kind, "_short") ? 1 : 0) + (strstr(kind, "_beyond") ? 1 : 0);
     for (int i = 0; i < n; ++i) y[i] = -x[i];
+    if (strstr(kind, "_doubled"))
+      for (int i = 0; i < n; ++i) ((float *)l->args[2])[i] = x[i] + x[i];
     if (strstr(kind, "_greedy")) x[0] += 1;
   } else if (strncmp(l->name, "read_", 5) && strncmp(l->name, "scramble", 8)) {
     say("%s%s\n", indent, l->text);
