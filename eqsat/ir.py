@@ -6,6 +6,7 @@ a rule's counterexample is. Each can be executed by the oracle.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -302,7 +303,7 @@ class Output:
         return self.expr.type.elements * self.dtype.bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Program:
     """Inputs and outputs. Every `read` names an input, with its rank, extents and dtype."""
 
@@ -330,14 +331,13 @@ class Program:
 
     def walk(self) -> Iterator[Expr]:
         """Yield each distinct subexpression of all outputs once, operands before users."""
-        seen: set[str] = set()
-        for o in self.outputs:
-            for e in o.expr.walk():
-                if e.digest not in seen:
-                    seen.add(e.digest)
-                    yield e
+        return iter(self._nodes)
 
-    @property
+    @functools.cached_property
+    def _nodes(self) -> tuple[Expr, ...]:
+        return tuple({e.digest: e for o in self.outputs for e in o.expr.walk()}.values())
+
+    @functools.cached_property
     def extents(self) -> dict[str, int]:
         """Extent of every axis that occurs anywhere, bound ones included."""
         out: dict[str, int] = {}
@@ -347,32 +347,31 @@ class Program:
                     raise ShapeError(f"axis {a!r} has extents {out[a]} and {n} in one program")
         return out
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """SHA-256 over inputs, outputs and expressions."""
         parts = [f"{i.name}{i.shape}{i.dtype}{i.constant}" for i in self.inputs]
         parts += [f"{o.name}{o.axes}{o.dtype}{o.expr.digest}" for o in self.outputs]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    @property
+    @functools.cached_property
     def bytes(self) -> int:
         """Least bytes moved: each input that is read, once, and each output, once."""
-        read_names = {e.attrs[0] for o in self.outputs for e in o.expr.walk() if e.op == "read"}
+        read_names = {e.attrs[0] for e in self.walk() if e.op == "read"}
         return sum(i.bytes for i in self.inputs if i.name in read_names) + sum(o.bytes for o in self.outputs)
 
-    @property
+    @functools.cached_property
     def flops(self) -> int:
         """Arithmetic operations when each subexpression is evaluated once: one per element of a node's operands' join."""
         return sum(count for _, count in self._operations())
 
-    @property
+    @functools.cached_property
     def arithmetic(self) -> int:
         """The same, each operation by its weight in the op table: what a kernel without matrix instructions has to issue."""
         return sum(op.weight * count for op, count in self._operations())
 
     def _operations(self) -> Iterator[tuple[Op, int]]:
-        seen: dict[str, Expr] = {e.digest: e for o in self.outputs for e in o.expr.walk()}
-        for e in seen.values():
+        for e in self.walk():
             if e.row.kind is Kind.POINTWISE and e.op != "cast":
                 yield e.row, e.type.elements
             elif e.row.kind is Kind.REDUCE:

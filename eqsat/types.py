@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -88,7 +89,7 @@ def promote(a: DType, b: DType) -> DType:
     return max(a, b, key=_RANK.__getitem__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TensorType:
     """Named axes with their extents, in sorted order of names, and the element type.
 
@@ -103,7 +104,7 @@ class TensorType:
         if names != sorted(set(names)):
             raise ShapeError(f"axes of a type are distinct and sorted; got {names}")
 
-    @property
+    @functools.cached_property
     def names(self) -> frozenset[str]:
         """The set of axis names."""
         return frozenset(name for name, _ in self.axes)
@@ -113,7 +114,7 @@ class TensorType:
         """Extent of each axis by name."""
         return dict(self.axes)
 
-    @property
+    @functools.cached_property
     def elements(self) -> int:
         """Number of elements: the product of all extents (exact; never wraps)."""
         return math.prod(extent for _, extent in self.axes)

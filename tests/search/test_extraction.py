@@ -34,7 +34,7 @@ def candidate(writes: int, needs: set[int], low_ns: float, key: str) -> Candidat
     problem = point_problem(PROGRAM)
     assert not isinstance(problem, str)
     node = KernelNode((writes,), frozenset(needs), "point", PROGRAM)
-    return Candidate(node, problem, key, ("PointSpace", (8,)), (SCHEDULE,), 0, low_ns)
+    return Candidate(node, problem, key, ("PointSpace", (8,)), lambda: (SCHEDULE,), 1, low_ns)
 
 
 def random_graph(seed: int) -> tuple[list[Candidate], dict[str, float]]:

@@ -35,7 +35,7 @@ def candidate(
     problem = point_problem(program)
     assert not isinstance(problem, str)
     node = KernelNode((0,), frozenset(), "point", program)
-    return Candidate(node, problem, program.digest, ("PointSpace", (size,)), legal, 0, 1.0)
+    return Candidate(node, problem, program.digest, ("PointSpace", (size,)), lambda: legal, len(legal), 1.0)
 
 
 def by_width(_: Program, source: KernelSource) -> float:
