@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from eqsat.planchoice import Action, Chooser
 from eqsat.search.candidates import Candidate, Sweep
 
+_SAME = 1e-4  # plans whose bounds differ by less are alike
 _ROUNDING = 1e-6  # the solver's absolute tolerance, on an objective whose dearest kernel costs 1
 
 
@@ -248,4 +249,7 @@ def unmeasured_choice(candidates: list[Candidate], goals: frozenset[int]) -> tup
     """Return the plan of least bound: the choice by model, for targets that are not at hand."""
     chooser = Chooser([Action(frozenset(c.node.writes), c.node.needs) for c in candidates], goals)
     low = [c.low_ns for c in candidates]
-    return chooser.exact(low).plan or chooser.greedy(low)[1]
+    cost, plan = chooser.greedy(low)
+    if math.isfinite(cost):
+        chooser.prune(low, cost * (1 - _SAME))  # what cannot beat the greedy plan by more than the solver's own gap
+    return chooser.exact(low).plan or plan
