@@ -27,7 +27,7 @@ import numpy as np
 from eqsat import ops, rulegate_draw, rulegate_equation, rulegate_value
 from eqsat.errors import FalseRuleError, RuleError
 from eqsat.rulefile import Rule
-from eqsat.rulegate_draw import EXTENTS, Draw, applied, axes_of, degree, draws, evaluate, tensor_numbers
+from eqsat.rulegate_draw import EXTENTS, Draw, applied, axes_of, degree, draws, evaluate, tensor_numbers, within_ranges
 from eqsat.rulegate_equation import Equation, IllTypedError, UncheckableError, dtype_of, equations, typings
 from eqsat.rulegate_shrink import Situation, shown, shrink
 from eqsat.rulegate_value import (
@@ -299,7 +299,7 @@ class _Tester:
                 out[v] = out[draw.same[v]]
             else:
                 out[v] = tensor_numbers(self.arrays, draw.shape(v), draw.types[v], style, prime)
-        return out
+        return out if isinstance(domain, PrimeField) else within_ranges(self.equation, draw, out)
 
     def _compare(self, situation: Situation, domain: Domain) -> Comparison:
         draw = situation.draw
@@ -319,6 +319,9 @@ class _Tester:
             if draw is None or axes_of(self.equation.right, draw) is None:
                 return None
             there = Situation(draw, candidate.values)
+            fitting = within_ranges(self.equation, draw, candidate.values)
+            if any(not np.array_equal(x, fitting[v]) for v, x in candidate.values.items()):
+                return None
             try:
                 return there if self._compare(there, domain).wrong.any() else None
             except UntestableError:

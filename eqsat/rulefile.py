@@ -17,6 +17,7 @@ from typing import Literal
 from eqsat.errors import RuleError
 from eqsat.rulelint import Sorts, Source, Vocabulary, bound_variables, expand, meant, variables
 from eqsat.sexpr import Node, read_forms
+from eqsat.signature import RANGES
 
 RuleKind = Literal["rewrite", "birewrite", "rule"]
 
@@ -246,8 +247,9 @@ def _refuse_if_not_shipped(form: Node, source: Source) -> None:
 def _fact(form: Node, source: Source, vocabulary: Vocabulary) -> Node:
     if form.head == "set" and source.builtin:
         return form
-    if form.head not in vocabulary.relations or form.head == "constant":
-        allowed = ["rewrite", "birewrite", "rule", "relation", *sorted(vocabulary.relations - {"constant"})]
+    found_by_rules = {"constant", *RANGES}
+    if form.head not in vocabulary.relations or form.head in found_by_rules:
+        allowed = ["rewrite", "birewrite", "rule", "relation", *sorted(vocabulary.relations - found_by_rules)]
         shown = form.head or str(form)
         raise source.error(
             f"{shown} is not allowed in a rule file, which holds only rewrite, birewrite, rule, relation and facts of declared "

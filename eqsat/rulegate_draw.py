@@ -15,6 +15,7 @@ from eqsat.ops import BY_CONSTRUCTOR, Kind
 from eqsat.rulegate_equation import Equation, UncheckableError
 from eqsat.rulegate_value import Domain, Value
 from eqsat.sexpr import Node
+from eqsat.signature import RANGES
 
 Number = Fraction | int | float
 
@@ -190,8 +191,10 @@ def _holds(guard: Node, draw: Draw, numbers: Mapping[str, Number]) -> bool:
     if head in ("free-of", "has"):
         found = axes_of(args[1], draw)
         return found is not None and (draw.name(args[0]) in found) == (head == "has")
-    if head in ("float", "typed", "numeric", "same-dtype", "constant"):
-        return True
+    if head in RANGES and args[0].kind != "symbol":
+        raise UncheckableError(f"the gate draws numbers for variables, and {guard} speaks of a term; state it of its variables")
+    if head in ("float", "typed", "numeric", "same-dtype", "constant", *RANGES):
+        return True  # dtypes are chosen to fit, and numbers are drawn to fit (`within_ranges`)
     if head in _AXES:
         sets = [axes_of(a, draw) for a in args]
         known = [s for s in sets if s is not None]
@@ -337,6 +340,30 @@ def tensor_numbers(rng: np.random.Generator, shape: tuple[int, ...], kind: str, 
     drawn = np.where(choice < 0.1, 0.0, np.where(choice > 0.9, np.round(drawn) + 0.0, drawn))
     # The sign of a zero is no value of a tensor program; only the class `exact` promises it.
     return np.where(choice < 0.05, -0.0, drawn) if style == "signed" else drawn
+
+
+def within_ranges(equation: Equation, draw: Draw, values: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the numbers moved into the ranges that the guards state; what fits stays as it is."""
+    out = dict(values)
+    stated: dict[str, set[str]] = {}
+    for g in equation.guards:
+        if g.head in RANGES:
+            v = g.args[0].text
+            for w in {v, draw.same.get(v, v), *(x for x, y in draw.same.items() if y == v)} & set(out):
+                stated.setdefault(w, set()).add(g.head)
+    for v, heads in stated.items():
+        for head in sorted(heads):
+            out[v] = _INTO_RANGE[head](out[v])
+        if {"at-least-zero", "at-most-zero"} <= heads:
+            out[v] = np.zeros_like(out[v])
+    return out
+
+
+_INTO_RANGE: Mapping[str, Callable[[Any], Any]] = {
+    "at-least-zero": np.abs,
+    "at-most-zero": lambda x: -np.abs(x),
+    "at-most-one": lambda x: np.where(x > 1, 1 / np.maximum(x, 1), x),
+}
 
 
 def degree(node: Node, draw: Draw) -> tuple[int, int]:

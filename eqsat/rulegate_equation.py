@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from eqsat.ops import BY_CONSTRUCTOR, Kind, Op, Result
 from eqsat.rulefile import Rule
-from eqsat.sexpr import Node
-from eqsat.signature import arithmetic, weak_dtype
+from eqsat.sexpr import Node, listed
+from eqsat.signature import RANGES, arithmetic, weak_dtype
 
 TYPES = ("f32", "bf16", "f16", "i32", "bool", "weak")
 """Dtypes tried for each variable: two floats that meet in a third type, an integer, truth values and constants."""
@@ -51,10 +51,11 @@ class Equation:
 
 
 def equations(rule: Rule) -> tuple[Equation, ...]:
-    """Return what `rule` claims about tensors; nothing if it only states facts or lowers.
+    """Return what `rule` claims about tensors; nothing if it only lowers.
 
-    A rewrite claims one equation, a birewrite two; a `rule` one for each union of tensors in its actions, the equations in
-    its body put in place of the variables that they define.
+    A rewrite claims one equation, a birewrite two; a `rule` one for each union of tensors and each fact about a range in its
+    actions, the equations in its body put in place of the variables that they define. A fact claims what it means:
+    `(at-least-zero e)` is max(e, 0) = e.
     """
     if rule.kind != "rule":
         return tuple(_equation(rule, name, a, b, rule.guards) for name, a, b in rule.directions)
@@ -65,6 +66,12 @@ def equations(rule: Rule) -> tuple[Equation, ...]:
     for u in unions:
         left, right = (_resolved(x, lets) for x in u.args)
         found.append(_equation(rule, rule.name, left, right, rule.guards))
+    for a in rule.actions:
+        if a.head in RANGES:
+            op, limit = RANGES[a.head]
+            stated = _resolved(a.args[0], lets)
+            bounded = listed(op, stated, listed("Const", Node("float", repr(limit))))
+            found.append(_equation(rule, rule.name, stated, bounded, rule.guards))
     return tuple(found)
 
 
@@ -215,6 +222,8 @@ def _allows(guard: Node, types: Mapping[str, str]) -> bool:
             return dtype_of(a, types) != "bool"
         case "same-dtype", (a, b):
             return dtype_of(a, types) == dtype_of(b, types)
+        case head, (a,) if head in RANGES and a.kind == "symbol":
+            return dtype_of(a, types) != "bool"
         case ("=" | "!=") as op, (a, b):
             x, y = _type_name(a, types), _type_name(b, types)
             return x is None or y is None or (x == y) == (op == "=")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from eqsat.errors import RuleError
 from eqsat.sexpr import Node, listed, symbol
-from eqsat.signature import constructors
+from eqsat.signature import RANGES, constructors
 
 Signature = tuple[tuple[str, ...], str]
 """Sorts of the arguments and of the result; a relation has the result sort ""."""
@@ -22,8 +22,9 @@ FUNCTIONS: Mapping[str, Signature] = {
     "floating": (("String",), "String"),
     "counting": (("String",), "String"),
     "constant": (("T",), ""),
+    **dict.fromkeys(RANGES, (("T",), "")),
 }
-"""Analyses of the e-graph, and the one relation it always has."""
+"""Analyses of the e-graph, and the relations it always has."""
 
 MACROS: Mapping[str, Signature] = {
     "free-of": (("String", "T"), ""),

@@ -18,6 +18,13 @@ from eqsat.types import DType, promote
 WEAK = "weak"
 """dtype of a constant: it takes the type of what it meets."""
 
+RANGES: Mapping[str, tuple[str, float]] = {
+    "at-least-zero": ("Maximum", 0.0),
+    "at-most-zero": ("Minimum", 0.0),
+    "at-most-one": ("Minimum", 1.0),
+}
+"""Relations about the range of a value, found by rules: each means that the value equals this op of itself and the number."""
+
 _LEAVES = {"read": "String String", "const": "f64", "iota": "String"}
 _GIVEN = {"access": "T String", "cast": "T String"}
 _NAMES = (*(d.value for d in DType), WEAK)
@@ -54,6 +61,7 @@ def declarations() -> str:
         "(function floating (String) String :no-merge)",
         "(function counting (String) String :no-merge)",
         "(relation constant (T))",
+        *(f"(relation {name} (T))" for name in RANGES),
         "(ruleset rs-analysis)",
     ]
     for op in TABLE:

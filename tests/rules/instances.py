@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from eqsat.ir import Expr, Input, Output, Program, read
 from eqsat.rulegate_draw import EXTENTS, Draw, draws, number
 from eqsat.rulegate_equation import Equation, typings
-from eqsat.sexpr import Node
+from eqsat.sexpr import Node, listed
 from eqsat.terms import from_term
 from eqsat.types import DType
 
@@ -24,13 +24,14 @@ def program(equation: Equation, side: Node, draw: Draw) -> Program:
     """Return the side as a program that reads one input for each tensor variable."""
     reads = {v: _read(v, draw) for v in equation.tensors}
     inputs = tuple(Input(v, tuple(r.type.extents[a] for a in r.attrs[1]), r.dtype) for v, r in reads.items())
+    terms = {v: _in_range(_read_term(r), [g.head for g in equation.guards if g.args[0].text == v]) for v, r in reads.items()}
     some = (
         Program(inputs, (Output("o", next(iter(reads.values())), next(iter(reads.values())).attrs[1], DType.F64),))
         if reads
         else None
     )
     empty = Program((Input("none", (), DType.F32),), (Output("o", read("none", (), (), DType.F32), (), DType.F32),))
-    expr = from_term(str(_ground(side, draw, reads)), some or empty, extents=draw.extents)
+    expr = from_term(str(_ground(side, draw, terms)), some or empty, extents=draw.extents)
     return Program(inputs or empty.inputs, (Output("y", expr, tuple(sorted(expr.axes)), expr.dtype),))
 
 
@@ -39,15 +40,27 @@ def _read(variable: str, draw: Draw) -> Expr:
     return read(variable, axes, tuple(draw.extents[a] for a in axes), DType(draw.types[variable]))
 
 
-def _ground(node: Node, draw: Draw, reads: Mapping[str, Expr]) -> Node:
-    """Put reads, axis names and numbers in place of the variables."""
+def _read_term(expr: Expr) -> Node:
+    return listed("Read", Node("string", expr.attrs[0]), Node("string", " ".join(expr.attrs[1])))
+
+
+def _in_range(term: Node, guards: list[str]) -> Node:
+    """Wrap a read so that the analysis finds it in the ranges that the guards ask for."""
+    if "at-least-zero" in guards:
+        term = listed("Abs", term)
+    if "at-most-zero" in guards:
+        term = listed("Neg", listed("Abs", term))
+    return listed("Minimum", term, listed("Const", Node("float", "1.0"))) if "at-most-one" in guards else term
+
+
+def _ground(node: Node, draw: Draw, terms: Mapping[str, Node]) -> Node:
+    """Put terms, axis names and numbers in place of the variables."""
     if node.head == "Const":
-        return Node("list", "", (node.items[0], Node("float", repr(float(number(node.args[0], draw, draw.numbers))))))
+        return listed("Const", Node("float", repr(float(number(node.args[0], draw, draw.numbers)))))
     if node.kind == "list":
-        return Node("list", "", tuple(_ground(i, draw, reads) for i in node.items))
-    if node.kind == "symbol" and node.text in reads:
-        axes = Node("string", " ".join(reads[node.text].attrs[1]))
-        return Node("list", "", (Node("symbol", "Read"), Node("string", node.text), axes))
+        return Node("list", "", tuple(_ground(i, draw, terms) for i in node.items))
+    if node.kind == "symbol" and node.text in terms:
+        return terms[node.text]
     if node.kind == "symbol" and node.text in draw.axis:
         return Node("string", draw.axis[node.text])
     if node.kind == "symbol" and node.text in draw.types:
