@@ -147,7 +147,7 @@ def derive(
         established by saturation, and the receipt then says that its chain is missing.
     """
     limits = limits or Limits(nodes=3 * Limits().nodes, soft_s=5.0, hard_s=10.0)
-    search = _Search(program, [r for r in rules if any(r.phase in p.rules for p in phases if p.grows)])
+    search = _Search(program, [r for r in rules if r.phase == "analysis" or any(r.phase in p.rules for p in phases if p.grows)])
     try:
         ends = search.read_ends(source, target)
     except EqsatError as error:
