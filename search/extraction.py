@@ -252,4 +252,5 @@ def unmeasured_choice(candidates: list[Candidate], goals: frozenset[int]) -> tup
     cost, plan = chooser.greedy(low)
     if math.isfinite(cost):
         chooser.prune(low, cost * (1 - _SAME))  # what cannot beat the greedy plan by more than the solver's own gap
-    return chooser.exact(low).plan or plan
+    found = chooser.exact(low).plan
+    return found if found and sum(low[i] for i in found) < cost else plan

@@ -215,3 +215,11 @@ def test_a_certificate_says_that_schedules_were_left_out_by_rank() -> None:
     e.run()
     assert e.certificate().verdict == "closed"
     assert e.certificate().empirical == "rates and ranks of schedules"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_choice_by_model_is_the_best_of_all_plans(seed: int) -> None:
+    candidates, _ = random_graph(seed)
+    low = {c.key: c.low_ns for c in candidates}
+    found = unmeasured_choice(candidates, frozenset([GOAL]))
+    assert sum(candidates[i].low_ns for i in found) == pytest.approx(cheapest(candidates, low), rel=2e-4)
