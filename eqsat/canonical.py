@@ -1,14 +1,20 @@
-"""The canonical form of a kernel-sized program: axes and buffers renamed in order of first visit, operands sorted.
+"""Names that carry no meaning: one key for kernels that differ in names alone, one name for values that are the same.
 
-Two kernels that differ only in names have one key, so their measurements are shared between plans, programs and runs.
+Two kernels with one key share their measurements between plans, programs and runs. Two values that differ in names of bound
+axes become one expression, and so one class of the e-graph.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 from eqsat.access import AccessMap, Index
-from eqsat.ir import Expr, Program
+from eqsat.ir import Expr, Output, Program, rebuild
+from eqsat.naming import relabel
+from eqsat.ops import Kind
+
+_Scope = tuple[tuple[str, int], ...]  # free axes that are bound further out, with their levels
 
 
 def canonical_key(program: Program) -> str:
@@ -68,3 +74,124 @@ def _shape(e: Expr, program: Program, known: dict[str, str]) -> str:
     if e.row.commutative:
         children.sort()
     return hashlib.sha256(f"{e.op}{extents}{e.dtype}{detail}{children}".encode()).hexdigest()
+
+
+def shared(program: Program) -> Program:
+    """Return the program in which values that differ only in names of bound axes are one expression.
+
+    Renamings of computed values (accesses that only name axes anew) are pushed down to what they read wherever that computes
+    nothing twice.
+    """
+    nodes = Alpha()
+    program = _with_one_name(program, nodes)
+    for e in [e for e in program.walk() if _is_renaming(e)]:
+        trial = _with_one_name(_pushed(program, e), nodes)
+        if _reductions(trial) <= _reductions(program):
+            program = trial
+    return program
+
+
+class Alpha:
+    """Numbers for expressions, equal for those that differ only in names of bound axes."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[object, ...], int] = {}
+        self._known: dict[tuple[str, _Scope], int] = {}
+
+    def number(self, expr: Expr) -> int:
+        """Return the number of an expression; its free axes count by name."""
+        root = (expr, ())
+        stack: list[tuple[Expr, _Scope]] = [root]
+        while stack:  # no recursion: programs may be deep
+            e, scope = stack[-1]
+            if (e.digest, scope) not in self._known:
+                below = self._below(e, dict(scope))
+                if waiting := [(a, s) for a, s in below if (a.digest, s) not in self._known]:
+                    stack.extend(waiting)
+                    continue
+                key = self._key(e, dict(scope), tuple(self._known[a.digest, s] for a, s in below))
+                self._known[e.digest, scope] = self._numbers.setdefault(key, len(self._numbers))
+            stack.pop()
+        return self._known[expr.digest, ()]
+
+    @staticmethod
+    def _below(e: Expr, levels: dict[str, int]) -> list[tuple[Expr, _Scope]]:
+        """Return each operand with the levels of those of its free axes that are bound further out."""
+        if e.row.kind is Kind.REDUCE:
+            levels = levels | {e.attrs[0]: len(levels)}
+        elif e.row.kind is Kind.ACCESS:
+            outer = len(levels)
+            replaced = [a for a, _ in _entries(e, levels)]
+            levels = {a: n for a, n in levels.items() if a not in replaced} | {a: outer + n for n, a in enumerate(replaced)}
+        return [(a, tuple(sorted((x, n) for x, n in levels.items() if x in a.axes))) for a in e.args]
+
+    @staticmethod
+    def _key(e: Expr, levels: Mapping[str, int], operands: tuple[int, ...]) -> tuple[object, ...]:
+        extents = e.type.extents
+        named = {a: levels.get(a, a) for a in extents}
+        typed = tuple(sorted((str(named[a]), n) for a, n in extents.items()))
+        match e.row.kind:
+            case Kind.REDUCE:
+                detail: tuple[object, ...] = (e.args[0].type.extents[e.attrs[0]],)
+            case Kind.ACCESS:
+                detail = tuple(str(index) for _, index in _entries(e, levels))
+            case _ if e.op == "read":
+                detail = (e.attrs[0], *(named[a] if a else "" for a in e.attrs[1]))
+            case _ if e.op == "iota":
+                detail = (named[e.attrs[0]],)
+            case _:
+                detail = tuple(repr(a) for a in e.attrs)
+        return e.op, str(e.dtype), typed, detail, operands
+
+
+def _entries(e: Expr, levels: Mapping[str, int]) -> list[tuple[str, Index]]:
+    """Return an access's entries, bound axes in the indices written by level, in an order that depends on no bound name."""
+    by = {a: Index.axis(f"#{n}") for a, n in levels.items()}
+    entries = [(a, index.substitute(by)) for a, index in e.attrs[0].entries]
+    return sorted(entries, key=lambda entry: (str(entry[1]), e.args[0].type.extents[entry[0]]))
+
+
+def _with_one_name(program: Program, nodes: Alpha) -> Program:
+    """Replace each value by the first one of its number."""
+    first: dict[int, Expr] = {}
+    memo: dict[str, Expr] = {}
+    for e in program.walk():
+        made = rebuild(e, tuple(memo[a.digest] for a in e.args))
+        memo[e.digest] = first.setdefault(nodes.number(e), made)
+    return Program(program.inputs, tuple(Output(o.name, memo[o.expr.digest], o.axes, o.dtype) for o in program.outputs))
+
+
+def _is_renaming(e: Expr) -> bool:
+    """Whether `e` only names axes of a computed value anew, by names that are not among that value's free ones."""
+    if e.row.kind is not Kind.ACCESS:
+        return False
+    mapping: AccessMap = e.attrs[0]
+    to = [index.name for _, index in mapping.entries if index.op == "axis"]
+    old, new = e.args[0].type.extents, dict(mapping.extents)
+    return (
+        len(set(to)) == len(mapping.entries)
+        and all(new[b] == old[a] for (a, _), b in zip(mapping.entries, to, strict=True))
+        and not set(to) & old.keys()
+    )
+
+
+def _pushed(program: Program, renaming: Expr) -> Program:
+    """Return the program with an access that only renames done away with: its operand is written under the new names.
+
+    Axes bound in the operand that would meet a new name are called otherwise, so that sums can still move past each other.
+    """
+    (inner,) = renaming.args
+    names = {a: index.name for a, index in renaming.attrs[0].entries}
+    used = {a for e in inner.walk() for a in e.axes}
+    by = {a: names.get(a, a) for a in used}
+    for a in sorted(used & set(names.values())):
+        by[a] = next(name for n in range(len(used) + 1) if (name := f"{a}_{n}") not in used)
+    made = relabel(inner, by)
+    memo: dict[str, Expr] = {}
+    for e in program.walk():
+        memo[e.digest] = made if e.digest == renaming.digest else rebuild(e, tuple(memo[a.digest] for a in e.args))
+    return Program(program.inputs, tuple(Output(o.name, memo[o.expr.digest], o.axes, o.dtype) for o in program.outputs))
+
+
+def _reductions(program: Program) -> int:
+    return sum(e.row.kind is Kind.REDUCE for e in program.walk())

@@ -302,23 +302,30 @@ LETTERS = "ijklmnopqrstuvwxyzabcdefgh"
 
 def canonical(program: Program) -> Program:
     """Return the program with its axes named i, j, k, … in order of first appearance: outputs, inputs, then the rest."""
-    nodes: dict[str, Expr] = {e.digest: e for out in program.outputs for e in out.expr.walk()}
-    order: dict[str, None] = {}
-    for out in program.outputs:
-        order.update(dict.fromkeys(a for a in out.axes if a))
-    for source in program.inputs:
-        for e in nodes.values():
-            if e.op == "read" and e.attrs[0] == source.name:
-                order.update(dict.fromkeys(a for a in e.attrs[1] if a))
-    for e in nodes.values():
-        order.update(dict.fromkeys(a for a, _ in e.type.axes))
-    names = {a: LETTERS[i % 26] + (str(i // 26) if i >= 26 else "") for i, a in enumerate(order)}
+    names = canonical_names(program)
     memo: dict[str, Expr] = {}
     outputs = tuple(
         Output(out.name, relabel(out.expr, names, memo), tuple(names.get(a, "") for a in out.axes), out.dtype)
         for out in program.outputs
     )
     return Program(program.inputs, outputs)
+
+
+def canonical_names(program: Program) -> dict[str, str]:
+    """Return the names that `canonical` gives to the axes of `program`."""
+    nodes = list(program.walk())
+    order: dict[str, None] = {}
+    for out in program.outputs:
+        order.update(dict.fromkeys(a for a in out.axes if a))
+    reads: dict[str, dict[str, None]] = {source.name: {} for source in program.inputs}
+    for e in nodes:
+        if e.op == "read":
+            reads[e.attrs[0]].update(dict.fromkeys(a for a in e.attrs[1] if a))
+    for axes in reads.values():
+        order.update(axes)
+    for e in nodes:
+        order.update(dict.fromkeys(a for a, _ in e.type.axes))
+    return {a: LETTERS[i % 26] + (str(i // 26) if i >= 26 else "") for i, a in enumerate(order)}
 
 
 def relabel(expr: Expr, names: Mapping[str, str], memo: dict[str, Expr] | None = None) -> Expr:

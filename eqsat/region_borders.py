@@ -1,0 +1,251 @@
+"""Where a program is narrow: values in order of evaluation, what is still needed at each place, and the choice of borders.
+
+Values that need no reduction (reads, positions, and what is pointwise over them, such as a mask) never cross a border:
+they are computed again from the program's inputs.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+from eqsat.ir import Expr, Program
+from eqsat.ops import Kind
+
+_WIDTH = 2  # computed values that may cross a border: a residual stream and what is about to be added to it
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """The values of a program that need a reduction, operands before users, and the last place that needs each.
+
+    Parameters
+    ----------
+    values : tuple of Expr
+    position : dict of str to int
+        Digest to place.
+    last : tuple of int
+        Last place whose value uses this one; its own place if none does.
+    free : tuple of int
+        For each value the operations without a reduction that it takes as operands, transitively, as bits.
+    stored : frozenset of int
+        Places of values that outputs of the program hold as they are: crossing a border costs them nothing.
+    barred : frozenset of int
+        Places of values that cross no border: nothing but reductions use them (the products under a sum), or an output holds
+        them in another type.
+    inputs : tuple of (int, int)
+        First and last place that reads each input which is no constant.
+    size : int
+        Operations of the program.
+    """
+
+    values: tuple[Expr, ...]
+    position: dict[str, int]
+    last: tuple[int, ...]
+    free: tuple[int, ...]
+    stored: frozenset[int]
+    barred: frozenset[int]
+    inputs: tuple[tuple[int, int], ...]
+    size: int
+
+    @staticmethod
+    def of(program: Program) -> Order:
+        """Return the order in which a walk from the outputs meets the values of `program`."""
+        free: dict[str, int] = {}
+        reads: dict[str, frozenset[str]] = {}  # of what needs no reduction
+        values: list[Expr] = []
+        position: dict[str, int] = {}
+        last: list[int] = []
+        taken: list[int] = []
+        pointwise: set[int] = set()  # places with a user that is no reduction
+        spans: dict[str, tuple[int, int]] = {}
+        varying = {i.name for i in program.inputs if not i.constant}
+        bits = 0
+        for e in program.walk():
+            below = 0
+            for a in e.args:
+                below |= free.get(a.digest, 0)
+            names = frozenset().union(*(reads.get(a.digest, frozenset()) for a in e.args))
+            if e.row.kind is Kind.LEAF:
+                free[e.digest] = 0
+                reads[e.digest] = frozenset([e.attrs[0]]) & varying if e.op == "read" else frozenset()
+            elif e.row.kind is not Kind.REDUCE and all(a.digest in free for a in e.args):
+                free[e.digest] = below | 1 << bits
+                reads[e.digest] = names
+                bits += 1
+            else:
+                here = len(values)
+                for a in e.args:
+                    if a.digest in position:
+                        last[position[a.digest]] = here
+                        if e.row.kind is not Kind.REDUCE:
+                            pointwise.add(position[a.digest])
+                for name in names:
+                    spans[name] = (spans.get(name, (here, here))[0], here)
+                position[e.digest] = here
+                values.append(e)
+                last.append(here)
+                taken.append(below)
+        held = [(position[o.expr.digest], o.dtype is o.expr.dtype) for o in program.outputs if o.expr.digest in position]
+        stored = frozenset(p for p, as_it_is in held if as_it_is)
+        reduced = {p for p, until in enumerate(last) if until > p} - pointwise - stored
+        barred = frozenset(p for p, as_it_is in held if not as_it_is) | reduced
+        return Order(
+            tuple(values), position, tuple(last), tuple(taken), stored, barred, tuple(spans.values()), len(values) + bits
+        )
+
+    def live(self, start: int, end: int) -> Iterator[Expr]:
+        """Yield the values of places start…end−1 that places from `end` on need."""
+        for p in range(start, end):
+            if self.last[p] >= end:
+                yield self.values[p]
+
+    def operations(self, start: int, end: int) -> int:
+        """Return the operations that a region over places start…end−1 computes, those without a reduction included."""
+        bits = 0
+        for p in range(start, end):
+            bits |= self.free[p]
+        return end - start + bits.bit_count()
+
+    def crossings(self) -> list[int | None]:
+        """Return for each place from 0 to the end the bytes that cross a border before it; None where it may not be one."""
+        leaving: list[list[int]] = [[] for _ in range(len(self.values) + 2)]
+        for p, until in enumerate(self.last):
+            leaving[until + 1].append(p)
+        crossing: set[int] = set()
+        out: list[int | None] = []
+        for place in range(len(self.values) + 1):
+            crossing.difference_update(leaving[place])
+            if crossing & self.barred or len(crossing - self.stored) > _WIDTH:
+                out.append(None)
+            else:
+                out.append(sum(self.values[p].type.elements * self.values[p].dtype.bytes for p in crossing - self.stored))
+            if place < len(self.values) and self.last[place] > place:
+                crossing.add(place)
+        return out
+
+
+Key = Callable[[int, int], Hashable]
+
+
+def choose_borders(order: Order, limit: int, key: Key) -> list[int]:
+    """Return the places before which regions of at most `limit` operations begin, ascending, 0 left out.
+
+    Parameters
+    ----------
+    order : Order
+    limit : int
+    key : callable
+        `key(a, b)` is equal for stretches (of places a…b−1) that are one region up to names.
+
+    Notes
+    -----
+    Considered are the split that stores least and, over the narrowest places, every periodic one: a network of equal layers
+    then falls into equal regions.
+    """
+    end = len(order.values)
+    bytes_at = order.crossings()
+    everywhere = [p for p in range(1, end) if bytes_at[p] is not None]
+    narrow = dict.fromkeys(_necks(order, everywhere))
+    points: list[int] = []
+    for a, b in itertools.pairwise([0, *narrow, end]):
+        inner = [p for p in everywhere if a < p < b] if order.operations(a, b) > limit else []
+        points += _cheapest(order, inner, bytes_at, narrow, a, b, limit) if inner else []
+        points += [b] if b < end else []
+    parts = {a: key(a, b) for a, b in itertools.pairwise([0, *points, end])}
+    at = sorted(parts)
+
+    def joined(a: int, b: int) -> Hashable:
+        return tuple(parts[p] for p in at[bisect.bisect_left(at, a) : bisect.bisect_left(at, b)])
+
+    least = _cheapest(order, everywhere, bytes_at, narrow, 0, end, limit)
+    found = [(_score(order, ends, bytes_at, limit, joined), ends) for ends in _periodic(order, points, limit)]
+    found.insert(0, (_score(order, least, bytes_at, limit, joined if set(least) <= set(points) else key), least))
+    return min(found, key=lambda f: f[0])[1]
+
+
+def _necks(order: Order, places: Sequence[int]) -> list[int]:
+    """Return the places where one value, computed or given, is all that is still needed.
+
+    What is needed through more than half of the program (a mask, an encoder's result) is background and does not count.
+    """
+    end = len(order.values)
+    change = [0] * (end + 2)
+    spans = [*((p, until) for p, until in enumerate(order.last)), *order.inputs]
+    for first, until in spans:
+        if until > first and 2 * (until - first) <= end:
+            change[first + 1] += 1
+            change[until + 1] -= 1
+    count, out, allowed = 0, [], set(places)
+    for p in range(end):
+        count += change[p]
+        if p in allowed and count <= 1:
+            out.append(p)
+    return out
+
+
+def _cheapest(
+    order: Order,
+    places: Sequence[int],
+    bytes_at: Sequence[int | None],
+    narrow: Collection[int],
+    start: int,
+    end: int,
+    limit: int,
+) -> list[int]:
+    """Return the borders out of `places` that store the fewest bytes with regions of at most `limit` operations.
+
+    Where no such borders exist, the regions that are too large have the fewest operations in excess. Of equal ones `narrow`
+    places are taken, and regions of like size.
+    """
+    stops = [start, *places, end]
+    best: dict[int, tuple[tuple[int, int, int, int, int], int]] = {start: ((0, 0, 0, 0, 0), start)}
+    for i, a in enumerate(stops[:-1]):
+        (excess, cost, wide, count, squares), _ = best[a]
+        bits = 0
+        for b_index in range(i + 1, len(stops)):
+            b = stops[b_index]
+            for p in range(stops[b_index - 1], b):
+                bits |= order.free[p]
+            size = b - a + bits.bit_count()
+            over = max(0, size - limit)
+            if over and b_index > i + 1:
+                break
+            stored = 0 if b == end else bytes_at[b] or 0
+            option = (excess + over, cost + stored, wide + (b not in narrow), count + 1, squares + size * size)
+            if b not in best or option < best[b][0]:
+                best[b] = (option, a)
+    ends: list[int] = []
+    at = best[end][1]
+    while at != start:
+        ends.append(at)
+        at = best[at][1]
+    return ends[::-1]
+
+
+def _periodic(order: Order, points: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Yield the splits that leave out all but every n-th of `points`, from each first one on."""
+    stops = [*points, len(order.values)]
+    for step in range(1, len(stops) + 1):
+        fits = False
+        for first in range(min(step, len(points))):
+            ends = list(points[first::step])
+            sizes = [order.operations(a, b) for a, b in itertools.pairwise([0, *ends, len(order.values)])]
+            fits |= min(sizes) <= limit
+            if max(sizes) <= limit or step == 1:
+                yield ends
+        if not fits:
+            return
+
+
+def _score(order: Order, ends: Sequence[int], bytes_at: Sequence[int | None], limit: int, key: Key) -> tuple[int, int, int, int]:
+    """Return the operations beyond the limit, those of different regions, the bytes stored, and the number of regions."""
+    sizes: dict[Hashable, int] = {}
+    excess = 0
+    for a, b in itertools.pairwise([0, *ends, len(order.values)]):
+        size = order.operations(a, b)
+        sizes.setdefault(key(a, b), size)
+        excess += max(0, size - limit)
+    return excess, sum(sizes.values()), sum(bytes_at[p] or 0 for p in ends), len(ends)
