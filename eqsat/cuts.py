@@ -84,15 +84,19 @@ class Cuts:
         leaves = {c for c, found in nodes.items() for n in found if n.op in ("Read", "Const", "Iota")}
         wanted = set(self.frozen.roots)
         bodies: set[int] = set()
+        accessed: set[int] = set()  # where no rule moves an access to the leaf, even a position is stored
         for c, found in nodes.items():
             for n in found:
-                if n.op in ("ContractAnchor", "Access"):
+                if n.op == "ContractAnchor":
                     wanted.update(n.children)
+                if n.op == "Access":
+                    accessed.update(n.children)
                 if n.op in ("ReduceAnchor", "FoldAnchor"):
                     bodies.update(n.children)
                 if self._is_reduction(n):
                     wanted.add(c)
-        return frozenset((wanted | (bodies & self._above_contractions()) | self._prepared()) - leaves)
+        reads = {c for c, found in nodes.items() for n in found if n.op == "Read"}
+        return frozenset((wanted | (bodies & self._above_contractions()) | self._prepared()) - leaves | (accessed - reads))
 
     def _prepared(self) -> set[int]:
         """Classes that depend on constants alone and are used by what does not: they can be computed ahead of time."""

@@ -58,8 +58,8 @@ def indices(draw: st.DrawFn) -> Index:
 class _Maker:
     """Draws expressions; collects the inputs that they read."""
 
-    def __init__(self, draw: st.DrawFn, dtypes: Sequence[DType], rows: Sequence[Op]) -> None:
-        self.draw, self.dtypes, self.rows = draw, dtypes, rows
+    def __init__(self, draw: st.DrawFn, dtypes: Sequence[DType], rows: Sequence[Op], masks: bool) -> None:
+        self.draw, self.dtypes, self.rows, self.masks = draw, dtypes, rows, masks
         self.inputs: dict[str, Input] = {}
 
     def expr(self, depth: int, truth: bool = False) -> Expr:
@@ -67,7 +67,7 @@ class _Maker:
         if depth and (not rows or self.draw(st.integers(0, 4)) == 0):
             return self.expr(0, truth)
         if truth and not depth:
-            return self._read(DType.BOOL)
+            return self._mask() if self.masks and self.draw(st.booleans()) else self._read(DType.BOOL)
         return self._node(self.draw(st.sampled_from(rows)), depth)
 
     @staticmethod
@@ -102,6 +102,14 @@ class _Maker:
         if dtype.is_float:
             return ir.const(self.draw(st.sampled_from([0.0, -0.0, 1.0, -2.5, 1e-6, 3.25, math.inf])), dtype)
         return ir.const(self.draw(st.integers(-3, 3)), dtype)
+
+    def _mask(self) -> Expr:
+        """Compare positions: a causal mask, a band, a prefix, or one that holds everywhere or nowhere."""
+        draw = self.draw
+        a, b = draw(st.sampled_from(sorted(EXTENTS))), draw(st.sampled_from(sorted(EXTENTS)))
+        left = ir.apply("add", ir.iota(a, EXTENTS[a]), ir.const(draw(st.integers(-6, 6)), DType.I64))
+        right = ir.iota(b, EXTENTS[b]) if draw(st.booleans()) else ir.const(draw(st.integers(-1, 6)), DType.I64)
+        return ir.apply(draw(st.sampled_from(["lt", "le"])), *draw(st.permutations([left, right])))
 
     def _read(self, dtype: DType) -> Expr:
         if self.inputs and self.draw(st.booleans()):
@@ -140,6 +148,7 @@ def programs(
     dtypes: Sequence[DType] = NUMBERS,
     without: Sequence[str] = (),
     accesses: bool = True,
+    masks: bool = False,
 ) -> Program:
     """Draw a program.
 
@@ -155,9 +164,11 @@ def programs(
         Names of ops that are not wanted.
     accesses : bool
         Whether accesses are drawn.
+    masks : bool
+        Whether comparisons of positions are drawn as truth values, even where comparisons of data are not wanted.
     """
     rows = [r for r in TABLE if r.name not in without and (accesses or r.kind is not Kind.ACCESS)]
-    maker = _Maker(draw, dtypes, rows)
+    maker = _Maker(draw, dtypes, rows, masks)
     made: list[Output] = []
     for n in range(draw(st.integers(1, outputs))):
         expr = maker.expr(draw(st.integers(1, depth)), truth=draw(st.integers(0, 7)) == 0)
