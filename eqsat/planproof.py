@@ -1,0 +1,147 @@
+"""The proof that a plan computes its program: before anything of it is compiled, and which kind of proof it is.
+
+In order: a derivation by admitted rules (`eqsat.derivation`), the normal form of sums of products, equality in prime fields with
+a computed chance of a miss, models of the field that obey more laws, float64. The weaker kinds follow where the stronger
+ones say nothing; what differs in float64 by more than rounding is refuted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from eqsat.compressed import Evaluation, TooLargeError
+from eqsat.constants import Constants
+from eqsat.floats import Floats
+from eqsat.ir import Expr
+from eqsat.residues import CHAINS, Residues
+
+Method = Literal["identical", "normal form", "field", "laws", "float", "untested", "refuted"]
+_ENOUGH = -40.0  # log2 of the chance of a miss at which no further trial is run
+_TRIALS = 6
+_PATIENCE_S = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far two lists of values are known to be equal.
+
+    Parameters
+    ----------
+    method : str
+        "identical": the same expressions; "normal form": equal as sums of products, whatever the functions in them;
+        "field": equal modulo primes, functions random; "laws": the same in models in which exp, √, |·| and order obey their
+        laws; "float": equal in float64 up to rounding; "untested": too large, or nothing was defined; "refuted": they differ.
+    log2_bound : float or None
+        Of the chance that a difference goes unseen ("field").
+    trials, compared : int
+        Trials run, and elements compared in all of them.
+    note : str
+    """
+
+    method: Method
+    log2_bound: float | None = None
+    trials: int = 0
+    compared: int = 0
+    note: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing speaks against it."""
+        return self.method != "refuted"
+
+    def __str__(self) -> str:
+        match self.method:
+            case "identical":
+                return "the same expression"
+            case "normal form":
+                return "equal as a sum of products, for all values of the functions in it"
+            case "field":
+                return (
+                    f"equal modulo {self.trials} primes on {self.compared} elements, functions random; "
+                    f"chance that a difference goes unseen ≤ 2^{self.log2_bound:.0f}"
+                )
+            case "laws":
+                return f"equal modulo {self.trials} primes on {self.compared} elements, in models of exp, √, |x| and order"
+            case "float":
+                return f"equal in float64 up to rounding on {self.compared} elements"
+            case "refuted":
+                return f"not equal: {self.note}"
+            case _:
+                return f"not tested: {self.note}"
+
+
+def agree(left: Sequence[Expr], right: Sequence[Expr], *, seed: int = 1, relative: float = 0.0) -> Agreement:
+    """Return how far the values of `left` are known to equal those of `right`, one by one.
+
+    Parameters
+    ----------
+    left, right : sequence of Expr
+        Over the same inputs; each pair over the same axes.
+    seed : int
+    relative : float
+        Relative difference allowed in float64: of rules that approximate.
+    """
+    pairs = [(a, b) for a, b in zip(left, right, strict=True) if a.digest != b.digest]
+    if not pairs:
+        return Agreement("identical")
+    for a, b in pairs:
+        if a.axes != b.axes:
+            return Agreement("refuted", note=f"one varies over {sorted(a.axes)}, the other over {sorted(b.axes)}")
+    try:
+        return _in_fields(pairs, seed) or _under_laws(pairs, seed) or _in_floats(pairs, seed, relative)
+    except TooLargeError as error:
+        return Agreement("untested", note=f"{error} has too many elements")
+
+
+def _in_fields(pairs: Sequence[tuple[Expr, Expr]], seed: int) -> Agreement | None:
+    """Return the agreement in prime fields with random functions; None if they differ there."""
+    constants, began = Constants(), time.perf_counter()
+    bound, compared = 0.0, 0
+    for trial in range(_TRIALS):
+        algebra = Residues(CHAINS[trial % len(CHAINS)], constants, seed + trial)
+        evaluation = Evaluation(algebra, seed + trial)
+        degree = 0
+        for a, b in pairs:
+            differ, seen, most = algebra.compare(evaluation.value(a), evaluation.value(b))
+            if differ:
+                return None
+            compared, degree = compared + seen, max(degree, most)
+        bound += algebra.miss(degree) if compared else 0.0
+        if trial + 1 >= len(CHAINS) and (bound <= _ENOUGH or time.perf_counter() - began > _PATIENCE_S):
+            break
+    return Agreement("field", bound, trial + 1, compared) if compared else None
+
+
+def _under_laws(pairs: Sequence[tuple[Expr, Expr]], seed: int) -> Agreement | None:
+    """Return the agreement in models that obey more laws; None if they differ there."""
+    constants, compared = Constants(), 0
+    for trial, chain in enumerate(CHAINS):
+        algebra = Residues(chain, constants, seed + trial, laws=True)
+        evaluation = Evaluation(algebra, seed + trial)
+        for a, b in pairs:
+            differ, seen, _ = algebra.compare(evaluation.value(a), evaluation.value(b))
+            if differ:
+                return None
+            compared += seen
+    return Agreement("laws", None, len(CHAINS), compared) if compared else None
+
+
+def _in_floats(pairs: Sequence[tuple[Expr, Expr]], seed: int, relative: float) -> Agreement:
+    """Return the agreement in float64, or the refutation."""
+    compared = 0
+    for trial in range(4):
+        algebra = Floats(positive=trial % 2 == 1, relative=relative)
+        evaluation = Evaluation(algebra, seed + trial)
+        for n, (a, b) in enumerate(pairs):
+            differ, seen, apart = algebra.compare(evaluation.value(a), evaluation.value(b))
+            if differ:
+                return Agreement(
+                    "refuted", None, trial + 1, seen, f"value {n} differs by {apart:.3g} at {differ} of the elements tried"
+                )
+            compared += seen
+    if not compared:
+        return Agreement("untested", note="they differ in prime fields, and no element was defined in float64")
+    return Agreement("float", None, 4, compared)
