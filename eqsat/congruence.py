@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from eqsat.errors import TextError
+from eqsat.indexterms import INDEX_CONSTRUCTORS
 from eqsat.sexpr import Node
 
 Argument = int | str
-"""An operand's term, or a literal in its canonical text."""
+"""An operand's term, or a literal (an index expression too) in its canonical text."""
 
 
 class Terms:
@@ -44,7 +45,7 @@ class Terms:
             n, ready = stack.pop()
             if n.kind == "symbol":
                 done.append(names[n.text])
-            elif n.kind != "list":
+            elif n.kind != "list" or n.head in INDEX_CONSTRUCTORS:
                 done.append(literal_text(n))
             elif not ready:
                 stack.append((n, True))

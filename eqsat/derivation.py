@@ -243,7 +243,9 @@ class _Search:
                 stack.append((m, True))
                 stack.extend((a, False) for a, s in zip(args, sorts, strict=True) if s == "T")
                 continue
-            plain = (ground[a] if s == "T" else _text_of(a) for a, s in zip(args, sorts, strict=True))
+            plain = (
+                ground[a] if s == "T" else str(a) if s == "Index" else _text_of(a) for a, s in zip(args, sorts, strict=True)
+            )
             ground[m] = self.terms.add(op, tuple(plain))
         return ground[mirror]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eqsat.errors import ExtractionError, SaturationError
@@ -57,7 +57,10 @@ class Frozen:
     anchor_of : dict of int to int
         Region class that computes a value class.
     arguments : dict of str to tuple of str
-        Argument sorts of every constructor.
+        Argument sorts of every constructor. Among a node's literals an argument of sort `Index` is its canonical term as
+        text (`eqsat.indexterms.read_index` reads it).
+    extents : dict of str to int
+        Extent of every axis, those that rules made included.
     """
 
     nodes: dict[int, list[Node]]
@@ -67,6 +70,7 @@ class Frozen:
     roots: tuple[int, ...]
     anchor_of: dict[int, int]
     arguments: dict[str, tuple[str, ...]]
+    extents: dict[str, int] = field(default_factory=dict)
 
     @property
     def class_count(self) -> int:
@@ -140,7 +144,10 @@ class Frozen:
 
     def _node_text(self, node: Node, children: Iterable[str]) -> str:
         literals, operands = iter(node.literals), iter(children)
-        parts = [next(operands) if s in ("T", "Region") else _literal_text(next(literals)) for s in self.arguments[node.op]]
+        parts = [
+            next(operands) if s in ("T", "Region") else str(next(literals)) if s == "Index" else _literal_text(next(literals))
+            for s in self.arguments[node.op]
+        ]
         return f"({' '.join([node.op, *parts])})"
 
     def to_networkx(self) -> networkx.DiGraph:
@@ -167,6 +174,7 @@ def build(
     constants: Iterable[int],
     roots: Iterable[int],
     arguments: Mapping[str, tuple[str, ...]],
+    extents: Mapping[str, int] | None = None,
 ) -> Frozen:
     """Return the table of everything reachable from `roots`, classes numbered anew in order of the walk.
 
@@ -195,7 +203,7 @@ def build(
         if old in anchors:
             pending.append(anchors[old])
     nodes = {
-        new: sorted(Node(r.op, tuple(number[x] for x in r.children), r.literals) for r in members[old])
+        new: sorted({Node(r.op, tuple(number[x] for x in r.children), r.literals) for r in members[old]})
         for old, new in number.items()
     }
     values = [old for old in number if any(r.sort == "T" for r in members[old])]
@@ -214,6 +222,7 @@ def build(
         tuple(number[r] for r in roots),
         {number[c]: number[r] for c, r in anchors.items() if c in number},
         dict(arguments),
+        dict(extents or {}),
     )
 
 

@@ -7,10 +7,13 @@ it depends on nothing that changes between calls, `constant`.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+from eqsat.access import AccessMap, Index
 from eqsat.errors import DTypeError, UsageError
+from eqsat.indexterms import MADE, canonical, index_declarations, index_term, made_axis, made_extent
 from eqsat.ir import Expr, Program
 from eqsat.ops import TABLE, Kind, Op, Result
 from eqsat.types import DType, promote
@@ -26,10 +29,11 @@ RANGES: Mapping[str, tuple[str, float]] = {
 """Relations about the range of a value, found by rules: each means that the value equals this op of itself and the number."""
 
 _LEAVES = {"read": "String String", "const": "f64", "iota": "String"}
-_GIVEN = {"access": "T String", "cast": "T String"}
+_GIVEN = {"access": "String Index T", "cast": "T String"}
 _NAMES = (*(d.value for d in DType), WEAK)
 # egglog's parser recurses: terms nested 20,000 deep crash it, so deeper ones are cut into bindings.
 _NESTING = 200
+_MADE_NAME = re.compile(f'"([^" ]*{MADE}[^" ]*)"')
 
 
 def constructors() -> dict[str, tuple[tuple[str, ...], str]]:
@@ -38,7 +42,11 @@ def constructors() -> dict[str, tuple[tuple[str, ...], str]]:
     Returns
     -------
     dict of str to (tuple of str, str)
-        Sorts are `T`, `Region`, `Axes`, `String` and `f64`.
+        Sorts are `T`, `Region`, `Index`, `Axes`, `String` and `f64`.
+
+    Notes
+    -----
+    `(Access k ix a)` is `a` with axis k replaced by the index expression ix; where ix leaves 0 … extent(k) − 1 it is 0.
     """
     values = {op.constructor: (tuple(_arguments(op).split()), "T") for op in TABLE}
     return values | {
@@ -51,7 +59,7 @@ def constructors() -> dict[str, tuple[tuple[str, ...], str]]:
 
 def declarations() -> str:
     """Return sorts, constructors, analyses with their rules (ruleset `rs-analysis`) and the promotion table."""
-    lines = ["(sort Axes (Set String))", "(sort T)", "(sort Region)"]
+    lines = ["(sort Axes (Set String))", "(sort Index)", "(sort T)", "(sort Region)"]
     lines += [f"(constructor {name} ({' '.join(args)}) {out})" for name, (args, out) in constructors().items()]
     lines += [
         "(function axes (T) Axes :merge (set-intersect old new))",
@@ -63,6 +71,7 @@ def declarations() -> str:
         "(relation constant (T))",
         *(f"(relation {name} (T))" for name in RANGES),
         "(ruleset rs-analysis)",
+        *index_declarations(),
     ]
     for op in TABLE:
         lines += _analysis_rules(op)
@@ -122,12 +131,42 @@ def operation_text(expr: Expr, args: Sequence[str]) -> str:
         case "iota":
             return f"({name} {quoted(expr.attrs[0])})"
         case "access":
-            return f"({name} {args[0]} {quoted(str(expr.attrs[0]))})"
+            return access_text(args[0], expr.attrs[0], expr.args[0].type.extents)
         case "cast":
             return f"({name} {args[0]} {quoted(expr.dtype.value)})"
         case _:
             attrs = [quoted(a) for a in expr.attrs]
             return f"({' '.join([name, *attrs, *args])})"
+
+
+def access_text(term: str, mapping: AccessMap, extents: Mapping[str, int]) -> str:
+    """Return the nest of `Access` that reads `term`, whose axes have these extents, through `mapping`.
+
+    The map replaces its axes at once, the nest one after the other; so an axis that an expression brings in while the
+    operand's own axis of that name still waits for its turn is called otherwise until then.
+    """
+    waiting = dict(mapping.entries)
+    known = {**dict(mapping.extents), **extents}
+    while waiting:
+        free = [a for a in waiting if not any(b != a and b in waiting for b in waiting[a].axes)]
+        if free:
+            axis = free[0]
+            index = waiting.pop(axis)
+        else:  # the expressions run in a circle: one axis steps aside
+            axis = next(iter(waiting))
+            aside = _unused(axis, extents[axis], {*known, *waiting})
+            known[aside] = extents[axis]
+            index, waiting = Index.axis(aside), {aside if a == axis else a: e for a, e in waiting.items()}
+        new = {**known, **dict(mapping.extents)}
+        term = f"(Access {quoted(axis)} {index_term(canonical(index, new))} {term})"
+    return term
+
+
+def _unused(axis: str, extent: int, taken: set[str]) -> str:
+    stem = axis
+    while (name := made_axis(stem, "", extent)) in taken:
+        stem += "_"
+    return name
 
 
 def weak_dtype(op: Op, operands: Sequence[str]) -> str:
@@ -214,9 +253,11 @@ class TermWriter:
     def _write(self, node: Expr, *, shared: bool) -> None:
         text, dtype = node_term(node, [self._written[a.digest] for a in node.args])
         depth = 1 + max((self._depth[a.digest] for a in node.args), default=0)
-        if node.op in ("read", "access") or shared or depth > _NESTING:
+        if node.op == "access":
+            self._lines += extent_facts({a: n for a in _MADE_NAME.findall(text) if (n := made_extent(a)) is not None})
+        if node.op == "read" or shared or depth > _NESTING:
             text, depth = self._bind(text), 0
-        if node.op in ("read", "access"):
+        if node.op == "read":
             self._lines += self._facts(node, text)
         self._written[node.digest], self._depth[node.digest] = (text, dtype), depth
 
@@ -227,12 +268,12 @@ class TermWriter:
         return name
 
     def _facts(self, node: Expr, name: str) -> Iterator[str]:
+        """Return what the e-graph cannot know of a read."""
         axes = " ".join(quoted(a) for a in sorted(node.axes))
         yield f"(set (axes {name}) ({'set-of ' + axes if axes else 'set-empty'}))"
-        if node.op == "read":
-            yield f"(set (dtype {name}) {quoted(node.dtype.value)})"
-            if node.attrs[0] in self._constant_inputs:
-                yield f"(constant {name})"
+        yield f"(set (dtype {name}) {quoted(node.dtype.value)})"
+        if node.attrs[0] in self._constant_inputs:
+            yield f"(constant {name})"
 
 
 def _meet(names: Sequence[str]) -> str:
@@ -263,7 +304,7 @@ def _arguments(op: Op) -> str:
 
 
 def _analysis_rules(op: Op) -> list[str]:
-    """Rules for axes, dtype and constness of one row; those of reads and of accesses' axes are facts of the program."""
+    """Rules for axes, dtype and constness of one row; those of reads are facts of the program."""
     name = op.constructor
     match op.name:
         case "read":
@@ -275,8 +316,13 @@ def _analysis_rules(op: Op) -> list[str]:
             head = f'(set (axes e) (set-of a)) (set (dtype e) "{DType.I64}") (constant e)'
             return [_rule(op, "leaf", "(= e (Iota a))", head)]
         case "access":
-            whole = "(= e (Access a v))"
-            return [_rule(op, "dtype", f"{whole} (= p (dtype a))", "(set (dtype e) p)"), _constant_rule(op, whole, "a")]
+            whole = "(= e (Access k i a))"
+            axes = "(set (axes e) (set-union (set-remove x k) y))"
+            return [
+                _rule(op, "axes", f"{whole} (= x (axes a)) (= y (index-axes i))", axes),
+                _rule(op, "dtype", f"{whole} (= p (dtype a))", "(set (dtype e) p)"),
+                _constant_rule(op, whole, "a"),
+            ]
         case "cast":
             whole = f"(= e ({name} a v))"
             return [

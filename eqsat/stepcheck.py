@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from eqsat.access import Index
 from eqsat.congruence import Terms
+from eqsat.indexterms import INDEX_CONSTRUCTORS, canonical, extent_in, read_index, substituted
 from eqsat.ir import Program
 from eqsat.ops import BY_CONSTRUCTOR, Kind, Result
 from eqsat.sexpr import Node
 from eqsat.signature import WEAK, weak_dtype
-from eqsat.terms import parse_access
 
 Value = Any
-"""A term's number wrapped in `Term`, an axis set, a string, or a number."""
+"""A term's number wrapped in `Term`, an index expression, an axis set, a string, or a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +97,39 @@ class StepChecker:
 
     def _match_literal(self, pattern: Node, text: str, bound: dict[str, Value]) -> bool:
         value = _value_of(text)
+        if isinstance(value, Index):
+            return self._match_index(pattern, value, bound)
         if pattern.kind == "symbol":
             return _same(bound.setdefault(pattern.text, value), value)
         return pattern.kind != "list" and _same(_literal(pattern), value)
+
+    def _match_index(self, pattern: Node, index: Index, bound: dict[str, Value]) -> bool:
+        """Match an index expression: by structure, or, where the pattern's variables are bound, by value."""
+        if pattern.kind == "symbol":
+            return bool(bound.setdefault(pattern.text, index) == index)
+        try:
+            return bool(self._value(pattern, bound) == index)
+        except UnknownFunctionError:
+            pass
+        args: tuple[Value, ...]
+        match index.op:
+            case "axis":
+                head, args = "Axis", (index.name,)
+            case "const":
+                head, args = "Whole", (index.value,)
+            case "add":
+                head, args = "Plus", index.args
+            case op:
+                head, args = {"mul": "Times", "div": "Quotient", "mod": "Remainder"}[op], (*index.args, index.value)
+        if pattern.head != head:
+            return False
+        for p, a in zip(pattern.args, args, strict=True):
+            if isinstance(a, Index):
+                if not self._match_index(p, a, bound):
+                    return False
+            elif not _same(bound.setdefault(p.text, a) if p.kind == "symbol" else _literal(p), a):
+                return False
+        return True
 
     def _agrees(self, pattern: Node, term: int, bound: dict[str, Value]) -> bool:
         """Whether `term` is the instance of `pattern`, whose arguments may be computed."""
@@ -142,12 +173,16 @@ class StepChecker:
         if node.kind != "list":
             return _literal(node)
         args = [self._value(a, bound) for a in node.args]
+        if node.head in INDEX_CONSTRUCTORS:
+            return self._index(node.head, args)
+        if node.head in _INDEX_FACTS and isinstance(args[0], Index):
+            return self._index_fact(node.head, args[0])
         if node.head in ("axes", "dtype", "constant"):
             if not isinstance(args[0], Term):
                 raise UnknownFunctionError(str(node))
             return {"axes": self.axes, "dtype": self.dtype, "constant": self.constant}[node.head](args[0].number)
-        if node.head == "extent" and args[0] in self._extents:
-            return self._extents[args[0]]
+        if node.head == "extent" and (extent := extent_in(str(args[0]), self._extents)) is not None:
+            return extent
         function = _FUNCTIONS.get(node.head)
         if function is None:
             raise UnknownFunctionError(node.head)
@@ -155,6 +190,29 @@ class StepChecker:
             return function(*args)
         except (ArithmeticError, ValueError) as error:
             raise UnknownFunctionError(f"{node}: {error}") from None
+
+    def _index(self, head: str, args: Sequence[Value]) -> Index:
+        """Build an index expression in its canonical spelling."""
+        if head == "Substitute":
+            index = substituted(*args)
+        elif head == "Axis":
+            index = Index.axis(args[0])
+        elif head == "Whole":
+            index = Index.const(args[0])
+        elif head == "Plus":
+            index = Index("add", args=(args[0], args[1]))
+        else:
+            op = {"Times": "mul", "Quotient": "div", "Remainder": "mod"}[head]
+            index = Index(op, value=args[1], args=(args[0],))  # type: ignore[arg-type]
+        return canonical(index, self._extents)
+
+    def _index_fact(self, name: str, index: Index) -> Value:
+        if name == "index-axes":
+            return index.axes
+        known = {a: extent_in(a, self._extents) for a in index.axes}
+        if None in known.values():
+            raise UnknownFunctionError(name)
+        return index.bounds({a: n for a, n in known.items() if n is not None})[name == "index-high"]
 
     def axes(self, term: int) -> frozenset[str]:
         """Return the axes of a term, from its own spelling."""
@@ -171,9 +229,8 @@ class StepChecker:
         if row.name == "iota":
             return frozenset(literals)
         if row.kind is Kind.ACCESS:
-            mapping = parse_access(literals[0])
-            used = frozenset().union(*(index.axes for _, index in mapping.entries))
-            return (below[0] - {a for a, _ in mapping.entries}) | used
+            axis, index = literals
+            return below[0].difference((axis,)).union(index.axes)
         joined = frozenset[str]().union(*below)
         return joined - set(literals) if row.kind is Kind.REDUCE else joined
 
@@ -207,6 +264,8 @@ def _value_of(text: str) -> Value:
     """Value of a literal from its canonical text."""
     if text.startswith('"'):
         return text[1:-1]
+    if text.startswith("("):
+        return read_index(text)
     try:
         return int(text)
     except ValueError:
@@ -220,14 +279,23 @@ def _same(a: Value, b: Value) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
+def _added(*parts: Value) -> Value:
+    """Sum of numbers; strings are joined."""
+    out = parts[0]
+    for p in parts[1:]:
+        out = out + p
+    return out
+
+
+_INDEX_FACTS = ("index-axes", "index-low", "index-high")
 _COMPARISONS: dict[str, Callable[..., bool]] = {
     "=": _same, "!=": lambda a, b: not _same(a, b), "<": lambda a, b: a < b, "<=": lambda a, b: a <= b,
     ">": lambda a, b: a > b, ">=": lambda a, b: a >= b,
 }  # fmt: skip
 _FUNCTIONS: dict[str, Callable[..., Value]] = {
-    "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b,
+    "+": _added, "-": lambda a, b: a - b, "*": lambda a, b: a * b,
     "/": lambda a, b: a / b if isinstance(a, float) else int(a / b), "%": lambda a, b: type(a)(math.fmod(a, b)), "^": lambda a, b: a**b,
-    "neg": lambda a: -a, "abs": abs, "min": min, "max": max, "to-f64": float,
+    "neg": lambda a: -a, "abs": abs, "min": min, "max": max, "to-f64": float, "to-string": str,
     "set-empty": lambda: frozenset(), "set-of": lambda *names: frozenset(names),
     "set-union": lambda a, b: a | b, "set-intersect": lambda a, b: a & b, "set-diff": lambda a, b: a - b,
     "set-insert": lambda a, k: a | {k}, "set-remove": lambda a, k: a - {k}, "set-length": len,

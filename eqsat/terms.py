@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from eqsat.access import AccessMap, Index
 from eqsat.errors import DTypeError, TextError
+from eqsat.indexterms import canonical, extent_in, read_index
 from eqsat.ir import Expr, Program, access, apply, const, iota, read, reduce
 from eqsat.ops import BY_CONSTRUCTOR, Kind, Op, Result
 from eqsat.sexpr import Node, read_forms
@@ -40,7 +41,14 @@ def to_term(expr: Expr) -> str:
     return written[expr.digest][0]
 
 
-def from_term(term: str | Node, program: Program, *, extents: Mapping[str, int] | None = None, dtype: DType = DType.F32) -> Expr:
+def from_term(
+    term: str | Node,
+    program: Program,
+    *,
+    extents: Mapping[str, int] | None = None,
+    dtype: DType = DType.F32,
+    names: Mapping[str, Expr] | None = None,
+) -> Expr:
     """Read a term back as an expression over `program`'s inputs.
 
     Parameters
@@ -52,6 +60,8 @@ def from_term(term: str | Node, program: Program, *, extents: Mapping[str, int] 
         Extents of axes that `program` does not mention; they win over the program's.
     dtype : DType
         Taken where the term is a constant and nothing says which dtype it has.
+    names : mapping of str to Expr, optional
+        What symbols in the term stand for.
 
     Returns
     -------
@@ -70,7 +80,81 @@ def from_term(term: str | Node, program: Program, *, extents: Mapping[str, int] 
         if len(forms) != 1:
             raise TextError(f"expected one term; got {len(forms)} forms", file="<term>", source=source)
         term = forms[0]
-    return _as(_Reader(program, {**program.extents, **(extents or {})}, source).value(term), dtype)
+    return _as(_Reader(program, {**program.extents, **(extents or {})}, source, names or {}).value(term), dtype)
+
+
+def accessed(arg: Expr, axis: str, index: Index, extents: Mapping[str, int]) -> Expr:
+    """Return `arg` with `axis` replaced by `index`, zero where it leaves the axis: one access where that is exact.
+
+    Parameters
+    ----------
+    arg : Expr
+        Where it is an access itself, both become one access, unless the outer one can leave the range of an axis that only
+        the inner one's expressions mention: zeros must stay zeros.
+    axis : str
+    index : Index
+    extents : mapping of str to int
+        Of every axis of `index` whose name does not tell.
+
+    Returns
+    -------
+    Expr
+        An operand that does not vary along `axis` is masked where `index` can leave it.
+
+    Raises
+    ------
+    TextError
+        If the extent of an axis is unknown.
+    """
+    used = {a: _known_extent(a, extents) for a in sorted(index.axes)}
+    if index == Index.axis(axis) and axis in arg.axes:
+        return arg
+    if axis not in arg.axes:
+        return _masked(arg, axis, index, {**used, axis: _known_extent(axis, extents)})
+    if arg.op == "access" and (composed := _composed(arg, axis, index, used)) is not None:
+        return composed
+    return access(arg, AccessMap(((axis, canonical(index, used)),), tuple(used.items())))
+
+
+def _composed(arg: Expr, axis: str, index: Index, used: Mapping[str, int]) -> Expr | None:
+    """Join a replacement to an access, or return None where zeros would be lost."""
+    inner: AccessMap = arg.attrs[0]
+    (base,) = arg.args
+    entries = dict(inner.entries)
+    mentioned = any(axis in e.axes for e in entries.values())
+    kept = axis in base.axes and axis not in entries
+    low, high = index.bounds(used)
+    if mentioned and not kept and (low < 0 or high >= arg.type.extents[axis]):
+        return None
+    extents = {**dict(inner.extents), **used}
+    entries = {a: canonical(e.substitute({axis: index}), extents) for a, e in entries.items()}
+    if kept:
+        entries[axis] = canonical(index, extents)
+    wanted = (arg.axes - {axis}) | index.axes
+    needed = frozenset().union(*(e.axes for e in entries.values()))
+    if (base.axes - entries.keys()) | needed != wanted:
+        return None  # an axis cancels: the type would change
+    entries = {a: e for a, e in entries.items() if e != Index.axis(a)}
+    if not entries:
+        return base
+    needed = frozenset().union(*(e.axes for e in entries.values()))
+    return access(base, AccessMap(tuple(entries.items()), tuple((a, extents[a]) for a in sorted(needed))))
+
+
+def _masked(arg: Expr, axis: str, index: Index, extents: Mapping[str, int]) -> Expr:
+    low, high = index.bounds(extents)
+    if low >= 0 and high < extents[axis] and index.axes <= arg.axes:
+        return arg
+    position = iota(axis, extents[axis])
+    new = AccessMap(((axis, index),), tuple((a, extents[a]) for a in sorted(index.axes)))
+    return apply("where", access(apply("eq", position, position), new), arg, const(0, arg.dtype))
+
+
+def _known_extent(axis: str, extents: Mapping[str, int]) -> int:
+    extent = extent_in(axis, extents)
+    if extent is None:
+        raise TextError(f"the extent of axis {axis!r} is unknown; known are {sorted(extents)}", file="<term>", source=axis)
+    return extent
 
 
 def parse_access(text: str) -> AccessMap:
@@ -138,6 +222,9 @@ class _Reader:
         stack: list[tuple[Node, bool]] = [(root, False)]
         while stack:
             node, ready = stack.pop()
+            if node.kind == "symbol" and node.text in self._names:
+                done.append(self._names[node.text])
+                continue
             row, operands, attrs = self._parts(node)
             if not ready:
                 stack.append((node, True))
@@ -157,7 +244,9 @@ class _Reader:
         attrs: tuple[Node, ...]
         if row.kind is Kind.LEAF:
             want, operands, attrs = (2 if row.name == "read" else 1), (), node.args
-        elif row.kind is Kind.ACCESS or row.name == "cast":
+        elif row.kind is Kind.ACCESS:
+            want, operands, attrs = 3, node.args[2:], node.args[:2]
+        elif row.name == "cast":
             want, operands, attrs = 2, node.args[:1], node.args[1:]
         elif row.kind is Kind.REDUCE:
             want, operands, attrs = 2, node.args[1:], node.args[:1]
@@ -166,7 +255,7 @@ class _Reader:
         if len(node.args) != want:
             raise self._fail(f"{node.head} takes {want} arguments; got {len(node.args)}", node)
         for a in attrs:
-            if a.kind != "string" and row.name != "const":
+            if a.kind != "string" and row.name != "const" and not (row.kind is Kind.ACCESS and a is attrs[1]):
                 raise self._fail(f"expected a string as an argument of {node.head}; got {a}", a)
         return row, operands, attrs
 
@@ -177,10 +266,11 @@ class _Reader:
             case "const":
                 return self._constant(attrs[0])
             case "iota":
-                return iota(attrs[0].text, self._extent(attrs[0]))
+                return iota(attrs[0].text, self._extent(attrs[0], attrs[0].text))
             case "access":
-                mapping = parse_access(attrs[0].text)
-                return _lazily(lambda a: access(a, mapping), args)
+                axis, index = attrs[0].text, read_index(attrs[1])
+                known = {a: self._extent(attrs[1], a) for a in index.axes} | {axis: self._extent(attrs[0], axis)}
+                return _lazily(lambda a: accessed(a, axis, index, known), args)
             case "cast":
                 to = DType.parse(attrs[0].text)
                 return apply("cast", _as(args[0], to), dtype=to)
@@ -206,14 +296,15 @@ class _Reader:
 
         return typed
 
-    def _extent(self, axis: Node) -> int:
-        if axis.text not in self._extents:
-            raise self._fail(f"the extent of axis {axis.text!r} is unknown; known are {sorted(self._extents)}", axis)
-        return self._extents[axis.text]
+    def _extent(self, at: Node, axis: str) -> int:
+        extent = extent_in(axis, self._extents)
+        if extent is None:
+            raise self._fail(f"the extent of axis {axis!r} is unknown; known are {sorted(self._extents)}", at)
+        return extent
 
     def _reduce(self, row: Op, axis: Node, arg: Value) -> Value:
         if not isinstance(arg, Expr) or axis.text not in arg.axes:
-            extent = self._extent(axis)
+            extent = self._extent(axis, axis.text)
             return _lazily(lambda a: _reduce_constant(row, extent, a), [arg])
         return reduce(row.name, axis.text, arg)
 

@@ -19,6 +19,7 @@ from typing import Any
 from eqsat.egraph import EGraph
 from eqsat.errors import EqsatError, SaturationError
 from eqsat.frozen import Frozen, Row, build
+from eqsat.indexterms import index_texts
 from eqsat.saturation import Limits, Phase, PhaseReport, RuleCount, SaturationReport, Stop
 
 _PLAIN_SORTS = ("i64", "f64", "String", "bool")
@@ -173,8 +174,12 @@ class Course:
         """Run the phases until the goal holds, then read the log; a mirror's name is its constructor's without the prefix."""
         self._phases()
         tables = self._graph.tables()
+        indices = index_texts(tables)
         terms = {
-            result: (name.removeprefix(MIRROR), args)
+            result: (
+                name.removeprefix(MIRROR),
+                tuple(indices[a] if s == "Index" else a for a, s in zip(args, table.arguments, strict=True)),
+            )
             for name, table in tables.items()
             if name.startswith(MIRROR)
             for args, result in table.rows
@@ -257,13 +262,17 @@ class Course:
 
     def _freeze(self) -> Frozen:
         tables = self._graph.tables()
+        indices = index_texts(tables)
         arguments: dict[str, tuple[str, ...]] = {}
         rows: list[Row] = []
         for op in self._task.constructors:
             table = tables[op]
             arguments[op] = table.arguments
             operand = [s in ("T", "Region") for s in table.arguments]
+            at_index = [i for i, s in enumerate(table.arguments) if s == "Index"]
             for args, result in table.rows:
+                for i in at_index:
+                    args = (*args[:i], indices[args[i]], *args[i + 1 :])
                 children = tuple(a for a, is_class in zip(args, operand, strict=True) if is_class)
                 literals = tuple(a for a, is_class in zip(args, operand, strict=True) if not is_class)
                 rows.append(Row(op, table.result, result, children, literals))
@@ -274,6 +283,7 @@ class Course:
             [args[0] for args, _ in tables["constant"].rows],
             [tables[root].rows[0][1] for root in self._task.roots],
             arguments,
+            {args[0]: value for args, value in tables["extent"].rows},
         )
 
 
