@@ -155,7 +155,7 @@ class _RunningError:
         elif e.op == "floor" or (e.op == "cast" and not e.dtype.is_float):
             errors = self._steps(e, operands[0], parts[0], value)
         elif e.op in ("maximum", "minimum"):
-            errors = self._choice(parts)
+            errors = self._choice(e, operands, parts)
         else:
             errors = self._smooth(e, value, operands, parts)
         if e.op == "cast":
@@ -405,11 +405,21 @@ class _RunningError:
         up, down = (apply_pointwise(self._xp, e, [operand + s * total]) for s in (1.0, -1.0))
         return {_HARD: self._xp.maximum(abs(up - value), abs(down - value)).astype(np.float64)}
 
-    def _choice(self, parts: list[Errors]) -> Errors:
+    def _choice(self, e: Expr, operands: list[Array], parts: list[Errors]) -> Errors:
+        """Take the error of the operand that is chosen for certain, and the larger of both where errors may decide."""
+        xp = self._xp
+        if not any(parts):
+            return {}
+        a, b = (x.astype(np.float64) for x in operands)
+        ahead = a - b if e.op == "maximum" else b - a
+        totals = [t for p in parts if (t := self._total(p)) is not None]
+        reach = sum(totals[1:], start=totals[0])
         errors: Errors = {}
         for k in {k for p in parts for k in p}:
             ps = [p[k] for p in parts if k in p]
-            errors[k] = ps[0] if len(ps) == 1 else self._xp.maximum(ps[0], ps[1])
+            errors[k] = ps[0] if len(ps) == 1 else xp.maximum(ps[0], ps[1])
+        for chosen, p in ((ahead > reach, parts[0]), (-ahead > reach, parts[1])):
+            errors = {k: xp.where(chosen, p.get(k, 0.0), x) for k, x in errors.items()}
         return errors
 
     # -- rounding ----------------------------------------------------------------------------------------------------
@@ -421,7 +431,7 @@ class _RunningError:
         size = xp.abs(value)
         units: Any = float(_UNITS.get(e.op, 1))
         if e.op in _SCALED:
-            units = units + xp.abs(operands[0])
+            units = units + xp.where(xp.isfinite(operands[0]), xp.abs(operands[0]), 0.0)  # e^-inf is 0 exactly
         elif e.op == "pow":
             units = units + 2.0 * xp.abs(xp.log(xp.where(size > 0, size, 1.0)))
         scale = xp.maximum(size, 1.0) if e.op in _ABSOLUTE else size
@@ -461,11 +471,24 @@ class _RunningError:
         return Bounded(value, {k: xp.broadcast_to(p, value.shape) for k, p in errors.items()})
 
     def _doubt(self, e: Expr, operands: list[Array], parts: list[Errors]) -> Array:
-        """Where an operand is inexact, or is NaN in a choice (maximum(x, NaN) differs between machines)."""
-        doubt = self._xp.zeros((1,) * len(e.type.axes), dtype=np.bool_)
-        for p in parts:
+        """Where an operand is inexact, or is NaN in a choice (maximum(x, NaN) differs between machines).
+
+        Beside an infinity or NaN that is exact, a finite error changes no sum, and none of a factor that stays off 0 a product.
+        """
+        xp = self._xp
+        if e.op == "where":  # the branch that is not taken says nothing
+            flips, yes, no = (0.0 if (t := self._total(p)) is None else t for p in parts)
+            return xp.asarray((flips != 0) | (xp.where(operands[0].astype(np.bool_), yes, no) != 0))
+        doubt = xp.zeros((1,) * len(e.type.axes), dtype=np.bool_)
+        lasting = xp.zeros_like(doubt)  # inexact even beside an exact infinity
+        for x, p in zip(operands, parts, strict=True):
             total = self._total(p)
-            doubt = doubt if total is None else doubt | (total != 0)
+            if total is not None:
+                doubt = doubt | (total != 0)
+                lasting = lasting | ((total != 0) & (xp.isinf(total) | ((e.op == "mul") & (total >= xp.abs(x)))))
+        if e.op in ("add", "sub", "mul"):
+            special = ~xp.isfinite(operands[0]) | ~xp.isfinite(operands[1])
+            return xp.where(special, lasting, doubt)
         if e.op in ("maximum", "minimum"):
             doubt = doubt | (self._xp.isnan(operands[0]) != self._xp.isnan(operands[1]))
         return doubt

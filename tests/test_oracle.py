@@ -274,6 +274,42 @@ def test_what_may_overflow_its_type_is_not_compared() -> None:
     assert np.isfinite(bound).tolist() == [True, False]
 
 
+def test_scores_that_are_masked_out_leave_the_others_comparable() -> None:
+    s = apply("mul", read("x", ("i", "k"), (2, 4), F32), const(0.3, F32))
+    masked = apply("where", apply("le", iota("k", 4), iota("i", 2)), s, const(-np.inf, F32))
+    weight = apply("exp", apply("sub", masked, reduce("max", "k", masked)))
+    p = program(reduce("sum", "k", apply("mul", weight, s)), ("i",), Input("x", (2, 4), F32))
+    ((value, bound),) = evaluate_with_bound(p, {"x": np.arange(8, dtype=np.float32).reshape(2, 4)})
+    assert np.isfinite(value).all()
+    assert (bound < 1e-5).all()
+
+
+def test_beside_an_exact_infinity_only_what_could_cancel_it_is_in_doubt() -> None:
+    x = read("x", ("i",), (3,), F32)
+    rough = apply("mul", x, const(0.1, F32))
+    data = {"x": np.array([1.0, 0.0, 3e38], np.float32)}
+    lost = apply("add", rough, const(-np.inf, F32))
+    ((value, bound),) = evaluate_with_bound(program(lost, ("i",), Input("x", (3,), F32)), data)
+    assert (value == -np.inf).all()
+    assert not bound.any()
+    third = apply("sub", apply("add", rough, const(1 / 3, F32)), const(1 / 3, F32))  # 0 with an error, in the middle
+    ((_, bound),) = evaluate_with_bound(program(apply("mul", third, const(np.inf, F32)), ("i",), Input("x", (3,), F32)), data)
+    assert np.isinf(bound).tolist() == [False, True, False]
+
+
+def test_a_maximum_has_the_error_of_the_operand_that_it_takes() -> None:
+    x = read("x", ("i",), (3,), F32)
+    rough = apply("mul", x, const(0.1, F32))
+    data = {"x": np.array([1.0, -1.0, 0.0], np.float32)}
+    for op, sign in (("maximum", -1.0), ("minimum", 1.0)):
+        p = program(apply(op, rough, const(sign * 3e38, F32)), ("i",), Input("x", (3,), F32))
+        ((_, bound),) = evaluate_with_bound(p, data)
+        assert (bound < 1e-7).all()
+    p = program(apply("maximum", rough, const(0.1, F32)), ("i",), Input("x", (3,), F32))
+    ((_, bound),) = evaluate_with_bound(p, data)
+    assert (bound > 0).all()
+
+
 def test_a_maximum_of_a_number_and_nan_is_not_compared() -> None:
     x = read("x", ("i",), (2,), F32)
     chosen = apply("maximum", apply("log", x), const(0.0, F32))
