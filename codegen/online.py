@@ -100,7 +100,7 @@ class OnlineProblem:
 
 def online_problem(program: Program) -> OnlineProblem | str:
     """Return the dependent fold that the program poses, or why it poses none."""
-    tops = _tops(o.expr for o in program.outputs)
+    tops = outer_reductions(o.expr for o in program.outputs)
     sums = [e for e in tops if e.op == "sum"]
     if not sums:
         return "it sums no exponentials"
@@ -132,7 +132,7 @@ def _nodes(program: Program) -> Iterable[Expr]:
     return seen.values()
 
 
-def _tops(roots: Iterable[Expr]) -> list[Expr]:
+def outer_reductions(roots: Iterable[Expr]) -> list[Expr]:
     """Return the reductions that are reached from `roots` without crossing another one, each once."""
     out: dict[str, Expr] = {}
     seen: set[str] = set()
@@ -228,7 +228,7 @@ def _checked(program: Program, found: list[_Weighted], maxima: list[Expr]) -> On
 
 def _inner(score: Expr, over: frozenset[str]) -> Contraction | str | None:
     """Return the one contraction inside the score, with the operand of the rows first; None if there is none."""
-    found = _tops([score])
+    found = outer_reductions([score])
     if not found:
         return None
     if len(found) > 1:
@@ -257,7 +257,7 @@ def _product(factors: list[Expr]) -> Expr:
 
 def _value_refusal(found: list[_Weighted], contraction: Contraction | None, scored: frozenset[str]) -> str | None:
     for f in found:
-        inner = {e.digest for e in _tops([f.value])}
+        inner = {e.digest for e in outer_reductions([f.value])}
         allowed = {contraction.node.digest} if contraction and f.value.axes <= scored else set()
         if inner - allowed:
             return "a value that is summed with weights is itself reduced"
@@ -268,7 +268,7 @@ def _output_refusal(program: Program, found: list[_Weighted], rows: frozenset[st
     over = found[0].over
     own = {f.node.digest: f.value.axes - rows - over for f in found}
     for out in program.outputs:
-        tops = _tops([out.expr])
+        tops = outer_reductions([out.expr])
         if not tops:
             return f"output {out.name!r} uses no accumulator"
         groups = {own.get(e.digest, frozenset()) for e in tops} - {frozenset()}

@@ -10,11 +10,12 @@ import dataclasses
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from eqsat import text
 from eqsat.codegen.kernel import Arg, BufferArg, KernelBinary, KernelSource, Resources, Schedule, TensorMapArg, WorkspaceArg
+from eqsat.codegen.online import online_problem
 from eqsat.codegen.plan import Executable, Kernel, Plan, Step
 from eqsat.codegen.problem import Problem, contract_problem, point_problem, reduce_problem
 from eqsat.errors import UsageError
@@ -22,7 +23,12 @@ from eqsat.ir import Program
 from eqsat.search.schedules import schedule_classes
 from eqsat.types import DType
 
-_FINDERS = {"point": point_problem, "reduce": reduce_problem, "contract": contract_problem}
+_FINDERS: dict[str, Callable[[Program], Problem | str]] = {
+    "point": point_problem,
+    "reduce": reduce_problem,
+    "contract": contract_problem,
+    "online": online_problem,
+}
 _ARGS: dict[str, Any] = {"buffer": BufferArg, "map": TensorMapArg, "workspace": WorkspaceArg}
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from eqsat.codegen.cpu import families as cpu
 from eqsat.codegen.cuda import families as cuda
 from eqsat.codegen.kernel import Family, Schedule
+from eqsat.codegen.online import OnlineProblem
 from eqsat.codegen.problem import ContractProblem, PointProblem, Problem
 
 Space = tuple[str, tuple[int, ...]]  # constructor of the space, and its integer key
@@ -36,6 +37,8 @@ def space_of(problem: Problem) -> Space:
         return "PointSpace", (problem.output.expr.type.elements,)
     if isinstance(problem, ContractProblem):
         return "ContractSpace", problem.shape
+    if isinstance(problem, OnlineProblem):
+        return "OnlineSpace", problem.shape
     return "ReduceSpace", (problem.row_count, problem.length)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from eqsat.codegen.cpu.columns import ColumnFamily
 from eqsat.codegen.cpu.contract import ContractFamily
+from eqsat.codegen.cpu.online import OnlineFamily
 from eqsat.codegen.cpu.point import PointFamily
 from eqsat.codegen.cpu.reduce import ReduceFamily
 from eqsat.codegen.cpu.skinny import SkinnyFamily
 from eqsat.codegen.kernel import Family, Schedule
 from eqsat.errors import IllegalScheduleError
 
-FAMILIES: tuple[Family, ...] = (PointFamily(), ReduceFamily(), ColumnFamily(), ContractFamily(), SkinnyFamily())
+FAMILIES: tuple[Family, ...] = (PointFamily(), ReduceFamily(), ColumnFamily(), ContractFamily(), SkinnyFamily(), OnlineFamily())
 
 
 def family_of(schedule: Schedule) -> Family:

@@ -2,14 +2,57 @@
 
 from __future__ import annotations
 
-from eqsat.codegen.cpu.contraction import ContractNest
+from collections.abc import Sequence
+from typing import Protocol
+
 from eqsat.codegen.cpu.loads import Loop
 from eqsat.codegen.cpu.loops import loop, vector_loop
-from eqsat.codegen.cpu.vector import Lanes, Scope, converted
+from eqsat.codegen.cpu.vector import Lanes, Printer, Scope, converted
 from eqsat.ir import Expr
+from eqsat.types import DType
 
 
-def pack(nest: ContractNest, e: Expr, loops: tuple[Loop, ...], panel: int, first: str, count: str, to: str) -> list[str]:
+class Nest(Protocol):
+    """The loop nest that packs: its printer, the scopes outside, the loops that count as k, and the type it packs to."""
+
+    @property
+    def printer(self) -> Printer:
+        """The printer of values."""
+        ...
+
+    @property
+    def outer(self) -> list[Scope]:
+        """The scopes outside the packing."""
+        ...
+
+    @property
+    def k(self) -> tuple[Loop, ...]:
+        """The loops that count as k."""
+        ...
+
+    @property
+    def element(self) -> str:
+        """The C type packed to."""
+        ...
+
+    @property
+    def register(self) -> str:
+        """The register type packed to."""
+        ...
+
+    @property
+    def dtype(self) -> DType:
+        """The type packed to."""
+        ...
+
+    def place(self, loops: Sequence[Loop], position: str) -> None:
+        """Set the names of a group's axes for a scalar position."""
+
+    def along(self, e: Expr, loops: Sequence[Loop]) -> bool:
+        """Whether the largest read of `e` is contiguous along the innermost of `loops`."""
+
+
+def pack(nest: Nest, e: Expr, loops: tuple[Loop, ...], panel: int, first: str, count: str, to: str) -> list[str]:
     """Print the packing of `count` rows from `first` (columns, for the right operand) and k from `k_first`, `kc` of them.
 
     A panel holds `panel` rows: element (row, k) is at `to[(row // panel) * panel * kc + k * panel + row % panel]`. Rows
@@ -26,7 +69,7 @@ def pack(nest: ContractNest, e: Expr, loops: tuple[Loop, ...], panel: int, first
     return loop(f"for (pos p = 0; p < {count}; p += {panel})", [*head, *inside])
 
 
-def _alongside(nest: ContractNest, e: Expr, loops: tuple[Loop, ...], panel: int, first: str) -> list[str]:
+def _alongside(nest: Nest, e: Expr, loops: tuple[Loop, ...], panel: int, first: str) -> list[str]:
     """Vectors along the rows of the panel: they are neighbours in memory, or nothing is."""
     nest.place(nest.k, "(k_first + k)")
     middle = Scope(frozenset().union(*(x.covers for x in nest.k)))
@@ -50,7 +93,7 @@ def _alongside(nest: ContractNest, e: Expr, loops: tuple[Loop, ...], panel: int,
     ]
 
 
-def _across(nest: ContractNest, e: Expr, loops: tuple[Loop, ...], panel: int, first: str) -> list[str]:
+def _across(nest: Nest, e: Expr, loops: tuple[Loop, ...], panel: int, first: str) -> list[str]:
     """Vectors along k into a small square, which is then turned."""
     width = nest.printer.width
     nest.place(loops, f"({first} + p + r)")
