@@ -221,8 +221,8 @@ class Cuts:
             yield Cut(Mode(), frozenset(), frozenset(), 0.0, (row.name, *n.literals))
         elif row.kind is Kind.ACCESS:
             for (cut,) in self._fresh(n.children):
-                if cut.form[0] in ("read", "load"):
-                    yield Cut(cut.mode, cut.anchors, cut.loads, 0.0, ("access", n.literals[0], cut.form))
+                if cut.form[0] in ("read", "load", "access"):
+                    yield Cut(cut.mode, cut.anchors, cut.loads, 0.0, ("access", n.literals, cut.form))
         elif row.kind is Kind.POINTWISE:
             yield from self._pointwise(c, row, n)
 

@@ -11,9 +11,10 @@ from eqsat.cut import Cut, Form, Load
 from eqsat.cuts import CutLimits, Cuts
 from eqsat.errors import ExtractionError
 from eqsat.frozen import Frozen
-from eqsat.ir import Expr, Input, Output, Program, access, apply, const, iota, read, reduce
+from eqsat.indexterms import read_index
+from eqsat.ir import Expr, Input, Output, Program, apply, const, iota, read, reduce
 from eqsat.ops import OPS, Kind
-from eqsat.terms import parse_access
+from eqsat.terms import accessed
 from eqsat.types import DType
 
 
@@ -62,11 +63,13 @@ class KernelGraph:
         self._inputs = {i.name: i for i in self.program.inputs}
         self._largest = max((i.elements for i in self.program.inputs), default=0)
         self._order = axis_order(self.program)
+        made = sorted(self.frozen.extents.keys() - self._order.keys())
+        self._order |= {a: i for i, a in enumerate(made, len(self._order))}
         self.goals = frozenset(self.frozen.roots)
         if len(self.goals) != len(self.frozen.roots):
             raise ExtractionError("two outputs of the program are the same value; return it once")
         self._outputs = dict(zip(self.frozen.roots, self.program.outputs, strict=True))
-        self.cuts = Cuts(self.frozen, self.program.extents, self.limits)
+        self.cuts = Cuts(self.frozen, {**self.frozen.extents, **self.program.extents}, self.limits)
         self._collect()
 
     def _collect(self) -> None:
@@ -180,7 +183,8 @@ class KernelGraph:
         elif head == "iota":
             out = iota(form[1], self.cuts.extents[form[1]])
         elif head == "access":
-            out = access(self._build(form[2]), parse_access(form[1]))
+            axis, index = form[1]
+            out = accessed(self._build(form[2]), axis, read_index(index), self.cuts.extents)
         elif head == "contract":
             body = self._apply("mul", (), [self._build(x) for x in form[2:]])
             out = self._nest("sum", form[1], body)
