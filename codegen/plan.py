@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 
 from eqsat.codegen.kernel import KernelBinary, Schedule
@@ -66,6 +67,23 @@ class Plan:
             raise UsageError(f"no kernel writes {sorted(missing)}")
 
     @property
+    def prepared(self) -> tuple[Kernel, ...]:
+        """The kernels that read nothing but inputs declared constant, and what such kernels make: they run once, not in each call.
+
+        A kernel that writes an output of the program is none of them, as each call gives a new array; nor is one whose buffer
+        another kernel writes as well.
+        """
+        fixed = {i.name for i in self.program.inputs if i.constant}
+        writers = Counter(b for k in self.kernels for b in k.writes)
+        own = {b for b, n in writers.items() if n == 1} - {o.name for o in self.program.outputs}
+        out = []
+        for k in self.kernels:
+            if set(k.reads) <= fixed and set(k.writes) <= own:
+                out.append(k)
+                fixed.update(k.writes)
+        return tuple(out)
+
+    @property
     def digest(self) -> str:
         """SHA-256 over its kernels."""
         return hashlib.sha256("\n".join(k.program.digest + k.problem.family for k in self.kernels).encode()).hexdigest()
@@ -80,6 +98,22 @@ class Step:
     binary: KernelBinary
 
 
+Buffers = dict[str, tuple[tuple[int, ...], str]]  # shape and dtype name of each
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some steps of an executable that run together.
+
+    `reads` names the buffers that they find, `writes` those that they leave to others; `intermediates` are their own.
+    """
+
+    steps: tuple[Step, ...]
+    reads: tuple[str, ...]
+    writes: Buffers
+    intermediates: Buffers
+
+
 @dataclass(frozen=True, slots=True)
 class Executable:
     """A plan with every kernel compiled: what is timed whole, run, saved and loaded."""
@@ -88,8 +122,32 @@ class Executable:
     steps: tuple[Step, ...]
 
     @property
-    def intermediates(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and dtype name of each buffer that is written and read inside the plan."""
+    def intermediates(self) -> Buffers:
+        """The buffers that are written and read inside the plan."""
         outer = {o.name for o in self.plan.program.outputs}
-        outs = [o for s in self.steps for o in s.kernel.program.outputs]
-        return {o.name: (o.shape, o.dtype.value) for o in outs if o.name not in outer}
+        return {name: what for name, what in _written(self.steps).items() if name not in outer}
+
+    @property
+    def preparation(self) -> Part:
+        """The steps that run once for the constants of a caller; `writes` is what the calls read of them."""
+        once = {k.writes for k in self.plan.prepared}
+        later = {name for s in self.steps if s.kernel.writes not in once for name in s.kernel.reads}
+        return _part(tuple(s for s in self.steps if s.kernel.writes in once), later)
+
+    @property
+    def call(self) -> Part:
+        """The steps that run in each call."""
+        once = {k.writes for k in self.plan.prepared}
+        outer = {o.name for o in self.plan.program.outputs}
+        return _part(tuple(s for s in self.steps if s.kernel.writes not in once), outer)
+
+
+def _part(steps: tuple[Step, ...], wanted: set[str]) -> Part:
+    made = _written(steps)
+    reads = dict.fromkeys(name for s in steps for name in s.kernel.reads if name not in made)
+    writes = {name: what for name, what in made.items() if name in wanted}
+    return Part(steps, tuple(reads), writes, {name: what for name, what in made.items() if name not in wanted})
+
+
+def _written(steps: tuple[Step, ...]) -> Buffers:
+    return {o.name: (o.shape, o.dtype.value) for s in steps for o in s.kernel.program.outputs}

@@ -13,7 +13,8 @@ from eqsat.codegen.kernel import BufferArg
 from eqsat.codegen.plan import Executable
 from eqsat.errors import UsageError
 from eqsat.search import arrays as interop
-from eqsat.search.cpu_steps import ALIGNMENT, LoadedSteps, intermediate_bytes
+from eqsat.search.constants import Constants
+from eqsat.search.cpu_steps import ALIGNMENT, LoadedSteps, Memory, Preparation, bytes_of
 
 
 class CpuRunner:
@@ -26,7 +27,8 @@ class CpuRunner:
     Notes
     -----
     Kernels are loaded and arguments packed once; a call checks its arrays, writes their addresses and jumps. Calls from
-    several threads run one after the other, since they share the intermediates.
+    several threads run one after the other, since they share the intermediates. What depends on inputs declared constant alone
+    is computed at the first call with their arrays, and kept: see `Constants`.
     """
 
     def __init__(self, executable: Executable) -> None:
@@ -35,9 +37,11 @@ class CpuRunner:
         self._inputs, self._outputs = program.inputs, program.outputs
         self._specs = [(i.shape, i.dtype.numpy) for i in program.inputs]
         self._made = [(o.shape, o.dtype.numpy, o.bytes) for o in program.outputs]
-        steps = [s for s in executable.steps if not s.kernel.is_empty]
-        self._steps = LoadedSteps([s.binary for s in steps], intermediate_bytes(executable))
         names = [i.name for i in program.inputs] + [o.name for o in program.outputs]
+        self._constants = self._prepared(names) if executable.plan.prepared else None
+        names += executable.preparation.writes
+        call = executable.call
+        self._steps = LoadedSteps([s.binary for s in call.steps if not s.kernel.is_empty], bytes_of(call.intermediates))
         packed = self._steps.bind(dict.fromkeys(names, 0))
         self._calls = [(k.function, args) for k, args in zip(self._steps.kernels, packed, strict=True)]
         self._slots = [
@@ -62,11 +66,19 @@ class CpuRunner:
         else:
             made = self._arrays(pointers)
         with self._lock:
+            if self._constants is not None:
+                pointers += [m.pointer for m in self._constants.of(arrays, pointers).values()]
             for args, at, which in self._slots:
                 args[at] = pointers[which]
             for function, args in self._calls:
                 function(args)
         return made
+
+    def _prepared(self, names: list[str]) -> Constants[dict[str, Memory]]:
+        """Return what remembers the buffers that are made of constant inputs once."""
+        prepare = Preparation(self.executable)
+        reads = list(prepare.reads)
+        return Constants(reads, [names.index(n) for n in reads], lambda p: prepare({n: p[names.index(n)] for n in reads}))
 
     def _read(self, array: Any, i: int) -> int:
         """Return the address of argument i if it is plainly right; else the full check explains or accepts it."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from eqsat.codegen.cpu.compiler import OPENMP
 from eqsat.codegen.kernel import BufferArg, KernelBinary, WorkspaceArg
-from eqsat.codegen.plan import Executable
+from eqsat.codegen.plan import Buffers, Executable
 from eqsat.errors import EnvironmentMissingError, IllegalScheduleError
 from eqsat.types import DType
 
@@ -141,6 +141,23 @@ class LoadedSteps:
             kernel.close()
 
 
-def intermediate_bytes(executable: Executable) -> dict[str, int]:
-    """Return the bytes of each intermediate of a plan."""
-    return {name: math.prod(shape) * DType(dtype).bytes for name, (shape, dtype) in executable.intermediates.items()}
+def bytes_of(buffers: Buffers) -> dict[str, int]:
+    """Return the bytes of each buffer."""
+    return {name: math.prod(shape) * DType(dtype).bytes for name, (shape, dtype) in buffers.items()}
+
+
+class Preparation:
+    """The kernels of a plan that run once for given constants, loaded; `names` are the buffers that they leave."""
+
+    def __init__(self, executable: Executable) -> None:
+        part = executable.preparation
+        self.reads = part.reads
+        self._kept = bytes_of(part.writes)
+        self.names = tuple(self._kept)
+        self._steps = LoadedSteps([s.binary for s in part.steps if not s.kernel.is_empty], bytes_of(part.intermediates))
+
+    def __call__(self, pointers: Mapping[str, int]) -> dict[str, Memory]:
+        """Run on constants at `pointers`; return the buffers in new memory."""
+        kept = {name: Memory(size) for name, size in self._kept.items()}
+        self._steps.run({**pointers, **{name: m.pointer for name, m in kept.items()}})
+        return kept

@@ -23,6 +23,7 @@ from eqsat.ir import Program
 from eqsat.ops import Array
 from eqsat.search.cpu_steps import LoadedSteps, Memory, SharedObject
 from eqsat.search.statistics import interleaved
+from eqsat.types import DType
 
 SAMPLE_NS = 200_000.0  # of work in one sample: reading the clock from Python costs about 0.5 µs
 COLD_FACTOR = 8  # the copies exceed the private caches so many times: with 4 a tenth of the loads still found their data
@@ -75,14 +76,23 @@ def cache_bytes() -> tuple[int, int]:
     return private or 1 << 20, last or 32 << 20
 
 
+Shapes = Mapping[str, tuple[tuple[int, ...], DType]]
+
+
+def buffers_of(program: Program) -> dict[str, tuple[tuple[int, ...], DType]]:
+    """Return shape and dtype of the inputs and outputs of a program, by name."""
+    return {**{i.name: (i.shape, i.dtype) for i in program.inputs}, **{o.name: (o.shape, o.dtype) for o in program.outputs}}
+
+
 class BufferSets:
     """Copies of a program's inputs and outputs at different addresses.
 
     Parameters
     ----------
-    program : Program
+    shapes : mapping of str to (shape, dtype)
+        The buffers, inputs first: see `buffers_of`.
     contents : mapping of str to array
-        The inputs.
+        Of those that a run reads.
     private, last : int
         Bytes of the caches.
     apart : int
@@ -90,8 +100,7 @@ class BufferSets:
         is part of a larger one.
     """
 
-    def __init__(self, program: Program, contents: Mapping[str, Array], private: int, last: int, apart: int = 0) -> None:
-        shapes = {**{i.name: (i.shape, i.dtype) for i in program.inputs}, **{o.name: (o.shape, o.dtype) for o in program.outputs}}
+    def __init__(self, shapes: Shapes, contents: Mapping[str, Array], private: int, last: int, apart: int = 0) -> None:
         sizes = {name: math.prod(shape) * dtype.bytes for name, (shape, dtype) in shapes.items()}
         total = max(1, sum(sizes.values()))
         wanted = math.ceil(max(COLD_FACTOR * private, apart) / total)

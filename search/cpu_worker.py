@@ -20,13 +20,24 @@ from eqsat.errors import EqsatError
 from eqsat.ir import Program
 from eqsat.search.cpu_check import Verifier
 from eqsat.search.cpu_probe import measure_rates
-from eqsat.search.cpu_steps import LoadedSteps, intermediate_bytes
-from eqsat.search.cpu_timing import LEAST_ROUNDS, MOST_RACE_NS, UNDISTURBED_NS, BufferSets, Contestant, Harness, cache_bytes, race
+from eqsat.search.cpu_steps import LoadedSteps, Preparation, bytes_of
+from eqsat.search.cpu_timing import (
+    LEAST_ROUNDS,
+    MOST_RACE_NS,
+    UNDISTURBED_NS,
+    BufferSets,
+    Contestant,
+    Harness,
+    buffers_of,
+    cache_bytes,
+    race,
+)
 from eqsat.search.device import Trial, Verdict
 from eqsat.search.statistics import summarize
 from eqsat.search.supervised import Begin
 from eqsat.search.verify import KERNEL, PLAN, suites
 from eqsat.search.watched import Finished, SweepJob, Verified
+from eqsat.types import DType
 
 Messages = Generator[Any, None, Any]
 
@@ -68,7 +79,7 @@ class CpuBackend:
         yield Begin(None, REFERENCE_LIMIT_S, "computing the references of the program")
         verifier = self._verifier(job.program, KERNEL)
         ordinary = verifier.ordinary
-        sets = BufferSets(job.program, ordinary.inputs if ordinary else {}, *self._caches, job.apart_bytes)
+        sets = BufferSets(buffers_of(job.program), ordinary.inputs if ordinary else {}, *self._caches, job.apart_bytes)
         running: list[Contestant] = []
         for index, binary in job.binaries:
             if time.monotonic() > until:
@@ -92,17 +103,32 @@ class CpuBackend:
         sets: dict[str, BufferSets] = {}
         for i, plan in enumerate(plans):
             yield Begin(i, PLAN_LIMIT_S, f"timing plan {i} of {len(plans)}")
-            program = plan.plan.program
-            if program.digest not in sets:
-                found = suites(program, self._seed)
-                normal = next((s for s in found if s.name == "normal"), found[0])
-                sets[program.digest] = BufferSets(program, normal.inputs(), *self._caches)
-            contestants.append(Contestant(i, _load(plan), sets[program.digest], self._harness))
+            key = plan.plan.digest if plan.plan.prepared else plan.plan.program.digest
+            if key not in sets:
+                sets[key] = self._timing_sets(plan)
+            call = plan.call
+            steps = LoadedSteps([s.binary for s in call.steps], bytes_of(call.intermediates))
+            contestants.append(Contestant(i, steps, sets[key], self._harness))
         yield Begin(None, PLAN_LIMIT_S + _race_limit_s(contestants), "timing the plans interleaved")
         race(contestants, rounds, self._seed)
         for c in contestants:
             c.steps.close()
         return [summarize(c.samples, rejected=c.rejected) for c in contestants]
+
+    def _timing_sets(self, plan: Executable) -> BufferSets:
+        """Return copies of what a call reads and writes: ordinary inputs, and what is prepared from the constants among them."""
+        program = plan.plan.program
+        found = suites(program, self._seed)
+        contents = next((s for s in found if s.name == "normal"), found[0]).inputs()
+        if not plan.plan.prepared:
+            return BufferSets(buffers_of(program), contents, *self._caches)
+        prepare = Preparation(plan)
+        made = prepare({name: int(contents[name].ctypes.data) for name in prepare.reads})
+        contents |= {name: memory.array for name, memory in made.items()}
+        kept = {name: (shape, DType(dtype)) for name, (shape, dtype) in plan.preparation.writes.items()}
+        shapes = {**buffers_of(program), **kept}
+        names = [*plan.call.reads, *(o.name for o in program.outputs)]
+        return BufferSets({name: shapes[name] for name in names}, contents, *self._caches)
 
     def verify_plan(self, plan: Executable) -> Messages:
         """Check a whole plan."""
@@ -189,7 +215,7 @@ class CpuBackend:
 
 
 def _load(plan: Executable) -> LoadedSteps:
-    return LoadedSteps([s.binary for s in plan.steps], intermediate_bytes(plan))
+    return LoadedSteps([s.binary for s in plan.steps], bytes_of(plan.intermediates))
 
 
 def _check(verifier: Verifier, steps: LoadedSteps, enough_ns: float = math.inf) -> tuple[Verdict, float]:

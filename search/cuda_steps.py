@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from eqsat.codegen.cuda.driver import POISON, Launch, LoadedKernel, Memory, fill, to_host
+from eqsat.codegen.cuda.driver import POISON, Launch, LoadedKernel, Memory, fill, to_host, wait_for
 from eqsat.codegen.cuda.limits import launch_geometry_error
 from eqsat.codegen.kernel import BufferArg, KernelBinary, TensorMapArg, WorkspaceArg
-from eqsat.codegen.plan import Executable
+from eqsat.codegen.plan import Buffers, Executable
 from eqsat.errors import IllegalScheduleError, UsageError
 from eqsat.types import DType, TensorType
 
@@ -21,9 +21,9 @@ def buffer_bytes(shape: tuple[int, ...], dtype: str) -> int:
     return TensorType(tuple((f"{i:03d}", n) for i, n in enumerate(shape)), kind).elements * kind.bytes
 
 
-def scratch_bytes(executable: Executable) -> dict[str, int]:
-    """Return the bytes of each intermediate of a plan by name."""
-    return {name: buffer_bytes(shape, dtype) for name, (shape, dtype) in executable.intermediates.items()}
+def bytes_of(buffers: Buffers) -> dict[str, int]:
+    """Return the bytes of each buffer by name."""
+    return {name: buffer_bytes(shape, dtype) for name, (shape, dtype) in buffers.items()}
 
 
 class LoadedSteps:
@@ -51,6 +51,27 @@ class LoadedSteps:
                 )
         pairs = zip(self.kernels, scratch.workspaces, strict=True)
         return tuple(Launch(kernel, known, workspace.pointer) for kernel, workspace in pairs)
+
+
+class Preparation:
+    """The kernels of a plan that run once for given constants, loaded; `names` are the buffers that they leave."""
+
+    def __init__(self, executable: Executable) -> None:
+        part = executable.preparation
+        self.reads = part.reads
+        self._kept = bytes_of(part.writes)
+        self.names = tuple(self._kept)
+        self._own = bytes_of(part.intermediates)
+        self._steps = LoadedSteps([s.binary for s in part.steps if not s.kernel.is_empty])
+
+    def __call__(self, pointers: Mapping[str, int], stream: int) -> dict[str, Memory]:
+        """Run on constants at `pointers`, on a stream, and wait for it; return the buffers in new memory."""
+        kept = {name: Memory(nbytes) for name, nbytes in self._kept.items()}
+        scratch = self._steps.scratch(self._own, stream)
+        for launch in self._steps.bind({**pointers, **{name: m.pointer for name, m in kept.items()}}, scratch):
+            launch(stream)
+        wait_for(stream)  # the scratch memory ends here, and later calls may come on other streams
+        return kept
 
 
 class Scratch:

@@ -19,7 +19,7 @@ from eqsat.search.arrays import require_cupy
 from eqsat.search.cuda_check import Verifier
 from eqsat.search.cuda_device import target_of
 from eqsat.search.cuda_probe import Probe
-from eqsat.search.cuda_steps import LoadedSteps, scratch_bytes
+from eqsat.search.cuda_steps import LoadedSteps, Preparation, bytes_of
 from eqsat.search.cuda_timing import BufferSets, Contestant, Race
 from eqsat.search.device import Trial, Verdict
 from eqsat.search.statistics import summarize
@@ -110,11 +110,11 @@ class CudaBackend:
         contestants: list[Contestant] = []
         for i, plan in enumerate(plans):
             yield Begin(i, PLAN_TIMING_LIMIT_S, f"timing plan {i} of {len(plans)}")
-            program = plan.plan.program
-            if program.digest not in sets:
-                sets[program.digest] = self._drawn_sets(program, len({p.plan.program.digest for p in plans}))
-            steps = LoadedSteps([s.binary for s in plan.steps])
-            contestants.append(Contestant(i, steps, scratch_bytes(plan), sets[program.digest], self._stream))
+            key = _timing_key(plan)
+            if key not in sets:
+                sets[key] = self._drawn_sets(plan, len({_timing_key(p) for p in plans}))
+            steps = LoadedSteps([s.binary for s in plan.call.steps])
+            contestants.append(Contestant(i, steps, bytes_of(plan.call.intermediates), sets[key], self._stream))
             race.first_samples(contestants[-1], 1)
             contestants[-1].samples.clear()
         yield from race.rounds(contestants, rounds)
@@ -125,7 +125,7 @@ class CudaBackend:
         yield Begin(None, REFERENCE_LIMIT_S, "computing the references of the program")
         verifier = self._verifier(plan.plan.program, PLAN if len(plan.steps) > 1 else KERNEL)
         yield Begin(0, REFERENCE_LIMIT_S, "running the plan")
-        return self._check(verifier, LoadedSteps([s.binary for s in plan.steps]), scratch_bytes(plan))
+        return self._check(verifier, LoadedSteps([s.binary for s in plan.steps]), bytes_of(plan.intermediates))
 
     def _admit(
         self, job: SweepJob, index: int, binary: KernelBinary, verifier: Verifier, sets: BufferSets, race: Race, enough_ns: float
@@ -220,13 +220,26 @@ class CudaBackend:
         outputs = {o.name: o.bytes for o in program.outputs}
         return BufferSets(contents, outputs, self._info.l2_bytes, self._stream.handle, share)
 
-    def _drawn_sets(self, program: Program, share: int) -> BufferSets:
-        """Return buffer sets with ordinary inputs, without any reference."""
+    def _drawn_sets(self, plan: Executable, share: int) -> BufferSets:
+        """Return copies of what a call reads and writes: ordinary inputs, and what is prepared from the constants among them."""
+        program = plan.plan.program
         suite = next((s for s in suites(program, self._seed) if s.name == "normal"), suites(program, self._seed)[0])
         inputs = suite.inputs(self._xp)
-        sets = self._sets(program, {name: (int(a.data.ptr), int(a.nbytes)) for name, a in inputs.items()}, share)
-        self._stream.synchronize()  # the copies read `inputs`, which end here
+        contents = {name: (int(a.data.ptr), int(a.nbytes)) for name, a in inputs.items()}
+        made: dict[str, driver.Memory] = {}
+        if plan.plan.prepared:
+            driver.synchronize()  # CuPy drew on a stream of its own
+            made = Preparation(plan)({name: pointer for name, (pointer, _) in contents.items()}, self._stream.handle)
+            contents |= {name: (m.pointer, m.nbytes) for name, m in made.items()}
+            contents = {name: contents[name] for name in plan.call.reads}
+        sets = self._sets(program, contents, share)
+        self._stream.synchronize()  # the copies read `inputs` and `made`, which end here
         return sets
+
+
+def _timing_key(plan: Executable) -> str:
+    """Plans with one key are timed on the same memory: plans of one program, unless they prepare something from constants."""
+    return plan.plan.digest if plan.plan.prepared else plan.plan.program.digest
 
 
 def _timed(contestant: Contestant, verdict: Verdict | None, race: Race) -> Trial:

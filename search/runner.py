@@ -14,7 +14,8 @@ from eqsat.codegen.plan import Executable
 from eqsat.errors import UsageError
 from eqsat.ir import Input
 from eqsat.search import arrays as interop
-from eqsat.search.cuda_steps import LoadedSteps, Scratch, scratch_bytes
+from eqsat.search.constants import Constants
+from eqsat.search.cuda_steps import LoadedSteps, Preparation, Scratch, bytes_of
 
 ALIGNMENT = 16  # kernels load 16 bytes at once from the start of a buffer
 
@@ -40,6 +41,7 @@ class CudaRunner:
     -----
     Packed arguments are kept by pointer tuple. Caching allocators return the same few addresses, so a repeated call costs the
     checks, one dictionary look-up and the launch. Intermediates belong to a stream: calls on two streams do not share them.
+    What depends on inputs declared constant alone is computed at the first call with their arrays, and kept: see `Constants`.
     """
 
     def __init__(self, executable: Executable, device_index: int = 0, *, graph: bool = True, remembered: int = 64) -> None:
@@ -48,19 +50,23 @@ class CudaRunner:
         self._device = f"cuda:{device_index}"
         program = executable.plan.program
         self._inputs: tuple[Input, ...] = program.inputs
-        self._names = tuple(i.name for i in program.inputs) + tuple(o.name for o in program.outputs)
+        self._given_names = tuple(i.name for i in program.inputs) + tuple(o.name for o in program.outputs)
+        self._names = (*self._given_names, *executable.preparation.writes)
         self._outputs = program.outputs
         self._context = driver.open_device(device_index)
-        steps = [s for s in executable.steps if not s.kernel.is_empty]
+        steps = [s for s in executable.call.steps if not s.kernel.is_empty]
+        self._intermediates = bytes_of(executable.call.intermediates)
         with driver.current_context(self._context):
             self._steps = LoadedSteps([s.binary for s in steps])
             self._capture = Stream()
+            self._constants = self._prepared() if executable.plan.prepared else None
         self._graph = graph and len(steps) > 1
         self._remembered = remembered
         self._replays: OrderedDict[tuple[int, ...], Replay] = OrderedDict()
         self._scratch: dict[int, Scratch] = {}
         self._lock = Lock()
         self._doors: dict[type, _Door] = {}
+        self._stream = 0  # of the call that holds the lock
 
     def __call__(self, *arrays: Any, stream: Any = None, out: Any = None) -> Any:
         """Launch with `arrays`; `stream` overrides the caller's current stream, `out` gives the output array(s)."""
@@ -79,8 +85,27 @@ class CudaRunner:
             with scope:
                 made = self._made(door, pointers)
         with self._lock:  # a graph must not get another call's pointers between its look-up and its launch
+            if self._constants is not None:
+                self._stream = handle
+                pointers += [m.pointer for m in self._constants.of(arrays, pointers).values()]
             self._launch((handle, *pointers))
         return made
+
+    def _prepared(self) -> Constants[dict[str, driver.Memory]]:
+        """Return what remembers the buffers that are made of constant inputs once, on the stream of the call that needs them."""
+        prepare = Preparation(self.executable)
+        places = {name: self._given_names.index(name) for name in prepare.reads}
+
+        def make(pointers: Sequence[int]) -> dict[str, driver.Memory]:
+            if driver.is_capturing(self._stream):
+                raise UsageError(
+                    f"expected a call with the constants {', '.join(places)} before the stream is captured, as what depends on "
+                    "them is computed in the first one; call once with the same arrays, then capture."
+                )
+            with driver.current_context(self._context):
+                return prepare({name: pointers[at] for name, at in places.items()}, self._stream)
+
+        return Constants(tuple(places), tuple(places.values()), make)
 
     def _launch(self, key: tuple[int, ...]) -> None:
         """Launch on the stream key[0] with the pointers key[1:], packed now or on an earlier call."""
@@ -122,7 +147,7 @@ class CudaRunner:
         with driver.current_context(self._context):
             scratch = self._scratch.get(stream)
             if scratch is None:
-                scratch = self._scratch[stream] = self._steps.scratch(scratch_bytes(self.executable), stream)
+                scratch = self._scratch[stream] = self._steps.scratch(self._intermediates, stream)
             launches = self._steps.bind(dict(zip(self._names, pointers, strict=True)), scratch)
             if len(launches) == 1:
                 replay: Replay = launches[0]

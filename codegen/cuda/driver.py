@@ -171,6 +171,11 @@ def synchronize() -> None:
     _ok(cu.cuCtxSynchronize(), "the work on the GPU")
 
 
+def wait_for(stream: int) -> None:
+    """Wait for the work on a stream given by its handle; raises DriverFaultError if any of it faulted."""
+    _ok(cu.cuStreamSynchronize(stream), "the work on the stream")
+
+
 def pointer_device(pointer: int) -> int | None:
     """Return the index of the GPU that `pointer` belongs to, None if it is no device memory."""
     status, *value = cu.cuPointerGetAttribute(cu.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, pointer)
@@ -223,7 +228,7 @@ class Stream:
 
     def synchronize(self) -> None:
         """Wait for the stream; raises DriverFaultError if its work faulted."""
-        _ok(cu.cuStreamSynchronize(self._stream), "the work on the stream")
+        wait_for(self.handle)
 
     def __del__(self) -> None:
         if getattr(self, "_stream", None) is not None:

@@ -20,7 +20,7 @@ from eqsat.errors import CompileError, DTypeError, EnvironmentMissingError, Kern
 from eqsat.ir import Input, Output, Program, apply, read, reduce
 from eqsat.search.beside import MISLEADING
 from eqsat.search.cpu_device import CpuDevice, CpuRunner, fingerprint
-from eqsat.search.cpu_timing import COLD_FACTOR, BufferSets
+from eqsat.search.cpu_timing import COLD_FACTOR, BufferSets, buffers_of
 from eqsat.search.device import Trial
 from eqsat.search.watched import WatchedWorker
 from eqsat.types import DType
@@ -181,7 +181,7 @@ def test_a_workspace_is_aligned_and_reductions_are_verified(device: CpuDevice) -
 @pytest.mark.parametrize(("apart", "copies"), [(0, 34), (1 << 20, 44), (1 << 14, 34)])
 def test_copies_exceed_the_private_caches_and_what_the_program_touches_between(apart: int, copies: int) -> None:
     private, last = 100_000, 4_000_000
-    sets = BufferSets(DOUBLE, {}, private, last, apart)
+    sets = BufferSets(buffers_of(DOUBLE), {}, private, last, apart)
     assert sets.count == copies
     assert sets.count * DOUBLE.bytes >= max(COLD_FACTOR * private, apart)
 
