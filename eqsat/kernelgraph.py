@@ -12,7 +12,7 @@ from eqsat.cuts import CutLimits, Cuts
 from eqsat.errors import ExtractionError
 from eqsat.frozen import Frozen
 from eqsat.indexterms import read_index
-from eqsat.ir import Expr, Input, Output, Program, apply, const, iota, read, reduce
+from eqsat.ir import Expr, Input, Output, Program, apply, const, iota, read, reduce, rename
 from eqsat.ops import OPS, Kind
 from eqsat.terms import accessed
 from eqsat.types import DType
@@ -184,7 +184,7 @@ class KernelGraph:
             out = iota(form[1], self.cuts.extents[form[1]])
         elif head == "access":
             axis, index = form[1]
-            out = accessed(self._build(form[2]), axis, read_index(index), self.cuts.extents)
+            out = _called(accessed(self._build(form[2]), axis, read_index(index), self.cuts.extents))
         elif head == "contract":
             body = self._apply("mul", (), [self._build(x) for x in form[2:]])
             out = self._nest("sum", form[1], body)
@@ -210,6 +210,17 @@ class KernelGraph:
             beside = typed[0]
             args = [const(a.attrs[0], beside) if a.op == "const" and _fits(a.attrs[0], beside) else a for a in args]
         return apply(op, *args)
+
+
+def _called(expr: Expr) -> Expr:
+    """Return a read by other names where an access does nothing but call the axes of a buffer otherwise."""
+    if expr.op != "access" or expr.args[0].op != "read":
+        return expr
+    (source,), (mapping,) = expr.args, expr.attrs
+    names = {a: e.name for a, e in mapping.entries if e.op == "axis"}
+    extents, new = source.type.extents, expr.type.extents
+    whole = len(names) == len(mapping.entries) and all(new[b] == extents[a] for a, b in names.items())
+    return rename(source, names) if whole and len(expr.axes) == len(source.axes) else expr
 
 
 def _fits(value: float, dtype: DType) -> bool:
