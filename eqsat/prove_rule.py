@@ -1,0 +1,530 @@
+"""Proofs of a rule's equation for all extents and axis sets: every case that the guards leave open, by normal forms, else z3.
+
+A tensor variable is an unknown function of those axes of the rule that it varies over; all other axes only choose the
+point at which both sides are looked at. So the cases are: which axis variables stand for one axis, and which tensors vary
+along which axes. Numbers of the rule and extents are unknowns with the signs that the guards give them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from eqsat.meaning import Meaning, Values, as_truth, choice, within
+from eqsat.normalform import UNIT, Atom, Poly, UndecidedError, index, number, single
+from eqsat.normalform_functions import quotient, raised, tensor
+from eqsat.normalform_reductions import expand_equal, maximum
+from eqsat.ops import BY_CONSTRUCTOR, Kind, Result
+from eqsat.rulegate_equation import Equation, UncheckableError
+from eqsat.sexpr import Node
+from eqsat.signature import RANGES
+
+_MOST_CASES = 2048  # combinations of axes and dtypes; a rule with more is tested, not proved
+_OTHER = "?"  # an axis that the rule does not mention
+_INDEX = ("Axis", "Whole", "Plus", "Times", "Quotient", "Remainder")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One way in which the rule applies.
+
+    Attributes
+    ----------
+    axis : dict of str to str
+        The axis that each axis name or axis variable stands for.
+    axes : dict of str to frozenset of str
+        Axes of each tensor and index variable, `_OTHER` for any that the rule does not mention.
+    kinds : dict of str to Values
+        What the elements of each tensor variable are, and what each variable for a dtype name holds.
+    """
+
+    axis: Mapping[str, str]
+    axes: Mapping[str, frozenset[str]]
+    kinds: Mapping[str, Values]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """Two forms that should be equal in a case, and what is known there.
+
+    Attributes
+    ----------
+    case : Case
+    left, right : Poly
+    violations : tuple of two mappings
+        Where each side is undefined, by text.
+    premises : tuple of (str, Poly)
+        Comparisons with 0.
+    points : tuple of Atom
+        The index variables of the point at which both sides are looked at.
+    """
+
+    case: Case
+    left: Poly
+    right: Poly
+    violations: tuple[Mapping[str, Poly], Mapping[str, Poly]]
+    premises: tuple[tuple[str, Poly], ...]
+    points: tuple[Atom, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether the normal forms decide it."""
+        return expand_equal(self.left, self.right)
+
+    @property
+    def defined_alike(self) -> bool:
+        """Whether both sides are defined in the same places."""
+        return self.violations[0].keys() == self.violations[1].keys()
+
+
+class NotProvedError(Exception):
+    """No proof was found; the text says where it stopped."""
+
+
+def goals(equation: Equation, typings: Sequence[Mapping[str, str]]) -> Iterator[Goal]:
+    """Yield what has to be proved of an equation, case by case.
+
+    Raises
+    ------
+    NotProvedError
+        If there are too many cases, or one is not of a kind that can be proved.
+    """
+    kinds = _kinds(equation, typings)
+    seen: set[tuple[str, str]] = set()
+    for axis, axes in _axis_cases(equation, len(kinds)):
+        for k in kinds:
+            try:
+                goal = _Side(equation, Case(axis, axes, k)).goal()
+            except (UndecidedError, UncheckableError) as e:
+                raise NotProvedError(str(e)) from e
+            if goal is not None and (goal.left.key, goal.right.key) not in seen:
+                seen.add((goal.left.key, goal.right.key))
+                yield goal
+
+
+def _kinds(equation: Equation, typings: Sequence[Mapping[str, str]]) -> list[dict[str, Values]]:
+    """Return the ways in which dtypes matter to the value: floats, integers, truth values."""
+    logical = {n.text for t in (equation.left, equation.right) for n in _logical(t) if n.kind == "symbol"}
+    whole_matters = bool(equation.operations & {"cast", "floor", "lt", "le", "eq", "div", "pow"})
+
+    def of(v: str, name: str) -> Values:
+        if name == "bool" or (name == "weak" and v in logical):
+            return "truth"
+        return "whole" if name in ("i32", "i64") and (whole_matters or v in equation.types) else "real"
+
+    found = [{v: of(v, name) for v, name in t.items()} for t in typings]
+    return list({tuple(sorted(f.items())): f for f in found}.values())
+
+
+def _logical(term: Node) -> Iterator[Node]:
+    """Yield operands that are truth values."""
+    for n in term.walk():
+        row = BY_CONSTRUCTOR.get(n.head)
+        if row is None:
+            continue
+        if row.name in ("and", "or", "not"):
+            yield from n.args
+        elif row.name in ("any", "all"):
+            yield n.args[1]
+        elif row.name == "where":
+            yield n.args[0]
+
+
+def axis_key(node: Node) -> str:
+    """Return the name under which a case knows an axis."""
+    return f"={node.text}" if node.kind == "string" else str(node)
+
+
+def _named_axes(equation: Equation) -> list[str]:
+    """Return every axis that the rule mentions: variables first, then names."""
+    found: dict[str, None] = dict.fromkeys(equation.axes)
+    for t in (equation.left, equation.right, *equation.guards):
+        for n in t.walk():
+            row = BY_CONSTRUCTOR.get(n.head)
+            if n.head in ("free-of", "has", "extent", "Axis", "Iota") or (row and row.kind in (Kind.REDUCE, Kind.ACCESS)):
+                found[axis_key(n.args[0])] = None
+    return list(found)
+
+
+def index_variables(equation: Equation) -> tuple[str, ...]:
+    """Return the variables that stand for index expressions."""
+    found: dict[str, None] = {}
+    for t in (equation.left, equation.right, *equation.guards):
+        for n in t.walk():
+            places = n.args[1:2] if n.head == "Access" else n.args[:1] if n.head in _INDEX[3:] else ()
+            places = n.args if n.head == "Plus" else places
+            found |= dict.fromkeys(p.text for p in places if p.kind == "symbol")
+    return tuple(found)
+
+
+def _axis_cases(equation: Equation, times: int) -> Iterator[tuple[dict[str, str], dict[str, frozenset[str]]]]:
+    names = _named_axes(equation)
+    variables = (*equation.tensors, *index_variables(equation))
+    most = _MOST_CASES // max(times, 1)
+    done = 0
+    for axis in _partitions(names):
+        if not all(_distinct(g, axis) for g in equation.guards):
+            continue
+        classes = [*dict.fromkeys(axis.values()), _OTHER]
+        if len(classes) * len(variables) > 16:
+            raise NotProvedError("too many axes and variables to go through all cases")
+        for members in itertools.product((False, True), repeat=len(classes) * len(variables)):
+            rows = [members[i * len(classes) : (i + 1) * len(classes)] for i in range(len(variables))]
+            axes = {
+                v: frozenset(c for c, m in zip(classes, row, strict=True) if m) for v, row in zip(variables, rows, strict=True)
+            }
+            left = axes_in(equation.left, axis, axes)
+            if left is None or not all(_axes_hold(g, axis, axes) for g in equation.guards):
+                continue
+            if axes_in(equation.right, axis, axes) != left:
+                raise NotProvedError("the axes of the sides differ in a case")
+            if any(_OTHER in s for s in axes.values()):
+                continue  # values do not depend on the axes that the rule does not mention
+            done += 1
+            if done > most:
+                raise NotProvedError("too many cases")
+            yield axis, axes
+
+
+def _partitions(names: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Yield every way in which the names stand for axes; two names in quotes are never one axis."""
+
+    def extend(rest: Sequence[str], axis: dict[str, str]) -> Iterator[dict[str, str]]:
+        if not rest:
+            yield axis
+            return
+        first, *others = rest
+        literal = not first.isidentifier()
+        for c in dict.fromkeys(axis.values()):
+            if not (literal and any(not n.isidentifier() for n, d in axis.items() if d == c)):
+                yield from extend(others, {**axis, first: c})
+        yield from extend(others, {**axis, first: first})
+
+    yield from extend(names, {})
+
+
+def _distinct(guard: Node, axis: Mapping[str, str]) -> bool:
+    """Whether a guard that compares axes holds."""
+    if guard.head in ("=", "!=") and all(axis_key(a) in axis for a in guard.args):
+        a, b = guard.args
+        return (axis[axis_key(a)] == axis[axis_key(b)]) == (guard.head == "=")
+    return True
+
+
+def axes_in(node: Node, axis: Mapping[str, str], axes: Mapping[str, frozenset[str]]) -> frozenset[str] | None:
+    """Return the axes of a term or an index expression; None if it reduces or replaces an axis that its operand lacks."""
+    if node.kind == "symbol":
+        return axes[node.text]
+    row = BY_CONSTRUCTOR.get(node.head)
+    if node.head in _INDEX:
+        if node.head in ("Axis", "Whole"):
+            return frozenset((axis[axis_key(node.args[0])],)) if node.head == "Axis" else frozenset()
+        parts = [axes_in(a, axis, axes) for a in (node.args if node.head == "Plus" else node.args[:1])]
+    elif row is None or row.name == "read":
+        raise NotProvedError(f"{node.head} has no meaning of its own")
+    elif row.name == "const":
+        return frozenset()
+    elif row.name == "iota":
+        return frozenset((axis[axis_key(node.args[0])],))
+    elif row.kind in (Kind.REDUCE, Kind.ACCESS):
+        inner = axes_in(node.args[-1], axis, axes)
+        gone = axis[axis_key(node.args[0])]
+        if inner is None or gone not in inner:
+            return None
+        parts = [inner - {gone}, *([axes_in(node.args[1], axis, axes)] if row.kind is Kind.ACCESS else [])]
+    else:
+        parts = [axes_in(a, axis, axes) for a in node.args[: row.arity]]
+    found: set[str] = set()
+    for p in parts:
+        if p is None:
+            return None
+        found |= p
+    return frozenset(found)
+
+
+_AXIS_GUARDS: Mapping[str, Callable[..., bool]] = {
+    "scalar": lambda x: not x,
+    "same-axes": lambda x, y: bool(x == y),
+    "within": lambda x, y: bool(x <= y),
+}
+
+
+def _axes_hold(guard: Node, axis: Mapping[str, str], axes: Mapping[str, frozenset[str]]) -> bool:
+    """Whether a guard about axes holds; any other one is left open here."""
+    if guard.head in ("free-of", "has"):
+        found = axes_in(guard.args[1], axis, axes)
+        return found is not None and (axis[axis_key(guard.args[0])] in found) == (guard.head == "has")
+    if guard.head in _AXIS_GUARDS:
+        sets = [axes_in(a, axis, axes) for a in guard.args]
+        return None not in sets and _AXIS_GUARDS[guard.head](*sets)
+    return True
+
+
+class _Side:
+    """Reads both sides of an equation in one case."""
+
+    def __init__(self, equation: Equation, case: Case) -> None:
+        self.equation, self.case = equation, case
+        self.sorts = dict(equation.numbers)
+        self.extents = {c: single(Atom("extent", (c,), integer=True, positive=True)) for c in set(case.axis.values())}
+        self.numbers: dict[str, Poly] = {}
+        self.nonzero: list[Atom] = []
+        self.premises: list[tuple[str, Poly]] = []
+        self.nonnegative = {g.args[0].text for g in equation.guards if g.head == "at-least-zero" and g.args[0].kind == "symbol"}
+
+    def goal(self) -> Goal | None:
+        """Return what has to be shown; None if the guards rule the case out."""
+        if not self._take_guards():
+            return None
+        points = {c: index(f"@{c}", n) for c, n in self.extents.items()}
+        here = {c: single(p) for c, p in points.items()}
+        sides: list[tuple[Poly, Mapping[str, Poly]]] = []
+        for term in (self.equation.left, self.equation.right):
+            meaning = Meaning(self.nonzero)
+            form = _Reading(self, meaning).value(term, here)[0]
+            sides.append((form, meaning.violations))
+        (left, a), (right, b) = sides
+        return Goal(self.case, left, right, (a, b), (*self.premises, *self._ranges(here)), tuple(points.values()))
+
+    def _ranges(self, here: Mapping[str, Poly]) -> Iterator[tuple[str, Poly]]:
+        """Yield what range guards say of variables, at the point itself."""
+        reading = _Reading(self, Meaning(self.nonzero))
+        for g in self.equation.guards:
+            if g.head in RANGES and g.args[0].kind == "symbol":
+                op, limit = RANGES[g.head]
+                value = reading.value(g.args[0], here)[0]
+                yield (">=" if op == "Maximum" else "<="), value - number(Fraction(limit))
+
+    def _take_guards(self) -> bool:
+        """Learn extents, signs and definitions; return whether the numeric guards can hold."""
+        matched = {n.text for n in self.equation.left.walk() if n.kind == "symbol"}
+        facts = [g for g in self.equation.guards if g.head in ("=", "!=", "<", "<=", ">", ">=") and len(g.args) == 2]
+        for g in facts:
+            for a, b in (g.args, g.args[::-1]):
+                if g.head == "=" and a.head == "extent" and b.kind == "int":
+                    self.extents[self.case.axis[axis_key(a.args[0])]] = number(int(b.text))
+        for v, sort in self.equation.numbers:
+            if v in matched:
+                self.numbers[v] = self._unknown(v, sort, facts)
+        waiting = [g for g in facts if self._numeric(g)]
+        while waiting:
+            later = []
+            for g in waiting:
+                known = self._learn(g)
+                if known is False:
+                    return False
+                if known is None:
+                    later.append(g)
+            if len(later) == len(waiting):
+                raise UndecidedError(f"the guard {later[0]} cannot be read")
+            waiting = later
+        return True
+
+    def _numeric(self, guard: Node) -> bool:
+        names = set(self.sorts)
+        return any(
+            a.kind in ("int", "float")
+            or a.head == "extent"
+            or (a.kind == "symbol" and a.text in names)
+            or a.head in _CALCULATIONS
+            for a in guard.args
+        )
+
+    def _unknown(self, v: str, sort: str, facts: Sequence[Node]) -> Poly:
+        """Return an unknown number with the sign that a guard gives it."""
+        positive = negative = nonnegative = nonzero = False
+        for g in facts:
+            for head, (a, b) in ((g.head, g.args), (_MIRRORED[g.head], g.args[::-1])):
+                if a.kind == "symbol" and a.text == v and b.kind in ("int", "float"):
+                    positive |= (head == ">" and b.number >= 0) or (head == ">=" and b.number > 0)
+                    negative |= (head == "<" and b.number <= 0) or (head == "<=" and b.number < 0)
+                    nonnegative |= head == ">=" and b.number >= 0
+                    nonzero |= head == "!=" and b.number == 0
+        atom = Atom("number", (v,), integer=sort == "i64", positive=positive or negative, nonnegative=nonnegative)
+        if nonzero:
+            self.nonzero.append(atom)
+        return -single(atom) if negative else single(atom)
+
+    def _learn(self, guard: Node) -> bool | None:
+        """Take a fact about numbers in; False if it cannot hold, None if it waits for another."""
+        if guard.head == "=":
+            for a, b in (guard.args, guard.args[::-1]):
+                if a.kind == "symbol" and a.text in self.sorts and a.text not in self.numbers:
+                    value = self._calculated(b)
+                    if value is None:
+                        return None
+                    self.numbers[a.text] = value
+                    return True
+        left, right = (self._calculated(a) for a in guard.args)
+        if left is None or right is None:
+            return None
+        difference = left - right
+        if difference.constant is not None:
+            return _HOLDS[guard.head](difference.constant)
+        self.premises.append((guard.head, difference))
+        return True
+
+    def _calculated(self, node: Node) -> Poly | None:
+        return None if self._waits(node) else self.calculate(node, Meaning(self.nonzero))
+
+    def _waits(self, node: Node) -> bool:
+        return any(n.kind == "symbol" and n.text in self.sorts and n.text not in self.numbers for n in node.walk())
+
+    def calculate(self, node: Node, meaning: Meaning) -> Poly:
+        """Return a numeric expression as a form."""
+        if node.kind == "symbol" and node.text in self.numbers:
+            return self.numbers[node.text]
+        if node.kind == "int":
+            return number(int(node.text))
+        if node.kind == "float":
+            return meaning.constant(node.number if "inf" in node.text or node.text == "NaN" else Fraction(node.number))
+        if node.head == "extent":
+            return self.extents[self.case.axis[axis_key(node.args[0])]]
+        if node.head not in _CALCULATIONS:
+            raise UndecidedError(f"the prover cannot calculate {node}")
+        args = [self.calculate(a, meaning) for a in node.args]
+        if node.head in ("/", "%"):
+            return _divided(node, args, meaning)
+        if node.head == "^":
+            if any(a.integer for a in args) and not any(n.kind == "float" for n in node.walk()):
+                raise UndecidedError("^ of whole numbers is exclusive or")
+            return meaning.power(*args)
+        return _CALCULATIONS[node.head](*args)
+
+
+def _divided(node: Node, args: Sequence[Poly], meaning: Meaning) -> Poly:
+    """Return a quotient of numbers, or of whole numbers ≥ 0 with truncation."""
+    floats = any(n.kind == "float" or n.head == "to-f64" for n in node.walk())
+    if floats or not all(a.integer for a in args):
+        if node.head == "%":
+            raise UndecidedError("a remainder of numbers that are not whole")
+        return args[0] * meaning.power(args[1], -UNIT)
+    whole = quotient(args[0], args[1])
+    return whole if node.head == "/" else args[0] - whole * args[1]
+
+
+_MIRRORED = {"=": "=", "!=": "!=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
+_HOLDS: Mapping[str, Callable[[Fraction], bool]] = {
+    "=": lambda d: d == 0, "!=": lambda d: d != 0, "<": lambda d: d < 0,
+    "<=": lambda d: d <= 0, ">": lambda d: d > 0, ">=": lambda d: d >= 0,
+}  # fmt: skip
+_CALCULATIONS: Mapping[str, Callable[..., Poly]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "/": lambda a, b: a * raised(b, -1),
+    "%": lambda a, b: a - b,
+    "^": lambda a, b: a,
+    "min": lambda a, b: -maximum([((), -a), ((), -b)]),
+    "max": lambda a, b: maximum([((), a), ((), b)]),
+    "neg": lambda a: -a,
+    "abs": lambda a: maximum([((), a), ((), -a)]),
+    "to-f64": lambda a: a,
+}
+
+
+class _Reading:
+    """Reads one side at a point of its axes."""
+
+    def __init__(self, side: _Side, meaning: Meaning) -> None:
+        self.side, self.case, self.meaning = side, side.case, meaning
+
+    def value(self, node: Node, at: Mapping[str, Poly]) -> tuple[Poly, Values]:
+        """Return the form of a term and what its values are."""
+        if node.kind == "symbol":
+            kind = self.case.kinds[node.text]
+            return tensor(node.text, kind, self._places(node.text, at), nonnegative=node.text in self.side.nonnegative), kind
+        row = BY_CONSTRUCTOR[node.head]
+        match row.name:
+            case "const":
+                return self.side.calculate(node.args[0], self.meaning), "real"
+            case "iota":
+                return at[self._axis(node.args[0])], "whole"
+            case "cast":
+                form, kind = self.value(node.args[0], at)
+                to = self._kind_named(node.args[1])
+                return self.meaning.pointwise("cast", [form], [kind], to), to
+            case "where":
+                return self._chosen(node, at)
+            case "access":
+                return self._accessed(node, at)
+        if row.kind is Kind.REDUCE:
+            c = self._axis(node.args[0])
+            variable = self._variable(c, at)
+            form, kind = self.value(node.args[1], {**at, c: single(variable)})
+            return self.meaning.reduction(row.name, form, variable, kind), _result(row.result, [kind])
+        parts = [self.value(a, at) for a in node.args]
+        kinds = [k for _, k in parts]
+        return self.meaning.pointwise(row.name, [f for f, _ in parts], kinds), _result(row.result, kinds)
+
+    def _axis(self, node: Node) -> str:
+        return self.case.axis[axis_key(node)]
+
+    def _places(self, name: str, at: Mapping[str, Poly]) -> tuple[tuple[str, Poly], ...]:
+        return tuple((c, at[c]) for c in sorted(self.case.axes[name]))
+
+    def _kind_named(self, node: Node) -> Values:
+        if node.kind == "symbol":
+            return self.case.kinds[node.text]
+        return "truth" if node.text == "bool" else "whole" if node.text in ("i32", "i64") else "real"
+
+    def _variable(self, c: str, at: Mapping[str, Poly]) -> Atom:
+        taken = frozenset().union(*(p.free for p in at.values()))
+        name = c
+        while name in taken:
+            name += "'"
+        self.meaning.bound[name] = variable = index(name, self.side.extents[c])
+        return variable
+
+    def _chosen(self, node: Node, at: Mapping[str, Poly]) -> tuple[Poly, Values]:
+        condition = as_truth(*self.value(node.args[0], at))
+        a, kind_a = self._under(condition, node.args[1], at)
+        b, kind_b = self._under(UNIT - condition, node.args[2], at)
+        return choice(condition, a, b), _result(Result.BRANCHES, [kind_a, kind_b])
+
+    def _under(self, condition: Poly, node: Node, at: Mapping[str, Poly]) -> tuple[Poly, Values]:
+        outer, self.meaning.branch = self.meaning.branch, self.meaning.branch * condition
+        out = self.value(node, at)
+        self.meaning.branch = outer
+        return out
+
+    def _accessed(self, node: Node, at: Mapping[str, Poly]) -> tuple[Poly, Values]:
+        c = self._axis(node.args[0])
+        place = self.index(node.args[1], at)
+        inside = within(place, self.side.extents[c])
+        form, kind = self._under(inside, node.args[2], {**at, c: place})
+        return inside * form, kind
+
+    def index(self, node: Node, at: Mapping[str, Poly]) -> Poly:
+        """Return an index expression as a form."""
+        if node.kind == "symbol":
+            return tensor(node.text, "whole", self._places(node.text, at))
+        if node.head == "Axis":
+            return at[self._axis(node.args[0])]
+        if node.head == "Whole":
+            return self.side.calculate(node.args[0], self.meaning)
+        first = self.index(node.args[0], at)
+        if node.head == "Plus":
+            return first + self.index(node.args[1], at)
+        by = self.side.calculate(node.args[1], self.meaning)
+        if node.head == "Times":
+            return first * by
+        whole = quotient(first, by)
+        return whole if node.head == "Quotient" else first - whole * by
+
+
+def _result(result: Result, kinds: Sequence[Values]) -> Values:
+    match result:
+        case Result.BOOL:
+            return "truth"
+        case Result.INDEX:
+            return "whole"
+        case Result.FLOAT:
+            return "real"
+        case Result.COUNT if kinds == ["truth"]:
+            return "whole"
+    if all(k == "truth" for k in kinds):
+        return "truth"
+    return "real" if "real" in kinds else "whole"
