@@ -22,6 +22,7 @@ from eqsat.ir import Expr, Output
 from eqsat.types import DType
 
 _NONE = (Loop("", 1, frozenset()),)
+_FEW = 4  # rows that share their keys, at most, for which packing the keys would cost more than it saves
 _LOWEST = {DType.F32: -3e38, DType.F64: -1.7e308}  # below every score that is not masked out: shifts start here
 
 
@@ -268,8 +269,14 @@ class OnlineNest:
             self.array("left", self.rows * size),
             *loop("for (pos r = 0; r < rows; r++)", [*row.lines, *vectors]),
             clear,
-            self.array("right", size * self.keys),
+            *([] if self._inner else [self.array("right", size * self.keys)]),
         ]
+
+    @property
+    def _inner(self) -> bool:
+        """Whether scores are inner products along d: few rows, and keys that lie along d in memory, are not worth packing."""
+        c = self.problem.contraction
+        return c is not None and self.rows <= _FEW and not self.along(c.b, self.over) and self.along(c.b, self.d)
 
     def _dots(self) -> list[str]:
         """Print the contraction of the tile."""
@@ -277,12 +284,38 @@ class OnlineNest:
         if not c:
             return []
         size, panel = self.problem.extent(self.problem.d), self.width * self.tiling.vectors
+        if self._inner:
+            return self._inner_products(c.b, size)
         lines = [f"const pos k_first = 0, kc = {size};"]
         lines += pack(_Operand(self, self.d), c.b, self.over, panel, "key_first", "keys", "right")
         step = self.tiling.tile_rows
-        call = f"tile{self.tiling.vectors}({size}, left + i * {size}, {size}, right + j * {size}, dots + i * {self.keys} + j, {self.keys}, 0);"
+        call = f"tile{self.tiling.vectors}({size}, left + i * {size}, {size}, right + j * {size}, {panel}, dots + i * {self.keys} + j, {self.keys}, 0);"
         inner = loop(f"for (pos i = 0; i < rows; i += {step})", [call])
         return [*loop("", lines), *loop(f"for (pos j = 0; j < keys; j += {panel})", inner)]
+
+    def _inner_products(self, b: Expr, size: int) -> list[str]:
+        """Print the contraction key by key, each key once for all rows."""
+        r, v = self.register, f"v{self.register}"
+        self.printer.names |= positions(self.over, "(key_first + c)")
+        key = Scope(covers(self.over))
+
+        def body(position: str, part: str | None, _: int) -> list[str]:
+            last = Scope(covers(self.d))
+            value = self.in_type(b, [*self.scopes, key, last], Lanes(self.d, position, part))
+            last.lines.append(f"const {v} x = {value};")
+            for i in range(self.rows):
+                at = f"left + {i * size} + {position}"
+                if part is None:
+                    last.lines.append(f"dot{i} += eq_load_{r}({at}) * x;")
+                else:
+                    product = f"eq_load_part_{r}({at}, {part}) * x"
+                    last.lines.append(f"dot{i} += eq_where_{r}(eq_first({part}), {product}, ({v}){{0}});")
+            return last.lines
+
+        vectors = list(vector_loop("k", "0", size, self.width, 1, body))
+        start = [f"{v} dot{i} = {{0}};" for i in range(self.rows)]
+        end = [f"dots[{i * self.keys} + c] = eq_fold_add_{r}(dot{i})[0];" for i in range(self.rows)]
+        return loop("for (pos c = 0; c < keys; c++)", [*key.lines, *start, *vectors, *end])
 
     def _dots_at(self, lanes: Lanes) -> str:
         return f"eq_load_{self.register}(dots + r * {self.keys} + ({lanes.position} - key_first))"
@@ -393,7 +426,7 @@ class OnlineNest:
 
     def functions(self) -> list[str]:
         """Return the register tiles that the kernel calls, before it."""
-        wanted = {self.tiling.vectors} if self.problem.contraction else set()
+        wanted = {self.tiling.vectors} if self.problem.contraction and not self._inner else set()
         return [line for v in sorted(wanted | {v.vectors for v in self.values}) for line in self._register_tile(v)]
 
     def _register_tile(self, vectors: int) -> list[str]:
@@ -401,17 +434,17 @@ class OnlineNest:
         e, v, rows = self.element, f"v{self.register}", self.tiling.tile_rows
         grid = [(i, j) for i in range(rows) for j in range(vectors)]
         at = {(i, j): f"*({v} *)(to + {i} * row_to + {j * self.width})" for i, j in grid}
-        step = [f"const {v} b{j} = *(const {v} *)(b + {j * self.width});" for j in range(vectors)]
+        step = [f"const {v} b{j} = eq_load_{self.register}(b + {j * self.width});" for j in range(vectors)]
         for i in range(rows):
             sums = " ".join(f"c{i}_{j} += x * b{j};" for j in range(vectors))
             step.append(f"{{ const {e} x = a[{i} * row_a + k]; {sums} }}")
-        step.append(f"b += {vectors * self.width};")
+        step.append("b += row_b;")
         scaled = [
             f"{{ const {e} x = scale[{i}]; {' '.join(f'c{i}_{j} = {at[i, j]} * x;' for j in range(vectors))} }}"
             for i in range(rows)
         ]
         head = (
-            f"static __attribute__((noinline)) void tile{vectors}(pos kc, const {e} *restrict a, pos row_a, const {e} *restrict b, "
+            f"static __attribute__((noinline)) void tile{vectors}(pos kc, const {e} *restrict a, pos row_a, const {e} *restrict b, pos row_b, "
             f"{e} *restrict to, pos row_to, const {e} *restrict scale)"
         )
         return loop(
@@ -446,18 +479,40 @@ class _Values:
         rows, keys = self.nest.rows, self.nest.keys
         lines = [self.nest.array(f"values{name}", rows * self.padded) for _, name in self._names()]
         lines += [f"memset(values{name}, 0, sizeof values{name});" for _, name in self._names()]
-        return [*lines, *(self.nest.array(f"packed{name}", keys * self.padded) for _, name in self._names())]
+        packed = [name for a, name in self._names() if not self._rows_in_memory(a)]
+        return [*lines, *(self.nest.array(f"packed{name}", keys * self.padded) for name in packed)]
+
+    def _rows_in_memory(self, a: Accumulated) -> tuple[str, int] | None:
+        """Return the address of the tile's first row of values and the step to the next, if they need no packing."""
+        nest, e = self.nest, a.value
+        if not is_load(e) or e.dtype is not nest.problem.dtype or self.padded != self.extent:
+            return None
+        load = nest.printer.loads[e.digest]
+        axes = (nest.over[0].axis, self.loops[0].axis)
+        if (
+            load.guards
+            or len(nest.over) + len(self.loops) > 2
+            or load.offset.opaque & set(axes)
+            or load.offset.factor(axes[1]) != 1
+        ):
+            return None
+        at = load.offset.text(nest.printer.names | {axes[0]: "key_first", axes[1]: "0"})
+        return f"{nest.printer.pointers[load.buffer.name]} + {at}", load.offset.factor(axes[0])
 
     def accumulate(self) -> list[str]:
         """Scale the sums of each row and add the tile's weighted values."""
         nest, lines = self.nest, []
         step, size = nest.tiling.tile_rows, self.padded
         for a, name in self._names():
-            panels = pack(_Operand(nest, nest.over), a.value, self.loops, self.panel, "0", str(self.extent), f"packed{name}")
-            # `pack` counts keys of the tile from k_first
-            lines += loop("", ["const pos k_first = key_first, kc = keys;", *panels])
+            if found := self._rows_in_memory(a):
+                right = f"{found[0]} + j, {found[1]}"
+            else:
+                right = f"packed{name} + j * keys, {self.panel}"
+                panels = pack(_Operand(nest, nest.over), a.value, self.loops, self.panel, "0", str(self.extent), f"packed{name}")
+                # `pack` counts keys of the tile from k_first
+                lines += loop("", ["const pos k_first = key_first, kc = keys;", *panels])
             call = (
-                f"tile{self.vectors}(keys, weights + i * {nest.keys}, {nest.keys}, packed{name} + j * keys, "
+                f"tile{self.vectors}(keys, weights + i * {nest.keys}, {nest.keys}, {right}, "
                 f"values{name} + i * {size} + j, {size}, rebase + i);"
             )
             inner = loop(f"for (pos i = 0; i < rows; i += {step})", [call])
