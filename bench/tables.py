@@ -69,9 +69,38 @@ def filled(readme: str, results: Path) -> str:
         "first-code": lambda: f"```python\n{FIRST.read_text(encoding='utf-8').strip()}\n```\n",
         "first-output": lambda: f"```text\n{(results / 'first.txt').read_text(encoding='utf-8').strip()}\n```\n",
         "search-speed": lambda: f"```text\n{(results / 'search.txt').read_text(encoding='utf-8').strip()}\n```\n",
-        "tables": lambda: "\n".join(board(json.loads(p.read_text(encoding="utf-8"))) for p in sorted(results.glob("*.json"))),
+        "discovery": lambda: discovery(json.loads((results / "discovery.json").read_text(encoding="utf-8"))),
+        "tables": lambda: "\n".join(map(board, _boards(results))),
     }
     return SECTION.sub(lambda m: m[1] + makers[m["name"]]() + m[3], readme)
+
+
+def _boards(results: Path) -> list[dict[str, Any]]:
+    """Return the records of devices, in order of their files' names."""
+    records = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(results.glob("*.json"))]
+    return [r for r in records if "device" in r]
+
+
+def discovery(record: dict[str, Any]) -> str:
+    """Return the discovery suite as a Markdown table: what was written, what the search chose, how it got there."""
+    rows = record["rows"].values()
+    found = sum(r["ok"] for r in rows)
+    lines = [
+        f"{found} of {len(rows)} found, {record['created'][:10]}; `eqsat bench discovery` makes this table. Plans are chosen by model "
+        "for the target named; the steps of a derivation that only reorder or regroup are not counted.",
+        "",
+        "| program | what was discovered | target | derivation | e-nodes | search |",
+        "|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*lines, *map(_discovery_row, rows), ""])
+
+
+def _discovery_row(r: dict[str, Any]) -> str:
+    lacks = "" if r["ok"] else f"**not found**: {'; '.join(r['missing']) or r['derivation']}. Chosen: "
+    steps = "–" if r["telling"] is None else f"{r['telling']} steps"
+    cells = [f"{r['row'].replace('_', ' ')}: {r['program']}", f"{lacks}{r['found'] or 'nothing'}", r["target"], steps, r["nodes"]]
+    shown = [str(c).replace("|", "\\|") for c in cells]
+    return f"| {' | '.join(shown)} | {r['seconds']:.2f} s |"
 
 
 def board(record: dict[str, Any]) -> str:

@@ -80,17 +80,18 @@ _target = click.option(
 @click.option("--numerics", default="exact,reassociates", show_default=True, help="Rule classes admitted, comma-separated.")
 @click.option("--no-measure", is_flag=True, help="Choose by model; measure nothing.")
 @click.option("--profile-rules", is_flag=True, help="Print matches and time of each rule.")
+@click.option("--without", multiple=True, metavar="RULE", help="Leave a rule out; may be repeated.")
 @_store
 @_json
 def optimize_command(
     what: str, target: str, emit: str, out: Path, rules: tuple[Path, ...], budget: str, precision: str, numerics: str,
-    no_measure: bool, profile_rules: bool, store: Path | None, as_json: bool,
+    no_measure: bool, profile_rules: bool, without: tuple[str, ...], store: Path | None, as_json: bool,
 ) -> int:  # fmt: skip
     """Optimize the program in FILE: a program text (.eqsat), or a Python file with NAME (an expression or a builder)."""
     wanted = _emit_kinds(emit)
     found = eqsat.optimize(
         program_in(what), target=target, budget=budget, rules=rules, precision=precision, numerics=numerics.split(","),
-        measure=not no_measure, store=store,
+        measure=not no_measure, store=store, without=without,
     )  # fmt: skip
     written = emit_files(found.files(), wanted, out)
     interrupted = bool(found.receipt.interrupted)
@@ -255,7 +256,37 @@ def verify_command(folder: Path, as_json: bool) -> int:
     return OK if report.ok else FAILED
 
 
-@commands.command("bench")
+class _Bench(click.Group):
+    """A group whose first command, `board`, need not be named: `eqsat bench gemm` is `eqsat bench board gemm`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or args[0] not in {*self.commands, "--help"}:
+            args = ["board", *args]
+        return super().parse_args(ctx, args)
+
+
+@commands.group("bench", cls=_Bench)
+def bench_group() -> None:
+    """Time the board's workloads beside their baselines (the default), or run the discovery suite."""
+
+
+@bench_group.command("discovery")
+@click.argument("rows", nargs=-1)
+@click.option("--target", help="The target whose model chooses (default: each row's own).")
+@click.option("--json", "file", type=click.Path(path_type=Path, dir_okay=False), help="Write the record to this file.")
+def discovery_command(rows: tuple[str, ...], target: str | None, file: Path | None) -> int:
+    """Choose plans by model for the suite's programs (or ROWS) and say which ones an expert would write: exit 1 unless all."""
+    from eqsat.search import discovery  # stands on the whole pipeline
+
+    record = discovery.run_suite(rows, target=target, tell=lambda outcome: click.echo(discovery.line(outcome)))
+    ok = sum(r["ok"] for r in record["rows"].values())
+    click.echo(f"{ok} of {len(record['rows'])} found")
+    if file is not None:
+        file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return OK if ok == len(record["rows"]) else FAILED
+
+
+@bench_group.command("board")
 @click.argument("names", nargs=-1)
 @_target
 @_budget
