@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from dataclasses import dataclass
 
 from eqsat.codegen.kernel import KernelBinary, Schedule
@@ -71,17 +70,22 @@ class Plan:
         """The kernels that read nothing but inputs declared constant, and what such kernels make: they run once, not in each call.
 
         A kernel that writes an output of the program is none of them, as each call gives a new array; nor is one whose buffer
-        another kernel writes as well.
+        is written in each call as well.
         """
-        fixed = {i.name for i in self.program.inputs if i.constant}
-        writers = Counter(b for k in self.kernels for b in k.writes)
-        own = {b for b, n in writers.items() if n == 1} - {o.name for o in self.program.outputs}
-        out = []
-        for k in self.kernels:
-            if set(k.reads) <= fixed and set(k.writes) <= own:
-                out.append(k)
-                fixed.update(k.writes)
-        return tuple(out)
+        shared = {o.name for o in self.program.outputs}
+        while True:
+            fixed = {i.name for i in self.program.inputs if i.constant}
+            once, again = [], []
+            for k in self.kernels:
+                if set(k.reads) <= fixed and not set(k.writes) & shared:
+                    once.append(k)
+                    fixed.update(k.writes)
+                else:
+                    again.append(k)
+            rewritten = {b for k in again for b in k.writes} - shared
+            if not rewritten & fixed:
+                return tuple(once)
+            shared |= rewritten
 
     @property
     def digest(self) -> str:

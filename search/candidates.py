@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -14,12 +15,16 @@ from eqsat.codegen.problem import ContractProblem, Problem, contract_problem
 from eqsat.codegen.targets import Target
 from eqsat.errors import UsageError
 from eqsat.ir import Program
-from eqsat.kernelgraph import KernelNode
+from eqsat.kernelgraph import KernelGraph, KernelNode
 from eqsat.search.bundle import find_problem
 from eqsat.search.device import Measurement, Verdict
 from eqsat.search.schedules import Space, families, space_of
 from eqsat.text import show
 
+PREPARED = "prepared"  # begins the key of a kernel that runs once, whose trials are fewer than those of its like
+# A millionth: of two plans equally fast in each call, the one that is prepared sooner is taken.
+_PREPARED_SHARE = 1e-6
+_PREPARED_FACTOR, _PREPARED_BYTES = 4, 1 << 24  # what is prepared may take so many times the inputs' bytes, and 16 MiB
 _WIDE = 16  # rows and columns of a matrix product, at least, that only the family "contract" is tried for
 
 
@@ -40,7 +45,8 @@ class Candidate:
     """A kernel of the graph. Candidates with one key are one kernel up to names and share what is known of it.
 
     `find_legal` returns the schedules that can serve it out of the `offered` ones, likeliest first; trying them all is slow,
-    so it is asked only where a kernel is measured or chosen.
+    so it is asked only where a kernel is measured or chosen. One that is `prepared` depends on constants alone: it runs once for
+    the arrays that a caller gives, not in each call, and only `share` of its time counts.
     """
 
     node: KernelNode
@@ -50,13 +56,20 @@ class Candidate:
     find_legal: Callable[[], tuple[Schedule, ...]] = tuple
     offered: int = 0
     low_ns: float = math.inf
+    moved_ns: float = 0.0
+    prepared: bool = False
+
+    @property
+    def share(self) -> float:
+        """What part of its time counts in a plan."""
+        return _PREPARED_SHARE if self.prepared else 1.0
 
     def __str__(self) -> str:
         needs = f" needs {sorted(self.node.needs)}" if self.node.needs else ""
         what = "; ".join(show(o.expr) for o in self.node.program.outputs)
-        return (
-            f"{self.node.family:<9} {self.node.name}{needs}: {what}; ≥ {self.low_ns / 1e3:.2f} µs, {self.offered} schedules offered"
-        )
+        once = " once" if self.prepared else ""
+        low = f"≥ {self.low_ns / 1e3:.2f} µs{once}"
+        return f"{self.node.family:<9} {self.node.name}{needs}: {what}; {low}, {self.offered} schedules offered"
 
     @property
     def legal(self) -> tuple[Schedule, ...]:
@@ -111,6 +124,27 @@ def candidates_of(nodes: Iterable[KernelNode]) -> tuple[list[Candidate], int]:
     return list(out.values()), refused
 
 
+def mark_prepared(found: list[Candidate], graph: KernelGraph) -> list[Candidate]:
+    """Mark the kernels that run once because they depend on constants alone; return all but those that would be wasted.
+
+    Left out are kernels that would compute such a value in each call, and those whose result is far larger than the program's
+    inputs: memory that a caller does not expect.
+    """
+    constant = graph.frozen.constant - graph.goals
+    fixed = {i.name for i in graph.program.inputs if i.constant}
+    own = {graph.buffer(c).name for c in constant if graph.frozen.axes.get(c) is not None}
+    most = _PREPARED_FACTOR * sum(i.bytes for i in graph.program.inputs) + _PREPARED_BYTES
+    once, rest = [], []
+    for c in found:
+        if set(c.node.writes) <= constant and {i.name for i in c.node.program.inputs} <= fixed | own:
+            if sum(o.bytes for o in c.node.program.outputs) <= most:
+                once.append(dataclasses.replace(c, key=f"{PREPARED} {c.key}", prepared=True))
+        else:
+            rest.append(c)
+    made = {b for c in once for b in c.node.writes}
+    return [*once, *(c for c in rest if not made & set(c.node.writes))]
+
+
 def bound_candidates(found: list[Candidate], spaces: Mapping[Space, tuple[Schedule, ...]], target: Target, rates: Rates) -> None:
     """Fill in what is offered for each candidate and the least bound of the families that have a legal schedule for it."""
     memo: dict[str, tuple[Callable[[], tuple[Schedule, ...]], int, float]] = {}
@@ -119,6 +153,7 @@ def bound_candidates(found: list[Candidate], spaces: Mapping[Space, tuple[Schedu
         if c.key not in memo:
             memo[c.key] = _bounded(c.problem, spaces.get(c.space, ()), served, rates)
         c.find_legal, c.offered, c.low_ns = memo[c.key]
+        c.moved_ns = c.node.program.bytes / rates.copy
     products = {(c.node.writes, c.node.needs) for c in found if c.node.family == "contract" and c.low_ns < math.inf}
     for c in found:
         if c.node.family == "reduce" and (c.node.writes, c.node.needs) in products and is_wide_product(c.node.program):

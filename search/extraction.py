@@ -1,11 +1,13 @@
 """Measured extraction: choose, measure the dearest unmeasured kernels of the choice, repeat until no plan can be better.
 
-The objective is the sum of kernel times taken with cold caches, plus a launch for each. Lower bounds stand in for kernels
+The objective is the sum of kernel times taken with cold caches, plus a launch for each; what depends on constants alone is
+prepared once and hardly counts. Lower bounds stand in for kernels
 that have not been measured; when the best measured plan is within ε of the cheapest conceivable one, the search is closed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -15,6 +17,7 @@ from eqsat.planchoice import Action, Chooser
 from eqsat.search.candidates import Candidate, Sweep
 
 _SAME = 1e-4  # plans whose bounds differ by less are alike
+_EXPOSED = 0.02  # of the traffic of a kernel that arithmetic bounds
 _ROUNDING = 1e-6  # the solver's absolute tolerance, on an objective whose dearest kernel costs 1
 
 
@@ -138,9 +141,15 @@ class Extraction:
         )
 
     def costs(self) -> list[float]:
-        """Measured time where there is one, else the lower bound (ns), raised to the empirical floor of its family."""
+        """Measured time where there is one, else the lower bound (ns), raised to the empirical floor of its family.
+
+        Of what is prepared once only its small share counts.
+        """
         floors = {family: self.floors.of(family) for family in {c.node.family for c in self.candidates}}
-        return [self.swept[c.key].cost_ns if c.key in self.swept else c.low_ns * floors[c.node.family] for c in self.candidates]
+        return [
+            c.share * (self.swept[c.key].cost_ns if c.key in self.swept else c.low_ns * floors[c.node.family])
+            for c in self.candidates
+        ]
 
     def run(self) -> None:
         """Search until closed within ε or out of time; there is a plan at the end if any kernel of one is right."""
@@ -199,7 +208,7 @@ class Extraction:
         """Complete the plan of least bounds with the first right schedule of each kernel that the deadline left without one."""
         while True:
             cut = {k for k, s in self.swept.items() if s.best is None and not s.complete}
-            costs = [c.low_ns if c.key in cut else cost for c, cost in zip(self.candidates, self.costs(), strict=True)]
+            costs = [c.share * c.low_ns if c.key in cut else cost for c, cost in zip(self.candidates, self.costs(), strict=True)]
             cost, plan = self._chooser.greedy(costs)
             if not plan or not math.isfinite(cost):
                 return
@@ -215,10 +224,13 @@ class Extraction:
 
     def _measure(self, i: int, stop_above_ns: float = math.inf) -> float:
         c = self.candidates[i]
-        found = self.swept[c.key] = self.sweep(c, min(stop_above_ns, self.best_ns))
+        if c.prepared and self.rush is not None:  # any right kernel serves: its time hardly counts
+            found = self.swept[c.key] = dataclasses.replace(self.rush(c), complete=True)
+            return c.share * found.cost_ns
+        found = self.swept[c.key] = self.sweep(c, min(stop_above_ns, self.best_ns) / c.share)
         if found.complete and not found.counts.get("pruned") and math.isfinite(found.cost_ns):
             self.floors.learn(c.node.family, found.cost_ns / c.low_ns)
-        return found.cost_ns
+        return c.share * found.cost_ns
 
     def _best_measured(self) -> None:
         known = {i for i, c in enumerate(self.candidates) if c.key in self.swept}
@@ -228,7 +240,7 @@ class Extraction:
 
     def _note(self, plan: tuple[int, ...]) -> bool:
         """Remember a measured plan; return whether it is a new one."""
-        cost = sum(self.swept[self.candidates[i].key].cost_ns for i in plan)
+        cost = sum(self.candidates[i].share * self.swept[self.candidates[i].key].cost_ns for i in plan)
         fresh = plan not in self.plans and math.isfinite(cost)
         if fresh:
             self.plans[plan] = cost
@@ -246,9 +258,13 @@ class Extraction:
 
 
 def unmeasured_choice(candidates: list[Candidate], goals: frozenset[int]) -> tuple[int, ...]:
-    """Return the plan of least bound: the choice by model, for targets that are not at hand."""
+    """Return the plan of least bound: the choice by model, for targets that are not at hand.
+
+    A bound is the greatest of what arithmetic and traffic take, as if they overlapped wholly; a small share of the lesser
+    one decides between plans that differ in it alone.
+    """
     chooser = Chooser([Action(frozenset(c.node.writes), c.node.needs) for c in candidates], goals)
-    low = [c.low_ns for c in candidates]
+    low = [c.share * (c.low_ns + _EXPOSED * c.moved_ns) for c in candidates]
     cost, plan = chooser.greedy(low)
     if math.isfinite(cost):
         chooser.prune(low, cost * (1 - _SAME))  # what cannot beat the greedy plan by more than the solver's own gap

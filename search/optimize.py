@@ -19,7 +19,7 @@ from eqsat.kernelgraph import KernelGraph
 from eqsat.rulefile import RuleSet
 from eqsat.saturation import SaturationReport
 from eqsat.search import bundle, finish, machine
-from eqsat.search.candidates import Candidate, Sweep, Timed, bound_candidates, candidates_of
+from eqsat.search.candidates import Candidate, Sweep, Timed, bound_candidates, candidates_of, mark_prepared
 from eqsat.search.device import Device
 from eqsat.search.extraction import Certificate, Extraction, Floors, unmeasured_choice
 from eqsat.search.machine import Place
@@ -202,6 +202,7 @@ class Search:
         """Find each kernel's problem, its legal schedules and its lower bound."""
         self.progress.stage("lower")
         candidates, refused = candidates_of(graph.kernels)
+        candidates = mark_prepared(candidates, graph)
         kind = self.place.target.kind
         spaces = list(dict.fromkeys(c.space for c in candidates))
         found = self.session.schedule_points(
@@ -305,7 +306,7 @@ class Search:
         counts = {"enumerated": 0, "refused": 0}
         steps = [finish.compile_by_model(self.place, candidates[i], rates, counts) for i in plan]
         executable = Executable(Plan(self.program, tuple(s.kernel for s in steps)), tuple(steps))
-        total = sum(candidates[i].low_ns for i in plan)
+        total = sum(candidates[i].share * candidates[i].low_ns for i in plan)
         certificate = Certificate("unmeasured", 1.0, self.options.epsilon, total, float("inf"), "", "by model", 0, 0)
         return executable, dataclasses.replace(certificate, best_ns=total), {}, counts
 
