@@ -5,7 +5,8 @@ from __future__ import annotations
 from eqsat.access import AccessMap, Index
 from eqsat.codegen.plan import Plan
 from eqsat.errors import UsageError
-from eqsat.ir import Expr, access, rebuild, rename
+from eqsat.ir import Expr, access, const, rebuild, rename
+from eqsat.ops import Kind
 
 
 def compose(plan: Plan) -> tuple[Expr, ...]:
@@ -25,8 +26,17 @@ def _inline(expr: Expr, made: dict[str, tuple[tuple[str, ...], Expr]], memo: dic
         if node.op == "read" and node.attrs[0] in made:
             memo[node.digest] = _read_as(made[node.attrs[0]], node.attrs[1])
         else:
-            memo[node.digest] = rebuild(node, tuple(memo[a.digest] for a in node.args))
+            memo[node.digest] = _rebuilt(node, tuple(memo[a.digest] for a in node.args))
     return memo[expr.digest]
+
+
+def _rebuilt(node: Expr, args: tuple[Expr, ...]) -> Expr:
+    """Return `node` over other operands; constants follow what they meet where that was stored wider than it is computed."""
+    if node.row.kind is Kind.POINTWISE and any(a.dtype is not b.dtype for a, b in zip(args, node.args, strict=True)):
+        beside = [a.dtype for a in args if a.op != "const" and a.dtype.is_float]
+        if beside:
+            args = tuple(const(a.attrs[0], beside[0]) if a.op == "const" and a.dtype.is_float else a for a in args)
+    return rebuild(node, args)
 
 
 def _read_as(value: tuple[tuple[str, ...], Expr], axes: tuple[str, ...]) -> Expr:
