@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from eqsat.array import Array, as_array, parse_dtype, walk
@@ -24,7 +25,7 @@ def tensor(name: str, shape: int | Sequence[int], dtype: object = "f32", constan
     shape : sequence of int
     dtype : str, DType or NumPy dtype
     constant : bool
-        Promise that the contents never change between calls (a weight).
+        Promise that the contents never change between calls (a weight): what depends on constants alone is computed once.
 
     Examples
     --------
@@ -85,6 +86,21 @@ def _argument(name: str, spec: Spec) -> Array:
     raise UsageError(
         f"parameter {name!r}: expected a (shape, dtype) pair such as ((16, 4096), 'bf16'), a tensor() or an array; got {spec!r:.80}"
     )
+
+
+def with_constants(program: Program, names: Sequence[str]) -> Program:
+    """Return the program with the inputs called `names` declared constant.
+
+    Raises
+    ------
+    UsageError
+        If it has no such input.
+    """
+    known = [i.name for i in program.inputs]
+    if unknown := [n for n in names if n not in known]:
+        raise UsageError(f"expected constants among the inputs {', '.join(known)}; got {', '.join(map(repr, unknown))}")
+    inputs = tuple(replace(i, constant=True) if i.name in names else i for i in program.inputs)
+    return program if inputs == program.inputs else Program(inputs, program.outputs)
 
 
 def to_program(

@@ -18,7 +18,7 @@ from eqsat.rulefile import RuleSet
 from eqsat.saturation import SaturationReport
 from eqsat.search import receipt
 from eqsat.search.beside import misled
-from eqsat.search.candidates import Candidate, Sweep
+from eqsat.search.candidates import PREPARED, Candidate, Sweep
 from eqsat.search.compose import compose
 from eqsat.search.device import Device, Measurement, Verdict
 from eqsat.search.extraction import Certificate
@@ -72,7 +72,7 @@ def select(device: Device, made: Sequence[Executable], baseline: Callable[..., A
     alternatives = [
         {
             "plan": right[i][0].plan.digest,
-            "kernels": len(right[i][0].steps),
+            "kernels": len(right[i][0].call.steps),
             "median_ns": times[i].median_ns,
             "note": "; ".join(str(s.schedule) for s in right[i][0].steps),
         }
@@ -83,7 +83,7 @@ def select(device: Device, made: Sequence[Executable], baseline: Callable[..., A
     if baseline is not None:
         beside = device.time_beside(right[best][0], baseline)
         own, other = beside.plan, beside.baseline
-        chosen = {"plan": right[best][0].plan.digest, "kernels": len(right[best][0].steps)}
+        chosen = {"plan": right[best][0].plan.digest, "kernels": len(right[best][0].call.steps)}
         called = "called from Python, result allocated, beside the other"
         alternatives.append({**chosen, "median_ns": own.median_ns, "note": called})
         alternatives.append({"plan": "baseline", "kernels": 0, "median_ns": other.median_ns, "note": called})
@@ -174,9 +174,9 @@ def record(
         for r in ruleset.rules
         if r.name in used
     ]
-    keys = {id(s): k for k, s in enumerate(executable.steps)}
-    trials = [_trials_of(s, sweeps) for s in executable.steps]
-    kernels = [receipt.kernel_record(executable, keys[id(s)], t) for s, t in zip(executable.steps, trials, strict=True)]
+    once = executable.preparation.steps
+    trials = [_trials_of(s, sweeps, prepared=s in once) for s in executable.steps]
+    kernels = [receipt.kernel_record(executable, n, found) for n, found in enumerate(trials)]
     return receipt.build(
         executable,
         target=place.target.name,
@@ -197,8 +197,9 @@ def record(
     )
 
 
-def _trials_of(step: Step, sweeps: Mapping[str, Sweep]) -> list[dict[str, object]]:
-    sweep = sweeps.get(f"{step.kernel.problem.family} {canonical_key(step.kernel.program)}")
+def _trials_of(step: Step, sweeps: Mapping[str, Sweep], *, prepared: bool) -> list[dict[str, object]]:
+    key = f"{step.kernel.problem.family} {canonical_key(step.kernel.program)}"
+    sweep = sweeps.get(f"{PREPARED} {key}" if prepared else key)
     return [_brief(t) for t in sweep.trials] if sweep else []
 
 

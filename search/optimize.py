@@ -31,7 +31,7 @@ from eqsat.search.schedules import family_of, points, space_term
 from eqsat.search.store import Store, default_path
 from eqsat.search.sweep import Sweeper
 from eqsat.session import Session
-from eqsat.trace import as_program
+from eqsat.trace import as_program, with_constants
 
 _REMEMBERED_RATIOS = 16  # of a family: the least ones, which are the ones that count
 _SHARE = 0.85  # of the budget for kernels; the rest is for timing whole plans
@@ -50,6 +50,7 @@ def optimize(
     store: str | Path | Store | None = None,
     progress: bool | Progress | None = None,
     epsilon: float = 0.02,
+    constants: Sequence[str] = (),
 ) -> Optimized:
     """Search for the fastest verified kernels that compute `expr`.
 
@@ -82,6 +83,9 @@ def optimize(
         None: a live line on a terminal, nothing elsewhere.
     epsilon : float
         The search is closed when no plan of the stated space can be faster by more than this share.
+    constants : sequence of str
+        Names of inputs whose contents do not change from call to call (weights), besides those declared by `tensor`. What depends
+        on them alone is computed at the first call with the same arrays, and kept; the search counts it as nearly nothing.
 
     Returns
     -------
@@ -105,7 +109,7 @@ def optimize(
     began = time.monotonic()
     files = (*package_rules(), *(Path(r) for r in rules))
     options = Options(target, parse_budget(budget), files, precision, tuple(numerics), measure, epsilon)
-    program = as_program(expr, *specs)
+    program = with_constants(as_program(expr, *specs), (constants,) if isinstance(constants, str) else constants)
     place = machine.resolve(options.target)
     with contextlib.ExitStack() as stack:
         kept = store if isinstance(store, Store) else Store(store if store is not None else default_path())

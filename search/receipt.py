@@ -58,13 +58,18 @@ class Receipt:
 
     @property
     def flops(self) -> int:
-        """Arithmetic operations of the chosen plan."""
+        """Arithmetic operations of one call of the chosen plan."""
         return int(self.record["plan"]["flops"])
 
     @property
     def bytes(self) -> int:
-        """Bytes the chosen plan moves at least: each kernel's inputs and outputs once."""
+        """Bytes that one call of the chosen plan moves at least: each kernel's inputs and outputs once."""
         return int(self.record["plan"]["bytes"])
+
+    @property
+    def prepared_bytes(self) -> int:
+        """Bytes that are kept for each set of constants: what is computed from them once."""
+        return sum(k["prepared"]["bytes"] for k in self.record["plan"]["kernels"] if k["prepared"])
 
     @property
     def median_ns(self) -> float | None:
@@ -97,7 +102,7 @@ def build(
 ) -> dict[str, Any]:
     """Return the record of a finished search: plain data, equal to what is read back from its JSON text."""
     program = executable.plan.program
-    programs = [k.program for k in executable.plan.kernels]
+    programs = [s.kernel.program for s in executable.call.steps]
     search = dataclasses.asdict(certificate) | {"counts": dict(counts)}
     record = {
         "format": FORMAT,
@@ -143,6 +148,10 @@ def kernel_record(executable: Executable, index: int, trials: Sequence[Mapping[s
     """Return what the receipt says of one kernel of the plan."""
     step = executable.steps[index]
     source = step.binary.source
+    once = step.kernel in executable.plan.prepared
+    kept = executable.preparation.writes
+    sizes = {o.name: o.bytes for o in step.kernel.program.outputs if o.name in kept}
+    times = [t["measurement"]["median_ns"] for t in trials if t["schedule"] == str(step.schedule) and t.get("measurement")]
     return {
         "writes": list(step.kernel.writes),
         "reads": list(step.kernel.reads),
@@ -156,8 +165,19 @@ def kernel_record(executable: Executable, index: int, trials: Sequence[Mapping[s
         "resources": dataclasses.asdict(step.binary.resources),
         "flops": step.kernel.program.flops,
         "bytes": step.kernel.program.bytes,
+        "prepared": {"bytes": sum(sizes.values()), "median_ns": times[-1] if times else None} if once else None,
         "trials": list(trials),
     }
+
+
+def _once(k: Mapping[str, Any]) -> list[str]:
+    """Say what a kernel costs that runs once for the constants it reads."""
+    if not k["prepared"]:
+        return []
+    taken = k["prepared"]["median_ns"]
+    time = "" if taken is None else f"{taken / 1e6:.3g} ms "
+    size = f", {k['prepared']['bytes'] / 1e6:.3g} MB kept" if k["prepared"]["bytes"] else ""
+    return [f"{time}once for the constants {', '.join(k['reads'])}{size}" if k["reads"] else f"{time}once{size}"]
 
 
 def _lines(r: Mapping[str, Any]) -> list[str]:
@@ -177,7 +197,8 @@ def _lines(r: Mapping[str, Any]) -> list[str]:
     lines.append("counts   " + ", ".join(f"{v} {k}" for k, v in r["search"]["counts"].items()))
     for k in r["plan"]["kernels"]:
         made = [f"{name} = {shown}" for name, shown in zip(k["writes"], k["shown"], strict=True)]
-        lines.append("kernel   " + "\n         ".join([*made, f"{k['family']}: {k['schedule']}"]))
+        kind = "prepared" if k["prepared"] else "kernel  "
+        lines.append(f"{kind} " + "\n         ".join([*made, *_once(k), f"{k['family']}: {k['schedule']}"]))
     checks = (r["verification"] or {}).get("checks", ())
     lines += [f"check    {c['name']}: worst {c['worst']:.3g} of its bound" for c in checks]
     steps = r["derivation"]["steps"]

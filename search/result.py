@@ -71,7 +71,7 @@ class Optimized:
         for k in self.receipt.record["plan"]["kernels"]:
             timed = [t for t in k["trials"] if t.get("measurement")]
             timed.sort(key=lambda t: t["measurement"]["median_ns"])
-            what = f"kernel {', '.join(k['writes'])} ({k['family']})"
+            what = f"{'prepared' if k['prepared'] else 'kernel'} {', '.join(k['writes'])} ({k['family']})"
             rows += [(what, t["measurement"]["median_ns"], t["schedule"]) for t in timed[:8]]
         return Leaderboard(tuple(rows))
 

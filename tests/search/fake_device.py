@@ -136,7 +136,7 @@ class FakeDevice:
 
     def time_plans(self, plans: Sequence[Executable], *, rounds: int = 30) -> list[Measurement]:
         self.clock_s += self.trial_s * len(plans)
-        return [_measured(sum(self.kernel_ns(s.kernel.program, s.binary.source) for s in p.steps), rounds) for p in plans]
+        return [_measured(sum(self.kernel_ns(s.kernel.program, s.binary.source) for s in p.call.steps), rounds) for p in plans]
 
     def verify_plan(self, plan: Executable) -> Verdict:
         self.clock_s += self.trial_s

@@ -9,17 +9,29 @@ from typing import Any
 import numpy as np
 import pytest
 
+from eqsat import numpy_like as fn
 from eqsat.codegen.cpu.compiler import compile_source
 from eqsat.codegen.cpu.families import family_of
 from eqsat.codegen.cpu.point import CpuPointTile
 from eqsat.codegen.plan import Executable, Kernel, Plan, Step
 from eqsat.codegen.problem import point_problem
+from eqsat.codegen.targets import parse_target
+from eqsat.errors import UsageError
 from eqsat.ir import Expr, Input, Output, Program, apply, iota, read
-from eqsat.search import bundle
+from eqsat.kernelgraph import KernelGraph
+from eqsat.rulefile import builtin_rules
+from eqsat.search import bundle, machine
+from eqsat.search.candidates import candidates_of, mark_prepared
 from eqsat.search.constants import Constants
 from eqsat.search.cpu_device import CpuDevice, CpuRunner
+from eqsat.search.machine import Place
+from eqsat.search.optimize import optimize
+from eqsat.search.result import Optimized
+from eqsat.session import Session
+from eqsat.trace import as_program, with_constants
 from eqsat.types import DType
 from tests.codegen.fake_cuda import build, run
+from tests.search.fake_device import FakeDevice
 from tests.search.test_runner import PRELUDE
 
 F32, N = DType.F32, 5000
@@ -262,3 +274,77 @@ def test_what_no_input_is_needed_for_is_prepared_too() -> None:
     assert [k.name for k in found.plan.prepared] == ["t"]
     x, v, w = arrays()
     np.testing.assert_allclose(CpuRunner(found)(x, v, w), x + np.arange(N, dtype=np.float32), rtol=1e-6)
+
+
+def test_constants_are_declared_by_name() -> None:
+    program = as_program(lambda x, w: x @ w, ((4, 8), "f32"), ((8, 3), "f32"))
+    assert [i.constant for i in with_constants(program, ["w"]).inputs] == [False, True]
+    assert with_constants(program, []) is program
+    with pytest.raises(UsageError, match="among the inputs x, w; got 'W'"):
+        with_constants(program, ["W"])
+
+
+@pytest.fixture(scope="module")
+def product() -> Optimized:
+    """Return x·v·w with constants v and w, searched on a device whose times follow the bounds."""
+    specs = [((64, 64), "f32")] * 3
+    program = with_constants(as_program(lambda x, v, w: x @ v @ w, *specs), ["v", "w"])
+    return searched(program)
+
+
+def searched(program: Program) -> Optimized:
+    device = FakeDevice(spread=0.1)
+    place = Place(parse_target("cpu"), device.name, device.fingerprint, lambda _: device)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "resolve", lambda _: place)
+        return optimize(program, store=":memory:")
+
+
+def test_the_search_prefers_what_is_prepared_once(product: Optimized) -> None:
+    plan = product.executable.plan
+    (once,) = plan.prepared
+    assert once.reads in (("v", "w"), ("w", "v"))
+    assert len(product.executable.call.steps) == 1
+
+
+def test_one_right_schedule_is_enough_for_what_is_prepared(product: Optimized) -> None:
+    once = next(k for k in product.receipt.plan["kernels"] if k["prepared"])
+    each = next(k for k in product.receipt.plan["kernels"] if not k["prepared"])
+    assert len([t for t in once["trials"] if t["status"] == "ok"]) == 1
+    assert len([t for t in each["trials"] if t["status"] == "ok"]) > 1
+
+
+def test_the_receipt_tells_what_is_prepared_and_counts_the_call_alone(product: Optimized) -> None:
+    once = next(k for k in product.receipt.plan["kernels"] if k["prepared"])
+    assert once["prepared"]["bytes"] == product.receipt.prepared_bytes == 4 * 64 * 64
+    assert once["prepared"]["median_ns"] > 0
+    assert product.receipt.flops == 2 * 64**3
+    assert f"prepared {once['writes'][0]} = " in str(product.receipt)
+    assert "ms once for the constants" in str(product.receipt)
+    assert "0.0164 MB kept" in str(product.receipt)
+    assert f"prepared {once['writes'][0]} (contract)" in str(product.leaderboard)
+
+
+def test_without_the_promise_nothing_is_prepared(product: Optimized) -> None:
+    inputs = tuple(Input(i.name, i.shape, i.dtype) for i in product.executable.plan.program.inputs)
+    program = Program(inputs, product.executable.plan.program.outputs)
+    found = searched(program)
+    assert found.executable.plan.prepared == ()
+    assert len(found.executable.call.steps) == 2
+    assert not any(k["prepared"] for k in found.receipt.plan["kernels"])
+
+
+def test_what_is_prepared_may_not_be_far_larger_than_the_inputs() -> None:
+    def outer(u: Any, v: Any, x: Any) -> Any:
+        return fn.exp(u[:, None] * v[None, :]) @ x
+
+    def made(n: int) -> set[bool]:
+        program = with_constants(as_program(outer, ((n,), "f32"), ((n,), "f32"), ((n,), "f32")), ["u", "v"])
+        with Session() as session:
+            _, frozen = session.saturate(program, builtin_rules().rules)
+        graph = KernelGraph(program, frozen)
+        found, _ = candidates_of(graph.kernels)
+        return {c.prepared for c in mark_prepared(found, graph)}
+
+    assert made(64) == {True, False}
+    assert made(4096) == {False}  # 64 MiB from 48 KiB
