@@ -205,6 +205,9 @@ class _Tester:
                 self._test(draw, Float32(open_zero=bool(used & EXTREMA)), "signed")
         if self.rule.numerics != "unstable" and not used <= RING_OPS | INTEGER_OPS:
             self._floats("large")
+        if self.rule.phase == "fold":
+            for draw in self._situations():
+                self._test(draw, Float64(self.rule.bound, where_finite=True), "masked")
         if self.tally.compared < _LEAST or self.tally.compared * 10 < self.tally.skipped:
             raise _untestable(
                 self.rule,
@@ -355,6 +358,10 @@ _VERDICTS = {
     ("float64", "large"): (
         "loses range: at large magnitudes its sides differ",
         "State :numerics unstable (such rules are off by default), or write the law so that nothing overflows.",
+    ),
+    ("float64", "masked"): (
+        "does not bear masked scores: where an operand is −∞ its sides differ",
+        "A part of an axis may be wholly masked: hold its maximum above the least number, as the rules in fold.egg do.",
     ),
     ("", ""): ("is false", "Add the guard that excludes this, or correct the law."),
 }

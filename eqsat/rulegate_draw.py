@@ -92,7 +92,9 @@ def axes_of(node: Node, draw: Draw) -> frozenset[str] | None:
 
 def draws(equation: Equation, typings: Sequence[dict[str, str]], extents: Sequence[int], rng: random.Random) -> Iterator[Draw]:
     """Yield random situations that satisfy the guards and make the left side a term that programs have."""
-    literals = [n.number for t in (equation.left, *equation.guards) for n in t.walk() if n.kind == "float"]
+    literals = [
+        n.number for t in (equation.left, *equation.guards) for n in t.walk() if n.kind == "float" and math.isfinite(n.number)
+    ]
     while True:
         for _ in range(_TRIES):
             draw = applied(equation, _random_draw(equation, typings, extents, literals, rng))
@@ -329,6 +331,11 @@ def tensor_numbers(rng: np.random.Generator, shape: tuple[int, ...], kind: str, 
         return rng.integers(0, prime, shape)
     if kind == "bool":
         return rng.integers(0, 2, shape).astype(np.float64)
+    if style == "masked" and kind != "i32":  # −∞ at some places and all along some slices, as masked scores have it
+        hidden = rng.random(shape) < 0.2
+        for dimension, n in enumerate(shape):
+            hidden |= rng.random([n if d == dimension else 1 for d in range(len(shape))]) < 0.2
+        return np.where(hidden, -np.inf, rng.normal(0, 2, shape))
     if rng.random() < 0.1:
         return np.full(shape, float(rng.choice([0, 1, -1, 2])))
     if style == "whole" or kind == "i32":

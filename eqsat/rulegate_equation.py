@@ -15,6 +15,7 @@ from eqsat.signature import RANGES, arithmetic, weak_dtype
 TYPES = ("f32", "bf16", "f16", "i32", "bool", "weak")
 """Dtypes tried for each variable: two floats that meet in a third type, an integer, truth values and constants."""
 
+_LOGIC = ("and", "or", "not", "any", "all")
 _MOST_TYPED = 3  # variables typed in all combinations; a fourth one and later ones are f32
 
 
@@ -167,7 +168,7 @@ def dtype_of(node: Node, types: Mapping[str, str]) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _typed(row: Op, operands: tuple[str, ...]) -> str:
-    logic = row.name in ("and", "or", "not", "any", "all")
+    logic = row.name in _LOGIC
     if arithmetic(row) and "bool" in operands:
         raise IllTypedError(f"{row.name} of bool")
     if (logic and any(d not in ("bool", "weak") for d in operands)) or (
@@ -179,10 +180,11 @@ def _typed(row: Op, operands: tuple[str, ...]) -> str:
 
 def typings(equation: Equation) -> list[dict[str, str]]:
     """Return the dtypes of the variables under which the left side is a term that programs have, and the guards hold."""
+    truths = _truths(equation)
     tried = equation.tensors[:_MOST_TYPED]
-    rest = dict.fromkeys(equation.tensors[_MOST_TYPED:], "f32")
+    rest = {v: "bool" if v in truths else "f32" for v in equation.tensors[_MOST_TYPED:]}
     found = []
-    for combination in itertools.product(TYPES, repeat=len(tried)):
+    for combination in itertools.product(*(("bool", "weak") if v in truths else TYPES for v in tried)):
         types = {**dict(zip(tried, combination, strict=True)), **rest}
         for chosen in _with_type_names(equation, types):
             try:
@@ -192,6 +194,17 @@ def typings(equation: Equation) -> list[dict[str, str]]:
             if all(_allows(g, chosen) for g in equation.guards):
                 found.append(chosen)
     return found
+
+
+def _truths(equation: Equation) -> frozenset[str]:
+    """Variables that stand where only truth values do: operands of logic, and the condition of a choice."""
+    found: set[str] = set()
+    for n in (n for side in (equation.left, equation.right) for n in side.walk() if n.head in BY_CONSTRUCTOR):
+        row = BY_CONSTRUCTOR[n.head]
+        operands = n.args[1:] if row.kind is Kind.REDUCE else n.args[:1] if row.result is Result.BRANCHES else n.args
+        if row.name in _LOGIC or row.result is Result.BRANCHES:
+            found.update(o.text for o in operands if o.kind == "symbol")
+    return frozenset(found)
 
 
 def _with_type_names(equation: Equation, types: dict[str, str]) -> Iterator[dict[str, str]]:

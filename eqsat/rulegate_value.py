@@ -6,6 +6,7 @@ NumPy's broadcasting.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -193,7 +194,7 @@ class Integers:
 
     def constant(self, number: Fraction | float, rank: int) -> Value:
         """Return a whole constant."""
-        if number != int(number):
+        if not math.isfinite(number) or number != int(number):
             raise UntestableError
         return np.full((1,) * rank, int(number), np.int64)
 
@@ -224,12 +225,14 @@ class Float64:
     ----------
     relative : float
         Further relative error allowed (the bound of a rule that approximates).
+    where_finite : bool
+        Whether to compare only where the left value is finite: with −∞ among the operands the rest promises nothing.
     """
 
     name = "float64"
 
-    def __init__(self, relative: float = 0.0) -> None:
-        self.relative = relative
+    def __init__(self, relative: float = 0.0, *, where_finite: bool = False) -> None:
+        self.relative, self.where_finite = relative, where_finite
 
     def tensor(self, reals: np.ndarray[Any, Any], kind: str) -> Value:
         """Take drawn numbers in; they are exact."""
@@ -239,7 +242,8 @@ class Float64:
     def constant(self, number: Fraction | float, rank: int) -> Value:
         """Return the nearest float."""
         value = np.full((1,) * rank, float(number))
-        return value, np.zeros((1,) * rank) if Fraction(float(number)) == number else abs(value) * _U
+        exact = not math.isfinite(number) or Fraction(float(number)) == number
+        return value, np.zeros((1,) * rank) if exact else abs(value) * _U
 
     def apply(self, row: Op, args: Sequence[Value], to: str) -> Value:
         """Return the op table's meaning, and its slopes times the operands' errors."""
@@ -311,6 +315,8 @@ class Float64:
         finite = np.isfinite(a) & np.isfinite(b)
         alike = (np.isnan(a) & np.isnan(b)) | (a == b)
         told = np.isfinite(tolerance)
+        if self.where_finite:
+            alike = alike | ~np.isfinite(a)
         apart = np.where(finite, abs(np.where(finite, a, 0) - np.where(finite, b, 0)) > tolerance, ~alike)
         scale = np.maximum(abs(a), abs(b))
         firm = finite & told & (tolerance <= np.maximum(_FIRM, self.relative) * np.maximum(scale, 1.0))

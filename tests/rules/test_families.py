@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import random
+
 import pytest
 
 from eqsat.frozen import Frozen
@@ -116,11 +120,14 @@ def test_the_norm_scale_leaves_the_contraction_and_the_gain_meets_the_weights(se
     assert finds(frozen, f'(Mul {scale} (Sum "k" (Mul {X} (Mul {G} {W}))))')
 
 
-def test_layer_norm_before_a_contraction_splits_into_two_contractions_and_a_column_sum(session):
-    frozen = saturated(session, contract("k", layer_norm(leaf("x", "ik")), leaf("w", "kn")), rounds=2)
-    assert class_of(frozen, f'(Sum "k" (Mul {X} (Mul {G} {W})))') is not None
-    assert class_of(frozen, f'(Sum "k" (Mul {G} {W}))') is not None
-    assert class_of(frozen, f'(Sum "k" (Mul (Read "b" "k") {W}))') is not None
+def test_layer_norm_before_a_contraction_becomes_a_contraction_and_two_column_sums(session):
+    frozen = saturated(session, contract("k", layer_norm(leaf("x", "ik")), leaf("w", "kn")))
+    mean = f'(Mul (Const 0.03125) (Sum "k" {X}))'
+    variance = f'(Sum "k" (Mul (Sub {X} {mean}) (Sub {X} {mean})))'
+    scale = f"(Rsqrt (Add (Mul (Const 0.03125) {variance}) (Const 1e-05)))"
+    gained = f"(Mul {G} {W})"
+    centred = f'(Sub (Sum "k" (Mul {X} {gained})) (Mul {mean} (Sum "k" {gained})))'
+    assert finds(frozen, f'(Add (Mul {scale} {centred}) (Sum "k" (Mul (Read "b" "k") {W})))')
 
 
 def test_a_chain_times_a_vector_multiplies_the_vector_first(session):
@@ -186,8 +193,9 @@ def test_a_softmax_over_two_axes_folds_into_parts_with_maxima_of_their_own(sessi
     weighted = contract("j", apply("exp", sub(scores, top)), v)
     frozen = saturated(session, reduce("sum", "o", weighted))
     s, inner = '(Read "s" "i o j")', '(Max "j" (Read "s" "i o j"))'
-    part = f'(Sum "j" (Mul (Exp (Sub {s} {inner})) (Read "v" "o j e")))'
-    assert finds(frozen, f'(Sum "o" (Mul (Exp (Sub {inner} (Max "o" {inner}))) {part}))')
+    pivot = f"(Maximum {inner} (Const -3e38))"
+    part = f'(Sum "j" (Mul (Exp (Sub {s} {pivot})) (Read "v" "o j e")))'
+    assert finds(frozen, f'(Sum "o" (Mul (Exp (Sub {pivot} (Max "o" {inner}))) {part}))')
 
 
 def test_a_variance_stays_a_sum_of_squares(session):
@@ -201,6 +209,106 @@ def test_a_shift_of_all_scores_cancels(session):
     shifted = add(leaf("s", "ij"), leaf("c", "i"))
     frozen = saturated(session, apply("exp", sub(shifted, reduce("max", "j", shifted))))
     assert finds(frozen, '(Exp (Sub (Read "s" "i j") (Max "j" (Read "s" "i j"))))')
+
+
+def weighted_variance(x: Expr) -> Expr:
+    mean = div(reduce("sum", "k", x), number(32.0))
+    return reduce("sum", "k", mul(mul(sub(x, mean), leaf("g", "k")), sub(x, mean)))
+
+
+def test_a_weighted_variance_stays_a_sum_of_squares(session):
+    frozen = saturated(session, weighted_variance(leaf("x", "ik")))
+    assert class_of(frozen, f'(Sum "k" (Mul {X} (Mul {G} {X})))') is None
+    assert class_of(frozen, f'(Sum "k" (Mul (Mul {G} {X}) {X}))') is None
+
+
+def test_a_variance_over_two_axes_folds_into_deviations_from_means_of_parts(session):
+    x = leaf("s", "ioj")
+    mean = div(reduce("sum", "o", reduce("sum", "j", x)), number(250.0))
+    centred = sub(x, mean)
+    frozen = saturated(session, reduce("sum", "o", reduce("sum", "j", mul(centred, centred))))
+    s = '(Read "s" "i o j")'
+    part = f'(Mul (Const 0.02) (Sum "j" {s}))'
+    whole = f'(Mul (Const 0.004) (Sum "o" (Sum "j" {s})))'
+    inner = f'(Sum "j" (Mul (Sub {s} {part}) (Sub {s} {part})))'
+    outer = f"(Mul (Sub {part} {whole}) (Sub {part} {whole}))"
+    assert finds(frozen, f'(Sum "o" (Add {inner} (Mul (Const 50.0) {outer})))')
+    assert finds(frozen, f'(Add (Sum "o" {inner}) (Mul (Const 50.0) (Sum "o" {outer})))')
+
+
+def matrix_chain(extents: list[int]) -> Expr:
+    axes = [f"x{n}" for n in range(len(extents))]
+    leaves = [read(f"m{n}", (a, b), (extents[n], extents[n + 1]), F32) for n, (a, b) in enumerate(itertools.pairwise(axes))]
+    return functools.reduce(lambda left, right: contract(next(iter(left.axes & right.axes)), left, right), leaves)
+
+
+@pytest.mark.parametrize("count", range(3, 11))
+def test_a_chain_of_matrices_takes_as_many_nodes_as_its_cube(session, count):
+    extents = [random.Random(count + n).choice((16, 64, 256)) for n in range(count + 1)]
+    frozen = saturated(session, matrix_chain(extents))
+    products = {c for c, nodes in frozen.nodes.items() if any(n.op == "Sum" for n in nodes)}
+    assert len(products) == count * (count - 1) // 2
+    assert frozen.node_count <= 2 * count**3
+
+
+@pytest.mark.parametrize("count", range(2, 7))
+def test_a_common_factor_of_many_products_is_taken_out(session, count):
+    terms = [contract("k", leaf("x", "ik"), leaf(f"w{n}", "kn")) for n in range(count)]
+    frozen = saturated(session, functools.reduce(add, terms))
+    reads = [f'(Read "w{n}" "k n")' for n in range(count)]
+    total = functools.reduce(lambda a, b: f"(Add {a} {b})", reads)
+    assert finds(frozen, f'(Sum "k" (Mul {X} {total}))')
+
+
+def test_linear_attention_multiplies_keys_with_values_first(session):
+    scores = contract("d", leaf("q", "id"), leaf("h", "jd"))
+    frozen = saturated(session, contract("j", scores, leaf("v", "je")))
+    states = '(Sum "j" (Mul (Read "h" "j d") (Read "v" "j e")))'
+    assert finds(frozen, f'(Sum "d" (Mul (Read "q" "i d") {states}))')
+
+
+def test_scales_of_rows_and_columns_leave_a_contraction(session):
+    rows, columns = leaf("x", "ik", DType.BF16), leaf("w", "kn", DType.BF16)
+    product = contract("k", mul(rows, leaf("s", "i", DType.BF16)), mul(columns, leaf("t", "n", DType.BF16)))
+    assert finds(saturated(session, product), f'(Mul (Read "s" "i") (Mul (Read "t" "n") (Sum "k" (Mul {X} {W}))))')
+
+
+def squared_distances() -> Expr:
+    apart = sub(leaf("x", "ik"), leaf("y", "jk"))
+    return reduce("sum", "k", mul(apart, apart))
+
+
+def test_squared_distances_become_a_contraction_where_approximation_is_admitted(session):
+    rules = builtin_rules().admit(("exact", "reassociates", "approximates"))
+    report, frozen = session.saturate(program(squared_distances()), rules.rules)
+    y = '(Read "y" "j k")'
+    squares = f'(Add (Sum "k" (Mul {X} {X})) (Sum "k" (Mul {y} {y})))'
+    assert report.stop == "saturated"
+    assert finds(frozen, f'(Sub {squares} (Mul (Const 2.0) (Sum "k" (Mul {X} {y}))))')
+
+
+def test_squared_distances_keep_their_form_by_default(session):
+    rules = builtin_rules().admit()
+    _, frozen = session.saturate(program(squared_distances()), rules.rules)
+    assert class_of(frozen, f'(Sum "k" (Mul {X} {X}))') is None
+
+
+def test_a_factor_known_to_be_positive_leaves_a_maximum(session):
+    scaled = mul(apply("exp", leaf("c", "i")), leaf("s", "ij"))
+    frozen = saturated(session, reduce("max", "j", scaled))
+    assert finds(frozen, '(Mul (Exp (Read "c" "i")) (Max "j" (Read "s" "i j")))')
+
+
+def test_a_factor_of_unknown_sign_stays_under_a_maximum(session):
+    frozen = saturated(session, reduce("max", "j", mul(leaf("c", "i"), leaf("s", "ij"))))
+    assert class_of(frozen, '(Max "j" (Read "s" "i j"))') is None
+
+
+def test_a_root_of_scaled_squares_gives_the_absolute_scale(session):
+    scaled = mul(leaf("c", "i"), leaf("s", "ij"))
+    frozen = saturated(session, apply("sqrt", reduce("sum", "j", mul(scaled, scaled))))
+    s = '(Read "s" "i j")'
+    assert finds(frozen, f'(Mul (Abs (Read "c" "i")) (Sqrt (Sum "j" (Mul {s} {s}))))')
 
 
 @pytest.mark.parametrize("dtype", [DType.BF16, DType.F16, DType.F64, DType.I32, DType.I64])
