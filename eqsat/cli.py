@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 import eqsat
+from eqsat.cli_rules import add_commands
 from eqsat.errors import EnvironmentMissingError, EqsatError, FalseRuleError, NoKernelError, UsageError, WrongResultError
 
 OK, FAILED, USAGE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -180,33 +181,34 @@ def rules_list(files: tuple[Path, ...], as_json: bool) -> int:
 
 @rules_group.command("check")
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--shipped", is_flag=True, help="Check the built-in rules (the default without FILES), unstable ones too.")
+@click.option("--write", is_flag=True, help="Keep the evidence for the built-in rules in rules/evidence.json.")
 @_json
-def rules_check(files: tuple[Path, ...], as_json: bool) -> int:
-    """Check every law in FILES (default: the built-in ones): exit 0 if all hold, 1 if one is refuted, 2 if malformed."""
-    from eqsat.rulecheck import check_rules  # only this command gates without a search
+def rules_check(files: tuple[Path, ...], shipped: bool, write: bool, as_json: bool) -> int:
+    """Prove or test every law in FILES: exit 0 if all are admitted, 1 if one is refused, 2 if a file is malformed."""
+    from eqsat.evidence import write_committed  # only this command gates without a search
+    from eqsat.rulecheck import judge_rules
+    from eqsat.rulefile import builtin_rules, load_rules
 
-    found = _rule_set(files)
-    rows: list[dict[str, Any]] = []
-    code = OK
-    for rule in found.rules:
-        try:
-            (evidence,) = check_rules((rule,), cache_dir=None)
-            rows.append({"name": rule.name, "admitted": True, **dataclasses.asdict(evidence)})
-        except FalseRuleError as e:
-            code = FAILED
-            rows.append({"name": rule.name, "admitted": False, "counterexample": str(e)})
-    shown = (
-        f"{r['name']:<36}{'ok  ' + str(r.get('method', '')) if r['admitted'] else 'REFUSED  ' + r['counterexample']}"
-        for r in rows
-    )
-    _emit(rows, lambda: "\n".join(shown), as_json)
-    return code
+    if write and files:
+        raise UsageError("--write keeps the evidence for the built-in rules; leave FILES out")
+    rules = [*(builtin_rules(unstable=True) if shipped or not files else ()), *(load_rules(files) if files else ())]
+    verdicts = judge_rules(rules)
+    _emit([v.record() for v in verdicts], lambda: "\n".join(map(str, verdicts)), as_json)
+    if not all(v.admitted for v in verdicts):
+        return FAILED
+    if write:
+        click.echo(f"wrote {write_committed([v.evidence for v in verdicts if v.evidence])}", err=True)
+    return OK
 
 
 def _rule_set(files: tuple[Path, ...]) -> Any:
     from eqsat.rulefile import builtin_rules, load_rules  # reads every rule file
 
     return load_rules(files) if files else builtin_rules()
+
+
+add_commands(rules_group, _emit, program_in)
 
 
 @commands.command("explain")

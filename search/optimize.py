@@ -51,6 +51,7 @@ def optimize(
     progress: bool | Progress | None = None,
     epsilon: float = 0.02,
     constants: Sequence[str] = (),
+    without: Sequence[str] = (),
 ) -> Optimized:
     """Search for the fastest verified kernels that compute `expr`.
 
@@ -86,6 +87,8 @@ def optimize(
     constants : sequence of str
         Names of inputs whose contents do not change from call to call (weights), besides those declared by `tensor`. What depends
         on them alone is computed at the first call with the same arrays, and kept; the search counts it as nearly nothing.
+    without : sequence of str
+        Names of rules left out, built-in ones included.
 
     Returns
     -------
@@ -108,7 +111,7 @@ def optimize(
     """
     began = time.monotonic()
     files = (*package_rules(), *(Path(r) for r in rules))
-    options = Options(target, parse_budget(budget), files, precision, tuple(numerics), measure, epsilon)
+    options = Options(target, parse_budget(budget), files, precision, tuple(numerics), measure, epsilon, tuple(without))
     program = with_constants(as_program(expr, *specs), (constants,) if isinstance(constants, str) else constants)
     place = machine.resolve(options.target)
     with contextlib.ExitStack() as stack:

@@ -33,6 +33,8 @@ class Options:
         Measure on the device; False chooses by model and says "unmeasured".
     epsilon : float
         The search is closed when no plan can be faster by more than this share.
+    without : tuple of str
+        Names of rules left out.
     """
 
     target: str = "native"
@@ -42,6 +44,7 @@ class Options:
     numerics: tuple[str, ...] = ("exact", "reassociates")
     measure: bool = True
     epsilon: float = 0.02
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -57,7 +60,7 @@ class Options:
     @property
     def digest(self) -> str:
         """SHA-256 of what can change the result (the budget does not: more time only looks further)."""
-        parts = (self.target, self.precision, sorted(self.numerics), self.measure, self.epsilon)
+        parts = (self.target, self.precision, sorted(self.numerics), self.measure, self.epsilon, sorted(self.without))
         rules = [hashlib.sha256(p.read_bytes()).hexdigest() for p in self.rules]
         return hashlib.sha256(repr((parts, rules)).encode()).hexdigest()
 

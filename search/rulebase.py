@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
 import importlib.metadata
@@ -17,17 +18,22 @@ from eqsat.search.store import default_path
 
 
 def admitted_rules(options: Options) -> tuple[RuleSet, dict[str, Evidence]]:
-    """Return the rules of the numeric classes asked for, each with its evidence.
+    """Return the rules of the numeric classes asked for, without those left out, each with its evidence.
 
     Raises
     ------
     FalseRuleError
-        If a law is refuted; RuleError if a file is malformed.
+        If a law is refuted; RuleError if a file is malformed; UsageError if a rule to leave out does not exist.
     """
     found = builtin_rules(unstable="unstable" in options.numerics)
     if options.rules:
         found = found + load_rules(options.rules)
-    kept = found.admit(options.numerics)
+    names = {r.name for r in found}
+    if unknown := [n for n in options.without if n not in names]:
+        near = [m for n in unknown for m in difflib.get_close_matches(n, names, 3, 0.5)]
+        hint = f"; did you mean {', '.join(near)}?" if near else "; `eqsat rules list` shows all names"
+        raise UsageError(f"expected rules to leave out that exist; got {', '.join(unknown)}{hint}")
+    kept = found.admit(options.numerics, options.without)
     evidence = check_rules(kept.rules, cache_dir=default_path().parent / "evidence")
     return kept, {e.rule: e for e in evidence}
 
