@@ -33,19 +33,18 @@ class Mode:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A region: its mode, anchors (class-level identities), what it loads, weighted elements computed, and its expression tree."""
+    """A region: its mode, anchors (class-level identities), what it loads, weighted elements computed, and its expression tree.
+
+    `rank` orders the cuts of a class, best first: an estimate of what they cost, loads and their making included, then the
+    number of loads.
+    """
 
     mode: Mode
     anchors: Anchors
     loads: frozenset[Load]
     work: float
     form: Form
-    rank: tuple[int, int, float] = field(init=False, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        """Rank it: a full class keeps the cuts of fewer intermediates, then fewer loads, then less work."""
-        buffers = [x for x in self.loads if x[0] == "buf"]
-        object.__setattr__(self, "rank", (len(buffers), len(self.loads), self.work))
+    rank: tuple[float, int] = field(default=(0.0, 0), compare=False, repr=False)
 
 
 _POINT = Mode()

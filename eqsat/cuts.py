@@ -16,26 +16,38 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from eqsat.cut import Cut, Form, Mode, join
+from eqsat.cut import Anchors, Cut, Form, Load, Mode, join
 from eqsat.frozen import Frozen, Node
+from eqsat.groupings import Groupings, one_order
 from eqsat.ops import BY_CONSTRUCTOR, Kind, Op
+from eqsat.prices import MATRIX, OPERATIONS, Prices
 
 
 @dataclass(slots=True)
 class CutLimits:
-    """The stated space: at most `loads` buffers a kernel and `per_class` regions a class."""
+    """The stated space: at most `loads` buffers a kernel, and at most `per_class` regions a class.
+
+    In a graph of many classes, fewer: some `total` altogether, but always the `least` best ones of a class.
+    """
 
     loads: int = 8
     per_class: int = 96
     contractions: int = 3
+    total: int = 12_000
+    least: int = 24
+
+    def regions(self, classes: int) -> int:
+        """Return how many regions of a class are kept in a graph of so many classes."""
+        return min(self.per_class, max(self.least, self.total // max(1, classes)))
 
 
 class _Entry(NamedTuple):
-    """A cut in the table of its class: its kind (mode and anchors, numbered) and when it was added."""
+    """A cut in the table of its class: its kind (mode and anchors, numbered), when it was added, and the op at its root."""
 
     cut: Cut
     kind: int
     serial: int
+    op: str
 
 
 _LOADED = Mode()
@@ -45,7 +57,8 @@ _LOADED = Mode()
 class Cuts:
     """All cuts of each class of `frozen`; `truncated` counts regions dropped by the limits.
 
-    `extents` maps every axis to its extent; `of` lists a class's cuts, fewest loads first.
+    `extents` maps every axis to its extent; `of` lists a class's cuts, the likely cheap ones first; `per_class` is how many
+    are kept of each.
     """
 
     frozen: Frozen
@@ -54,14 +67,20 @@ class Cuts:
     truncated: int = 0
     of: dict[int, list[Cut]] = field(default_factory=lambda: defaultdict(list))
     buffers: frozenset[int] = frozenset()
+    per_class: int = 0
     _table: dict[int, list[_Entry]] = field(default_factory=lambda: defaultdict(list))
     _serial: int = 0
     _since: int = -1  # the last evaluation of the node at hand
     _evaluated: dict[tuple[int, int], int] = field(default_factory=dict)
     _scores: dict[tuple[Any, ...], tuple[Form, float]] = field(default_factory=dict)
     _kinds: dict[tuple[Any, ...], int] = field(default_factory=dict)
+    _prices: Prices = field(init=False)
+    _groupings: Groupings = field(init=False)
 
     def __post_init__(self) -> None:
+        self._prices = Prices(self.frozen, self.extents)
+        self._groupings = Groupings(self.frozen)
+        self.per_class = self.limits.regions(len(self.frozen.axes))
         self.buffers = self._bufferable()
         self._fixpoint()
         self.of.update((c, [e.cut for e in found]) for c, found in self._table.items())
@@ -129,7 +148,7 @@ class Cuts:
     def _fixpoint(self) -> None:
         """Enumerate until nothing is new, operands before users where the classes do not hang together in a circle."""
         values = [c for c in self.frozen.nodes if c in self.frozen.axes]
-        found = {c: [*self.frozen.nodes[c], *self._regions(c)] for c in values}
+        found = {c: [*one_order(self.frozen.nodes[c]), *self._regions(c)] for c in values}
         users: dict[int, set[int]] = defaultdict(set)
         for c, nodes in found.items():
             for n in nodes:
@@ -146,14 +165,14 @@ class Cuts:
             for i, n in enumerate(found[c]):
                 self._since, now = self._evaluated.get((c, i), -1), self._serial
                 for cut in self._of_node(c, n):
-                    changed |= self._add(c, cut)
+                    changed |= self._add(c, cut, n.op)
                 self._evaluated[c, i] = now
             if changed:
                 for u in users[c] - waiting:
                     waiting.add(u)
                     heapq.heappush(pending, (order[u], u))
 
-    def _add(self, c: int, cut: Cut) -> bool:
+    def _add(self, c: int, cut: Cut, op: str) -> bool:
         """Keep a cut unless another of the same anchors loads no more and computes no more; say whether it is new.
 
         Dominance holds only between regions of the same anchors: across anchors it loses optima (research: up to 13 %).
@@ -164,7 +183,7 @@ class Cuts:
             self.truncated += 1
             return False
         table = self._table[c]
-        if len(table) >= self.limits.per_class and cut.rank >= table[-1].cut.rank:
+        if len(table) >= self.per_class and cut.rank >= table[-1].cut.rank:
             self.truncated += 1
             return False
         kind = self._kinds.setdefault((cut.mode, cut.anchors), len(self._kinds))
@@ -177,13 +196,17 @@ class Cuts:
                 if cut.work <= x.work and cut.loads <= x.loads:
                     continue
             kept.append(entry)
-        if len(kept) >= self.limits.per_class:
+        if len(kept) >= self.per_class:
             self.truncated += 1
             kept.pop()
         self._serial += 1
-        bisect.insort(kept, _Entry(cut, kind, self._serial), key=lambda e: e.cut.rank)
+        bisect.insort(kept, _Entry(cut, kind, self._serial, op), key=lambda e: e.cut.rank)
         self._table[c] = kept
         return True
+
+    def _cut(self, mode: Mode, anchors: Anchors, loads: frozenset[Load], work: float, form: Form) -> Cut:
+        cost = work / OPERATIONS + sum(map(self._prices.of_load, loads))
+        return Cut(mode, anchors, loads, work, form, (cost, len(loads)))
 
     def _fresh(self, classes: Sequence[int]) -> Iterator[tuple[Cut, ...]]:
         """Yield the combinations of ways to have each class that the node has not met since its last evaluation."""
@@ -199,6 +222,23 @@ class Cuts:
             if fresh:
                 rest = (p + q for p, q in zip(old[i + 1 :], new[i + 1 :], strict=True))
                 yield from itertools.product(*old[:i], fresh, *rest)
+
+    def _fresh_groups(self, n: Node) -> Iterator[tuple[Cut, ...]]:
+        """Yield the fresh combinations of a sum or product but those of two parts with the same op at the root.
+
+        Other groupings in the class take such parts apart: the same regions come from there.
+        """
+        sides: list[dict[tuple[bool, bool], list[Cut]]] = []  # by (is new, has the op at the root)
+        for x in n.children:
+            found: dict[tuple[bool, bool], list[Cut]] = {(new, same): [] for new in (False, True) for same in (False, True)}
+            for e in self._table[x]:
+                found[e.serial > self._since, e.op == n.op].append(e.cut)
+            if x in self.buffers:
+                found[self._since < 0, False].append(Cut(_LOADED, frozenset(), frozenset([("buf", x)]), 0.0, ("load", x)))
+            sides.append(found)
+        for (new_a, same_a), (new_b, same_b) in itertools.product(sides[0], sides[1]):
+            if (new_a or new_b) and not (same_a and same_b):
+                yield from itertools.product(sides[0][new_a, same_a], sides[1][new_b, same_b])
 
     def _of_node(self, c: int, n: Node) -> Iterator[Cut]:
         if c in n.children:
@@ -216,20 +256,22 @@ class Cuts:
         if row is None:
             return
         if n.op == "Read":
-            yield Cut(Mode(), frozenset(), frozenset([("read", *map(str, n.literals))]), 0.0, ("read", *n.literals))
+            load: Load = ("read", *map(str, n.literals))
+            self._prices.of_read(load, c)
+            yield self._cut(_LOADED, frozenset(), frozenset([load]), 0.0, ("read", *n.literals))
         elif n.op in ("Const", "Iota"):
-            yield Cut(Mode(), frozenset(), frozenset(), 0.0, (row.name, *n.literals))
+            yield self._cut(_LOADED, frozenset(), frozenset(), 0.0, (row.name, *n.literals))
         elif row.kind is Kind.ACCESS:
             for (cut,) in self._fresh(n.children):
                 if cut.form[0] in ("read", "load", "access"):
-                    yield Cut(cut.mode, cut.anchors, cut.loads, 0.0, ("access", n.literals, cut.form))
+                    yield self._cut(cut.mode, cut.anchors, cut.loads, 0.0, ("access", n.literals, cut.form))
         elif row.kind is Kind.POINTWISE:
             yield from self._pointwise(c, row, n)
 
     def _pointwise(self, c: int, row: Op, n: Node) -> Iterator[Cut]:
         axes = frozenset(self.frozen.axes[c])
         own, name, limits = row.weight * self.elements(axes), row.name, self.limits
-        for parts in self._fresh(n.children):
+        for parts in self._fresh(n.children) if not self._groupings.redundant(c, n) else self._fresh_groups(n):
             loads = parts[0].loads.union(*(p.loads for p in parts[1:]))
             if len(loads) > limits.loads:
                 continue
@@ -240,7 +282,7 @@ class Cuts:
             if mode.family == "contract" and sum(a[0] == "contract" for a in anchors) > limits.contractions:
                 continue
             work = own + sum(p.work for p in parts)
-            yield Cut(mode, anchors, loads, work, (name, n.literals, *(p.form for p in parts)))
+            yield self._cut(mode, anchors, loads, work, (name, n.literals, *(p.form for p in parts)))
 
     def _reduce(self, c: int, n: Node) -> Iterator[Cut]:
         op, axes = n.literals
@@ -254,7 +296,7 @@ class Cuts:
             if inner.family == "contract" or (inner.family == "reduce" and (inner.over != over or not inner.free <= free)):
                 continue
             anchors = cut.anchors | {("reduce", op, over, body)}
-            yield Cut(Mode("reduce", over, free), anchors, cut.loads, cut.work + elements, (op, axes, cut.form))
+            yield self._cut(Mode("reduce", over, free), anchors, cut.loads, cut.work + elements, (op, axes, cut.form))
 
     def _contract(self, c: int, n: Node) -> Iterator[Cut]:
         axes = n.literals[0]
@@ -269,7 +311,7 @@ class Cuts:
             anchors = frozenset([("contract", over, a, b)])
             form = ("contract", tuple(sorted(over)), left.form, right.form)
             mode = Mode("contract", over, free, frozenset([left.loads, right.loads]))
-            yield Cut(mode, anchors, left.loads | right.loads, left.work + right.work + 2 * elements, form)
+            yield self._cut(mode, anchors, left.loads | right.loads, left.work + right.work + 2 * elements * MATRIX, form)
 
     def _fold(self, c: int, n: Node) -> Iterator[Cut]:
         """Dependent folds: the maximum of a score, or sums of exponentials relative to it, weighted by a value.
@@ -290,7 +332,7 @@ class Cuts:
             body, work = self._scores.setdefault(key, (s.form, s.work))
             anchors = s.anchors | {("fold", kind, over, score, value)}
             form = _fold_form(str(kind), axes, body, v.form)
-            yield Cut(Mode("online", over, free, score=key), anchors, loads, work + v.work + 2 * elements, form)
+            yield self._cut(Mode("online", over, free, score=key), anchors, loads, work + v.work + 2 * elements, form)
 
 
 _LOWEST = -3e38  # the pivot of a part none of whose scores is finite: e^(−inf − pivot) = 0, not NaN
