@@ -82,17 +82,18 @@ _target = click.option(
 @click.option("--no-measure", is_flag=True, help="Choose by model; measure nothing.")
 @click.option("--profile-rules", is_flag=True, help="Print matches and time of each rule.")
 @click.option("--without", multiple=True, metavar="RULE", help="Leave a rule out; may be repeated.")
+@click.option("--constant", multiple=True, metavar="INPUT", help="An input whose contents never change; may be repeated.")
 @_store
 @_json
 def optimize_command(
     what: str, target: str, emit: str, out: Path, rules: tuple[Path, ...], budget: str, precision: str, numerics: str,
-    no_measure: bool, profile_rules: bool, without: tuple[str, ...], store: Path | None, as_json: bool,
+    no_measure: bool, profile_rules: bool, without: tuple[str, ...], constant: tuple[str, ...], store: Path | None, as_json: bool,
 ) -> int:  # fmt: skip
     """Optimize the program in FILE: a program text (.eqsat), or a Python file with NAME (an expression or a builder)."""
     wanted = _emit_kinds(emit)
     found = eqsat.optimize(
         program_in(what), target=target, budget=budget, rules=rules, precision=precision, numerics=numerics.split(","),
-        measure=not no_measure, store=store, without=without,
+        measure=not no_measure, store=store, without=without, constants=constant,
     )  # fmt: skip
     written = emit_files(found.files(), wanted, out)
     interrupted = bool(found.receipt.interrupted)

@@ -90,8 +90,13 @@ def sum_over(form: Poly, variable: Atom) -> Poly:
     return total(_sum_of_product(m, c, variable) for m, c in form.terms)
 
 
+def _extent(variable: Atom) -> Poly:
+    extent: Poly = variable.args[1]
+    return extent
+
+
 def _sum_of_product(mono: Mono, coefficient: Fraction, variable: Atom) -> Poly:
-    name, extent = variable.args
+    name, extent = str(variable.args[0]), _extent(variable)
     outside = [(a, p) for a, p in mono.factors if name not in a.free]
     inside = [(a, p) for a, p in mono.factors if name in a.free]
     if not inside:

@@ -20,6 +20,7 @@ from eqsat.prove_rule import Goal
 
 _MOST_INSTANCES = 200  # places at which a maximum is compared with its operand
 _ROUNDS = 2  # times that places found by comparing are compared again
+_MOST_DEGREE = 8  # of powers and roots that are written as products
 _EFFORT = 2_000_000  # z3's count of steps: the same on every machine, unlike a time
 _TIMEOUT_MS = 2000  # and a time, should a step be slow
 
@@ -108,6 +109,8 @@ class _Query:
         return self.z3.Product([self._power(a, p) for a, p in mono.factors] or [self.z3.RealVal(1)])
 
     def _power(self, atom: Atom, power: Fraction) -> Any:
+        if max(abs(power.numerator), power.denominator) > _MOST_DEGREE:
+            return self._far_power(atom, power)
         value = self.atom(atom)
         if power.denominator != 1:
             root = self._unknown(f"{atom.key} root {power.denominator}")
@@ -120,6 +123,16 @@ class _Query:
         inverse = self._unknown(f"{atom.key} inverse {power.denominator}")
         self.facts.append(self.z3.Implies(value != 0, inverse * value == 1))
         return self._product(inverse, -power.numerator)
+
+    def _far_power(self, atom: Atom, power: Fraction) -> Any:
+        """Return a power that is no product of a few factors: an unknown, for exponentials with what is known of them."""
+        term = self._unknown(f"{atom.key}^{power}")
+        if atom.positive:
+            self.facts.append(term > 0)
+        if atom.kind == "exp":
+            x = self.form(atom.args[0] * power)
+            self.facts += [term >= 1 + x, self.z3.Implies(x <= 0, term <= 1)]
+        return term
 
     def _product(self, value: Any, times: int) -> Any:
         return self.z3.Product([value] * times)

@@ -1,31 +1,30 @@
-"""The gate: no rule is used before its law has been tested, and a false one is refused with a counterexample.
+"""The gate: no rule is used before its law has been proved or tested, and a false one is refused with a counterexample.
 
 Each equation that a rule claims is evaluated on both sides in random situations that satisfy its guards: at several extent
 assignments (distinct extents, each axis once of extent 1), over every combination of axis sets, with negatives, zeros,
-operands equal to each other and to constants. Polynomial and rational laws are tested in two prime fields, where a false
-law passes with a probability that is computed; order and choice over the integers; everything in float64 with a tolerance
-from a running error. The numeric class is tested too: `exact` bit by bit in float32, the others at large magnitudes.
-A proof for all extents is the same seam: another `method` in the evidence.
+operands equal to each other and to constants; in float64 with a tolerance from a running error. Then it is proved for all
+extents (`eqsat.prover`). What is not proved is tested further: polynomial and rational laws in two prime fields, where a
+false law passes with a probability that is computed; order and choice over the integers. The numeric class is tested in any
+case, since a proof speaks of the reals: `exact` bit by bit in float32, the others at large magnitudes, `approximates` also
+at many numbers of all magnitudes.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
-import logging
 import math
-import os
 import random
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from eqsat import ops, rulegate_draw, rulegate_equation, rulegate_value
 from eqsat.errors import FalseRuleError, RuleError
+from eqsat.evidence import Evidence, cached, committed, keep
+from eqsat.prover import Proof, prove
 from eqsat.rulefile import Rule
 from eqsat.rulegate_draw import EXTENTS, Draw, applied, axes_of, degree, draws, evaluate, tensor_numbers, within_ranges
 from eqsat.rulegate_equation import Equation, IllTypedError, UncheckableError, dtype_of, equations, typings
@@ -43,58 +42,18 @@ from eqsat.rulegate_value import (
     UntestableError,
 )
 
-Method = Literal["field", "fuzz", "structural", "proved"]
-
 PRIMES = (2147483647, 2147483629)
 """The two largest primes below 2^31: products of residues fit 64 bits."""
 
 _DRAWS = 8  # situations for each extent assignment and number system
 _LEAST = 24  # elements that must have been compared with a tolerance that says something
-_LOG = logging.getLogger(__name__)
+_WIDE = 4096  # numbers of all magnitudes at which a stated bound is tested, for each situation
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """Why a rule is admitted.
-
-    Attributes
-    ----------
-    rule, digest : str
-        Name and digest of the rule.
-    method : {"field", "fuzz", "structural", "proved"}
-        Tested in prime fields and floats; tested in floats (and integers where they serve); claims nothing about values.
-    numerics : str
-        The class that was tested.
-    trials, compared, skipped : int
-        Situations; elements compared; elements where a side is undefined or the tolerance says nothing.
-    extents : tuple of str
-        The extent assignments, such as `k=2 p=3 q=5`.
-    log2_bound : float or None
-        Base-2 logarithm of the chance that a law passes the field tests though it is false for some axes and extents drawn
-        (degree over prime for each field, by Schwartz and Zippel; the largest over the situations).
-    seed : int
-    """
-
-    rule: str
-    digest: str
-    method: Method
-    numerics: str
-    trials: int = 0
-    compared: int = 0
-    skipped: int = 0
-    extents: tuple[str, ...] = ()
-    log2_bound: float | None = None
-    seed: int = 0
-
-    def __str__(self) -> str:
-        if self.method == "structural":
-            return f"{self.rule}: structural, claims no values"
-        bound = f", a false law passes with probability ≤ 2^{self.log2_bound:.0f}" if self.log2_bound is not None else ""
-        return f"{self.rule}: {self.method}, {self.trials} situations, {self.compared} elements ({self.numerics}){bound}"
-
-
-def check_rules(rules: Iterable[Rule], cache_dir: Path | None = None, seed: int = 0) -> list[Evidence]:
-    """Test every rule and return the evidence, in order.
+def check_rules(
+    rules: Iterable[Rule], cache_dir: Path | None = None, seed: int = 0, *, use_committed: bool = True
+) -> list[Evidence]:
+    """Prove or test every rule and return the evidence, in order.
 
     Parameters
     ----------
@@ -102,6 +61,8 @@ def check_rules(rules: Iterable[Rule], cache_dir: Path | None = None, seed: int 
     cache_dir : Path, optional
         Folder with evidence by digest of rule and gate; what is there is not tested again, what is new is added.
     seed : int
+    use_committed : bool
+        Whether the evidence that is shipped with eqsat counts.
 
     Returns
     -------
@@ -116,16 +77,59 @@ def check_rules(rules: Iterable[Rule], cache_dir: Path | None = None, seed: int 
     """
     found = []
     for rule in rules:
-        evidence = _cached(rule, cache_dir)
+        evidence = (committed(rule.digest, rule.name) if use_committed else None) or cached(rule.digest, rule.name, cache_dir)
         if evidence is None:
             evidence = check_rule(rule, seed)
-            _keep(evidence, cache_dir)
+            keep(evidence, cache_dir)
         found.append(evidence)
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a rule is admitted: with its evidence, or with the reason why not."""
+
+    rule: Rule
+    evidence: Evidence | None
+    refusal: str = ""
+
+    @property
+    def admitted(self) -> bool:
+        """Whether there is evidence."""
+        return self.evidence is not None
+
+    def record(self) -> dict[str, Any]:
+        """Return it as JSON holds it."""
+        e, r = self.evidence, self.rule
+        found = {
+            "method": e.method, "how": e.how, "why": e.why, "log2_bound": e.log2_bound, "trials": e.trials,
+            "compared": e.compared, "extents": list(e.extents), "time_ms": e.time_ms,
+        } if e else {}  # fmt: skip
+        said = {"counterexample": self.refusal} if not self.admitted else {}
+        place = {"file": r.file, "line": r.line, "digest": r.digest}
+        return {"name": r.name, "admitted": self.admitted, "numerics": r.numerics, "bound": r.bound, **found, **said, **place}
+
+    def __str__(self) -> str:
+        if self.evidence is None:
+            return f"{self.rule.name:<36}REFUSED  {self.refusal}"
+        e = self.evidence
+        bound = f"a false law passes with probability ≤ 2^{e.log2_bound:.0f}" if e.log2_bound is not None else e.why
+        return f"{self.rule.name:<36}ok  {' '.join(filter(None, (e.method, f'({e.how or bound})' if e.how or bound else '')))}"
+
+
+def judge_rules(rules: Iterable[Rule], seed: int = 0) -> list[Verdict]:
+    """Prove or test every rule anew and say of each whether it is admitted; none stops the others."""
+    out = []
+    for rule in rules:
+        try:
+            out.append(Verdict(rule, check_rule(rule, seed)))
+        except (FalseRuleError, RuleError) as e:
+            out.append(Verdict(rule, None, str(e)))
+    return out
+
+
 def check_rule(rule: Rule, seed: int = 0) -> Evidence:
-    """Test one rule.
+    """Prove or test one rule.
 
     Parameters
     ----------
@@ -150,17 +154,25 @@ def check_rule(rule: Rule, seed: int = 0) -> Evidence:
             raise _untestable(rule, "it states facts and no equation between tensors, which only lowering and schedule rules may")
         return Evidence(rule.name, rule.digest, "structural", rule.numerics, seed=seed)
     rng = random.Random(f"{rule.digest} {seed}")
+    began = time.perf_counter()
     try:
         tallies = [_Tester(rule, claim, rng).run() for claim in claims]
     except UncheckableError as e:
         raise _untestable(rule, str(e)) from e
-    bounds = [t.log2_bound for t in tallies]
-    in_field = all(b is not None for b in bounds)
+    spent_ms = round((time.perf_counter() - began) * 1e3, 1)
+    proofs = [t.proof for t in tallies]
+    bounds = [t.log2_bound for t in tallies if t.log2_bound is not None]
+    proved, in_field = (
+        all(p.found for p in proofs),
+        all(p.found or t.log2_bound is not None for p, t in zip(proofs, tallies, strict=True)),
+    )
     return Evidence(
-        rule.name, rule.digest, "field" if in_field else "fuzz", rule.numerics,
+        rule.name, rule.digest, "proved" if proved else "field" if in_field else "fuzz", rule.numerics,
         sum(t.trials for t in tallies), sum(t.compared for t in tallies), sum(t.skipped for t in tallies),
         tuple(dict.fromkeys(e for t in tallies for e in t.extents)),
-        round(max(b for b in bounds if b is not None), 1) if in_field else None, seed,
+        round(max(bounds), 1) if in_field and not proved else None, seed,
+        ", ".join(sorted({h for p in proofs for h in p.how})) if proved else "",
+        next((p.why for p in proofs if not p.found), ""), spent_ms,
     )  # fmt: skip
 
 
@@ -177,6 +189,7 @@ class _Tally:
     skipped: int = 0
     extents: tuple[str, ...] = ()
     log2_bound: float | None = None
+    proof: Proof = field(default_factory=Proof)
 
 
 class _Tester:
@@ -194,12 +207,13 @@ class _Tester:
             raise _untestable(self.rule, "for no dtypes of its variables is the left side a term that programs have")
         self._check_types()
         used = self.equation.operations
-        if used <= RING_OPS:
-            self.tally.log2_bound = self._field()
-        elif used <= INTEGER_OPS:
-            for draw in self._situations():
-                self._test(draw, Integers(), "whole")
         self._floats("ordinary")
+        self.tally.proof = proof = prove(self.equation, self.typings)
+        if not proof.found and self.rule.numerics == "approximates":
+            self.tally.proof = replace(proof, why="what approximates is tested, not proved")
+            self._bound()
+        elif not proof.found:
+            self._further(proof, used)
         if self.rule.numerics == "exact":
             for draw in self._situations():
                 self._test(draw, Float32(open_zero=bool(used & EXTREMA)), "signed")
@@ -214,6 +228,50 @@ class _Tester:
                 f"only {self.tally.compared} elements could be compared, {self.tally.skipped} are undefined; state the domain in a guard",
             )
         return self.tally
+
+    def _further(self, proof: Proof, used: frozenset[str]) -> None:
+        """Test what is not proved: where z3 thinks it false, in prime fields or over the integers."""
+        self._suspected(proof)
+        if used <= RING_OPS:
+            self.tally.log2_bound = self._field()
+        elif used <= INTEGER_OPS:
+            for draw in self._situations():
+                self._test(draw, Integers(), "whole")
+
+    def _suspected(self, proof: Proof) -> None:
+        """Evaluate both sides where z3 has found the unknowns to be a counterexample."""
+        if not proof.values:
+            return
+        kinds = {"real": ("f32", "bf16", "f16", "weak"), "whole": ("i32",), "truth": ("bool", "weak")}
+        fitting = [t for t in self.typings if all(t[v] in kinds[k] for v, k in proof.kinds.items())]
+        for drawn, types in zip(
+            draws(self.equation, fitting[:1], EXTENTS[0], self.rng) if fitting else (), fitting, strict=False
+        ):
+            numbers = {v: proof.values.get(v, Fraction(1)) for v, _ in self.equation.numbers}
+            bare = dict.fromkeys(self.equation.tensors, frozenset[str]())
+            draw = applied(self.equation, replace(drawn, axes=bare, types=types, numbers=numbers, same={}))
+            if draw is not None:
+                values = {v: np.full(draw.shape(v), float(proof.values.get(v, 0))) for v in self.equation.tensors}
+                situation = Situation(draw, values)
+                if self._compare(situation, domain := Float64(self.rule.bound)).wrong.any():
+                    self._refuse(situation, domain, "suspected")
+
+    def _bound(self) -> None:
+        """Test a stated bound at many numbers of all magnitudes, on an axis that the rule does not mention."""
+        domain = Float64(self.rule.bound)
+        for draw in self._situations():
+            along = next(a for a in reversed(list(draw.extents)) if a not in draw.axis.values())
+            wide = replace(draw, extents={**draw.extents, along: _WIDE})
+            values = self._values(wide, "wide", domain)
+            try:
+                comparison = self._compare(Situation(wide, values), domain)
+            except UntestableError:
+                continue
+            if comparison.wrong.any():
+                place = np.argwhere(comparison.wrong)[0][list(wide.extents).index(along)]
+                at = list(wide.extents).index(along)
+                one = {v: np.take(x, [min(place, x.shape[at] - 1)], at) for v, x in values.items()}
+                self._refuse(Situation(replace(draw, extents={**draw.extents, along: 1}), one), domain, "wide")
 
     def _check_types(self) -> None:
         e = self.equation
@@ -355,6 +413,10 @@ _VERDICTS = {
         "claims to be exact, but its sides differ in float32",
         "State :numerics reassociates if only rounding differs.",
     ),
+    ("float64", "wide"): (
+        "does not hold the bound that it states",
+        "State a larger :bound, or the domain in a guard.",
+    ),
     ("float64", "large"): (
         "loses range: at large magnitudes its sides differ",
         "State :numerics unstable (such rules are off by default), or write the law so that nothing overflows.",
@@ -365,36 +427,3 @@ _VERDICTS = {
     ),
     ("", ""): ("is false", "Add the guard that excludes this, or correct the law."),
 }
-
-
-@functools.cache
-def _gate_digest() -> str:
-    """SHA-256 over the code that decides, so that no evidence outlives the gate or the op table that gave it."""
-    modules = (ops, rulegate_draw, rulegate_equation, rulegate_value)
-    texts = [Path(m.__file__ or "").read_bytes() for m in modules] + [Path(__file__).read_bytes()]
-    return hashlib.sha256(b"\0".join(texts)).hexdigest()
-
-
-def _cached(rule: Rule, cache_dir: Path | None) -> Evidence | None:
-    if cache_dir is None:
-        return None
-    try:
-        kept = json.loads((cache_dir / f"{rule.digest}.json").read_text(encoding="utf-8"))
-        if kept.pop("gate") != _gate_digest():
-            return None
-        return Evidence(**{**kept, "rule": rule.name, "extents": tuple(kept["extents"])})
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # nothing kept, or a file cut short: test again
-
-
-def _keep(evidence: Evidence, cache_dir: Path | None) -> None:
-    if cache_dir is None:
-        return
-    text = json.dumps(asdict(evidence) | {"gate": _gate_digest()})
-    part = cache_dir / f"{evidence.digest}.{os.getpid()}.part"
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        part.replace(cache_dir / f"{evidence.digest}.json")
-    except OSError as e:
-        _LOG.warning("the evidence for %s could not be kept in %s (%s); it will be tested again", evidence.rule, cache_dir, e)
