@@ -315,3 +315,14 @@ def test_doctor_goes_on_where_a_part_is_missing(monkeypatch: pytest.MonkeyPatch,
     assert "--  C compilers" in out
     assert "install gcc or clang" in out
     assert "store" in out
+
+
+def test_a_constant_is_prepared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "chain.py"
+    path.write_text("from eqsat import tensor\nx, v, w = (tensor(n, (64, 64), 'f32') for n in 'xvw')\nchain = x @ v @ w\n")
+    arguments = ["optimize", f"{path}:chain", "--target", "sm_90", "--no-measure", "--store", str(tmp_path / "s.sqlite")]
+    assert cli.run([*arguments, "--constant", "v", "--constant", "w", "--json"]) == cli.OK
+    kernels = json.loads(capsys.readouterr().out)["receipt"]["plan"]["kernels"]
+    assert [sorted(k["reads"]) for k in kernels if k["prepared"]] == [["v", "w"]]
+    assert cli.run([*arguments, "--constant", "u"]) == cli.USAGE
+    assert "among the inputs x, v, w; got 'u'" in capsys.readouterr().err
