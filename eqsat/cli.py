@@ -5,7 +5,6 @@ Exit codes: 0 ok, 1 no verified kernel or a failed check, 2 usage, 3 environment
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import sys
