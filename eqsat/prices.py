@@ -37,10 +37,11 @@ class Prices:
         self._loads[load] = self.bytes(c)
 
     def of_load(self, load: Load) -> float:
-        """Return what a load costs: its bytes, and for an intermediate its making."""
+        """Return what a load costs: its bytes, and for an intermediate its making, unless constants give it ahead of time."""
         if load not in self._loads:
             c = int(load[1])
-            self._loads[load] = 2 * self.bytes(c) + self._least.get(c, math.inf) + _LAUNCH
+            made = 0.0 if c in self._frozen.constant else self.bytes(c) + self._least.get(c, math.inf) + _LAUNCH
+            self._loads[load] = self.bytes(c) + made
         return self._loads[load]
 
     def _elements(self, axes: frozenset[str] | tuple[str, ...]) -> int:
