@@ -200,6 +200,7 @@ def _analyses() -> list[tuple[str, str, str]]:
         ("times", f"(= e (Times a0 n)) {known('0')}", facts("x0", "(min (* l0 n) (* h0 n))", "(max (* l0 n) (* h0 n))")),
         ("quotient", f"(= e (Quotient a0 n)) {known('0')} (> n 0)", facts("x0", floor.format("l0"), floor.format("h0"))),
         ("remainder", f"(= e (Remainder a0 n)) {known('0')} (> n 0)", facts("x0", "0", "(- n 1)")),
+        ("remainder-within", f"(= e (Remainder a0 n)) {known('0')} (>= l0 0) (< h0 n)", facts("x0", "l0", "h0")),
     ]
 
 

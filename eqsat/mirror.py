@@ -78,6 +78,7 @@ def _spell(node: Node, named: dict[str, Node]) -> Node:
 def logging_rule(rule: Rule) -> str:
     """Return the rule as egglog text that also logs each use; `{ruleset}` stands for its ruleset."""
     sorts = dict(rule.sorts)
+    declared = " ".join(str(m.action) for m in rule.made)
     out = []
     for n, equation in enumerate(equations_of(rule)):
         mirrored = {v for side in (equation.left, equation.right) for v in _term_variables(side, sorts)}
@@ -86,10 +87,10 @@ def logging_rule(rule: Rule) -> str:
         used = f'(used-rule "{rule.name}#{n}" {sides[0]} {sides[1]})'
         if rule.directions:
             body = f"(= matched--class {equation.left}) {reps} {' '.join(map(str, equation.conditions))}"
-            actions = f"(union matched--class {equation.right}) {used}"
+            actions = f"{declared} (union matched--class {equation.right}) {used}"
         else:
             body = f"{' '.join(map(str, rule.conditions))} {reps}"
-            actions = f"{' '.join(map(str, rule.actions))} {used}"
+            actions = f"{declared} {' '.join(map(str, rule.actions))} {used}"
         out.append(f'(rule ({body}) ({actions}) :ruleset {{ruleset}} :name "{rule.name}#{n}")')
     return "\n".join(out) or rule.egglog("{ruleset}")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from eqsat.errors import RuleError
-from eqsat.rulelint import Sorts, Source, Vocabulary, bound_variables, expand, meant, variables
+from eqsat.rulelint import MadeAxis, Sorts, Source, Vocabulary, bound_variables, expand, freshness, meant, variables
 from eqsat.sexpr import Node, read_forms
 from eqsat.signature import RANGES
 
@@ -29,7 +29,7 @@ DEFAULT_NUMERICS = ("exact", "reassociates")
 _DECLARATIONS = ("relation", "sort", "constructor", "function")
 _SHIPPED_ONLY = ("sort", "constructor", "function", "set")
 _NESTING = 100  # of any form: rules are walked by recursion
-_KEYS = (":name", ":phase", ":numerics", ":law", ":bound", ":when")
+_KEYS = (":name", ":phase", ":numerics", ":law", ":bound", ":when", ":axes")
 _REQUIRED = (":name", ":phase", ":numerics")
 
 
@@ -63,6 +63,8 @@ class Rule:
         Sort of every variable.
     builtin : bool
         Whether it is shipped with eqsat.
+    made : tuple of MadeAxis
+        The axes that it brings in.
     digest : str
         SHA-256 over everything that the rule's truth depends on.
     """
@@ -82,11 +84,13 @@ class Rule:
     actions: tuple[Node, ...]
     sorts: tuple[tuple[str, str], ...]
     builtin: bool
+    made: tuple[MadeAxis, ...] = ()
     digest: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         parts = [self.kind, self.numerics, repr(self.bound), str(self.lhs), str(self.rhs)]
         parts += ["when", *map(str, self.guards), "do", *map(str, self.actions)]
+        parts += [str(n) for m in self.made for n in (m.definition, m.action)]
         object.__setattr__(self, "digest", hashlib.sha256("\n".join(parts).encode()).hexdigest())
 
     @property
@@ -105,8 +109,13 @@ class Rule:
     def egglog(self, ruleset: str) -> str:
         """Return the egglog commands that add it to `ruleset`; a birewrite becomes two named rewrites."""
         facts = " ".join(map(str, self.conditions))
+        declared = [m.action for m in self.made]
         if self.kind == "rule":
-            return f'(rule ({facts}) ({" ".join(map(str, self.actions))}) :ruleset {ruleset} :name "{self.name}")'
+            actions = " ".join(map(str, (*declared, *self.actions)))
+            return f'(rule ({facts}) ({actions}) :ruleset {ruleset} :name "{self.name}")'
+        if declared:
+            actions = f"{' '.join(map(str, declared))} (union matched--class {self.rhs})"
+            return f'(rule ((= matched--class {self.lhs}) {facts}) ({actions}) :ruleset {ruleset} :name "{self.name}")'
         when = f" :when ({facts})" if facts else ""
         return "\n".join(f'(rewrite {a} {b}{when} :ruleset {ruleset} :name "{name}")' for name, a, b in self.directions)
 
@@ -269,6 +278,7 @@ class _Form:
         self.form, self.source, self.vocabulary = form, source, vocabulary
         self.terms, self.keys = self._split()
         self.sorts = Sorts(vocabulary, source)
+        self.made: tuple[MadeAxis, ...] = ()
 
     def _split(self) -> tuple[list[Node], dict[str, Node]]:
         items = list(self.form.args)
@@ -298,7 +308,7 @@ class _Form:
         for key in _REQUIRED:
             if key not in self.keys:
                 raise self.source.error(f"this {self.form.head} lacks {key}; every rule has {', '.join(_REQUIRED)}", self.form)
-        out = {k: v.text for k, v in self.keys.items() if k != ":when"}
+        out = {k: v.text for k, v in self.keys.items() if k not in (":when", ":axes")}
         for key in (":name", ":law", ":bound"):
             if key in self.keys and self.keys[key].kind != "string":
                 raise self.source.error(f"{key} is a string in quotes; got {self.keys[key]}", self.keys[key])
@@ -334,11 +344,37 @@ class _Form:
         self, meta: dict[str, str], guards: tuple[Node, ...], sides: tuple[Node | None, Node | None], actions: tuple[Node, ...]
     ) -> Rule:
         kind: RuleKind = "rule" if self.form.head == "rule" else "birewrite" if self.form.head == "birewrite" else "rewrite"
+        matched = bound_variables([*([sides[0]] if sides[0] else []), *guards])
+        fresh = [m.definition for m in self.made] + freshness(self.made, self.sorts.found, matched)
         return Rule(
             meta[":name"], self.source.file, self.form.line, meta[":phase"], meta[":numerics"], meta.get(":law", ""),
-            self._bound(meta), kind, *sides, guards, expand(guards), actions, tuple(sorted(self.sorts.found.items())),
-            self.source.builtin,
+            self._bound(meta), kind, *sides, guards, expand([*guards, *fresh]), actions,
+            tuple(sorted(self.sorts.found.items())), self.source.builtin, self.made,
         )  # fmt: skip
+
+    def _made_axes(self, bound: set[str]) -> set[str]:
+        """Read `:axes`; return the variables that name the new axes."""
+        given = self.keys.get(":axes")
+        if given is None:
+            return set()
+        if self.form.head == "birewrite":
+            raise self.source.error("a birewrite brings in no axes, which its reverse would have to find again", given)
+        if given.kind != "list" or not given.items:
+            raise self.source.error(":axes takes new axes in parentheses: ((o k (/ n 4)) (i k 4))", given)
+        for entry in given.items:
+            if len(entry.items) < 3 or any(n.kind != "symbol" for n in entry.items[:-1]):
+                raise self.source.error(
+                    f"a new axis is (NAME AXIS… EXTENT): a new variable, the axes it is made from, its extent; got {entry}", entry
+                )
+            name, *stems = entry.items[:-1]
+            if name.text in bound or any(m.variable == name.text for m in self.made):
+                raise self.source.error(f"{name} stands for something already; a new axis has a new name", name)
+            self._check_bound([*stems, entry.items[-1]], bound)
+            for stem in (name, *stems):
+                self.sorts.visit(stem, "String")
+            self.sorts.visit(entry.items[-1], "i64")
+            self.made = (*self.made, MadeAxis(name.text, tuple(stems), entry.items[-1]))
+        return {m.variable for m in self.made}
 
     def _rewrite(self, meta: dict[str, str]) -> Rule:
         lhs, rhs = self.terms
@@ -352,12 +388,14 @@ class _Form:
         self._facts(guards)
         self.sorts.visit(rhs, "T")
         bound = bound_variables([lhs, *guards])
-        self._check_bound([*guards, rhs], bound)
+        made = self._made_axes(bound)
+        self._check_bound([*guards, rhs], bound | made)
         if self.form.head == "birewrite":
             if rhs.kind != "list":
                 raise self.source.error(f"the right side of a birewrite is a call, so that it can be matched; got {rhs}", rhs)
             self._check_bound([*guards, lhs], bound_variables([rhs, *guards]))
-        self._check_used(guards, variables(lhs), variables(rhs))
+        used_by_axes = {v for m in self.made for n in (m.extent, *m.stems) for v in variables(n)}
+        self._check_used(guards, variables(lhs), variables(rhs) | used_by_axes)
         return self._build(meta, guards, (lhs, rhs), ())
 
     def _general(self, meta: dict[str, str]) -> Rule:
@@ -370,6 +408,7 @@ class _Form:
         self._facts(body.items)
         bound = bound_variables(body.items)
         self._check_bound(body.items, bound)
+        bound |= self._made_axes(bound)
         for action in actions.items:
             bound |= self._action(action, bound)
         return self._build(meta, body.items, (None, None), actions.items)

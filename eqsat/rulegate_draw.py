@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
+from eqsat.access import Index, IndexOp
+from eqsat.indexterms import INDEX_CONSTRUCTORS, MADE, substituted
 from eqsat.ops import BY_CONSTRUCTOR, Kind
 from eqsat.rulegate_equation import Equation, UncheckableError
-from eqsat.rulegate_value import Domain, Value
+from eqsat.rulegate_value import Domain, Take, Value
+from eqsat.rulelint import FUNCTIONS, MACROS
 from eqsat.sexpr import Node
 from eqsat.signature import RANGES
 
@@ -44,6 +47,8 @@ class Draw:
     numbers : dict of str to number
     same : dict of str to str
         Tensor variables that hold the same values as another.
+    index : dict of str to Index
+        Index expression of each index variable.
     """
 
     axis: Mapping[str, str]
@@ -52,6 +57,7 @@ class Draw:
     types: Mapping[str, str]
     numbers: Mapping[str, Number]
     same: Mapping[str, str]
+    index: Mapping[str, Index] = field(default_factory=dict)
 
     def shape(self, variable: str) -> tuple[int, ...]:
         """Return the shape of a tensor variable's array, extent 1 where it does not vary."""
@@ -71,8 +77,12 @@ def axes_of(node: Node, draw: Draw) -> frozenset[str] | None:
     if node.kind == "symbol":
         return draw.axes[node.text]
     row = BY_CONSTRUCTOR.get(node.head)
-    if row is None or row.name in ("read", "access"):
+    if row is None or row.name == "read":
         raise UncheckableError(f"the gate cannot evaluate {node}: what it means depends on the program")
+    if row.name == "access":
+        inner = axes_of(node.args[2], draw)
+        axis = draw.name(node.args[0])
+        return (inner - {axis}) | index_axes(node.args[1], draw) if inner is not None and axis in inner else None
     if row.name == "const":
         return frozenset()
     if row.name == "iota":
@@ -88,6 +98,46 @@ def axes_of(node: Node, draw: Draw) -> frozenset[str] | None:
             return None
         found |= inner
     return frozenset(found)
+
+
+def index_axes(node: Node, draw: Draw) -> frozenset[str]:
+    """Return the axes that an index expression varies over."""
+    if node.kind == "symbol":
+        return draw.index[node.text].axes
+    if node.head == "Axis":
+        return frozenset((draw.name(node.args[0]),))
+    if node.head == "Substitute":
+        inner, axis = index_axes(node.args[0], draw), draw.name(node.args[1])
+        return (inner - {axis}) | index_axes(node.args[2], draw) if axis in inner else inner
+    return frozenset[str]().union(*(index_axes(a, draw) for a in node.args if _is_index(a, draw)))
+
+
+def _is_index(node: Node, draw: Draw) -> bool:
+    return node.head in INDEX_CONSTRUCTORS or (node.kind == "symbol" and node.text in draw.index)
+
+
+def index_of(node: Node, draw: Draw, numbers: Mapping[str, Number]) -> Index:
+    """Return the index expression that a term of sort `Index` stands for."""
+    if node.kind == "symbol":
+        return draw.index[node.text]
+    match node.head, node.args:
+        case "Axis", (k,):
+            return Index.axis(draw.name(k))
+        case "Whole", (c,):
+            return Index.const(int(number(c, draw, numbers)))
+        case "Plus", (a, b):
+            return Index("add", args=(index_of(a, draw, numbers), index_of(b, draw, numbers)))
+        case "Substitute", (a, k, b):
+            return substituted(index_of(a, draw, numbers), draw.name(k), index_of(b, draw, numbers))
+        case head, (a, n) if head in _SCALED:
+            factor = int(number(n, draw, numbers))
+            if factor < 1 and head != "Times":
+                raise UncheckableError(f"{node} divides by {factor}; guard with (> n 0)")
+            return Index(_SCALED[head], value=factor, args=(index_of(a, draw, numbers),))
+    raise UncheckableError(f"the gate cannot evaluate the index {node}")
+
+
+_SCALED: Mapping[str, IndexOp] = {"Times": "mul", "Quotient": "div", "Remainder": "mod"}
 
 
 def draws(equation: Equation, typings: Sequence[dict[str, str]], extents: Sequence[int], rng: random.Random) -> Iterator[Draw]:
@@ -107,7 +157,8 @@ def draws(equation: Equation, typings: Sequence[dict[str, str]], extents: Sequen
 
 def applied(equation: Equation, draw: Draw) -> Draw | None:
     """Return the situation with the numbers that guards bind, or None if the rule does not apply in it."""
-    matched = {n.text for n in equation.left.walk() if n.kind == "symbol"}
+    facts = [g for g in equation.guards if is_menu(g)]
+    matched = {n.text for t in (equation.left, *facts) for n in t.walk() if n.kind == "symbol"}
     numbers = {v: n for v, n in draw.numbers.items() if v in matched}
     draw = replace(draw, numbers=numbers)
     if axes_of(equation.left, draw) is None:
@@ -120,7 +171,32 @@ def applied(equation: Equation, draw: Draw) -> Draw | None:
         if not all(_holds(g, draw, numbers) for g in ready):
             return None
         waiting = [g for g in waiting if g not in ready]
-    return draw
+    return _with_made_axes(equation, draw, numbers)
+
+
+def _with_made_axes(equation: Equation, draw: Draw, numbers: Mapping[str, Number]) -> Draw:
+    """Return the situation with the axes that the rule brings in, after all others."""
+    if not equation.made:
+        return draw
+    axis = {v: a for v, a in draw.axis.items() if v in equation.axes}
+    extents = {a: n for a, n in draw.extents.items() if not a.startswith(MADE)}
+    for m in equation.made:
+        extent = number(m.extent, draw, numbers)
+        if extent < 1 or extent != int(extent):
+            raise UncheckableError(f"it makes the axis {m.variable} of extent {extent}; guard against it")
+        axis[m.variable] = MADE + m.variable
+        extents[MADE + m.variable] = int(extent)
+    return replace(draw, axis=axis, extents=extents)
+
+
+def is_menu(guard: Node) -> bool:
+    """Whether a guard is a fact of a relation: a premise of the search, without which the law is tested."""
+    return (
+        "-" in guard.head
+        and guard.head not in MACROS
+        and guard.head not in FUNCTIONS
+        and all(a.kind in ("symbol", "int", "string") for a in guard.args)
+    )
 
 
 def _unbound(guard: Node, equation: Equation, numbers: Mapping[str, Number]) -> bool:
@@ -161,10 +237,32 @@ def _random_draw(
             same[v] = w
             axes[v] = axes[w]
     numbers = {v: _number(sort, literals, rng) for v, sort in equation.numbers}
+    index = {v: _random_index(pool, rng) for v in equation.indices}
     lengths = [extents[i] if i < len(extents) else 7 + i for i in range(len(pool))]
     if rng.random() < 0.5:
         rng.shuffle(lengths)
-    return Draw(axis, dict(zip(pool, lengths, strict=True)), axes, types, numbers, same)
+    return Draw(axis, dict(zip(pool, lengths, strict=True)), axes, types, numbers, same, index)
+
+
+def _random_index(pool: Sequence[str], rng: random.Random) -> Index:
+    """Draw an affine expression, a quotient or a remainder over one or two axes, or a number; many leave the extents."""
+    one, other = Index.axis(rng.choice(pool)), Index.axis(rng.choice(pool))
+    shift, factor = Index.const(rng.randint(-2, 3)), rng.randint(2, 3)
+    match rng.randint(0, 8):
+        case 0 | 1 | 2:
+            return one
+        case 3:
+            return one + shift
+        case 4:
+            return one * rng.choice((-1, factor)) + shift
+        case 5:
+            return (one + shift) // factor
+        case 6:
+            return (one + shift) % factor
+        case 7:
+            return one * factor + other
+        case _:
+            return shift
 
 
 def axis_pool(equation: Equation, axis: Mapping[str, str]) -> list[str]:
@@ -201,6 +299,14 @@ def _holds(guard: Node, draw: Draw, numbers: Mapping[str, Number]) -> bool:
         sets = [axes_of(a, draw) for a in args]
         known = [s for s in sets if s is not None]
         return len(known) == len(sets) and _AXES[head](*known)
+    if head == "inside":
+        index, name = index_of(args[0], draw, numbers), draw.name(args[1])
+        low, high = index.bounds(draw.extents)
+        return low >= 0 and high < draw.extents[name]
+    if head == "index-free-of":
+        return draw.name(args[0]) not in index_axes(args[1], draw)
+    if is_menu(guard):
+        return True
     if head not in _COMPARE or len(args) != 2:
         raise UncheckableError(f"the gate cannot evaluate the guard {guard}; use the guards of rules/README.md and comparisons")
     if head in ("=", "!=") and any(_is_type(a, draw) for a in args):
@@ -300,6 +406,9 @@ def evaluate(node: Node, draw: Draw, domain: Domain, tensors: Mapping[str, Value
         place = list(draw.extents).index(draw.name(node.args[0]))
         steps = np.arange(draw.extents[draw.name(node.args[0])])
         return domain.tensor(steps.reshape([-1 if i == place else 1 for i in range(rank)]), "i64")
+    if row.name == "access":
+        arg = evaluate(node.args[2], draw, domain, tensors)
+        return domain.gather(arg, _taker(draw, draw.name(node.args[0]), index_of(node.args[1], draw, draw.numbers)))
     if row.kind is Kind.REDUCE:
         arg = evaluate(node.args[1], draw, domain, tensors)
         return domain.reduce(row, arg, list(draw.extents).index(draw.name(node.args[0])))
@@ -307,6 +416,47 @@ def evaluate(node: Node, draw: Draw, domain: Domain, tensors: Mapping[str, Value
     if row.name == "cast":
         to = draw.types[node.args[1].text] if node.args[1].kind == "symbol" else node.args[1].text
     return domain.apply(row, [evaluate(a, draw, domain, tensors) for a in node.args[: row.arity]], to)
+
+
+def _taker(draw: Draw, axis: str, index: Index) -> Take:
+    """Return what reads an array at `index` along `axis`, and a given number outside."""
+    names = list(draw.extents)
+    place = names.index(axis)
+
+    def along(name: str, extent: int) -> Any:
+        return np.arange(extent).reshape([-1 if n == name else 1 for n in names])
+
+    positions = _positions(index, {a: along(a, draw.extents[a]) for a in index.axes}, len(names))
+    inside = (positions >= 0) & (positions < draw.extents[axis])
+
+    def take(array: Any, outside: float) -> Any:
+        extent = array.shape[place]
+        places = [along(n, array.shape[d]) for d, n in enumerate(names)]
+        for d, n in enumerate(names):
+            if n in index.axes and array.shape[d] > 1:
+                places[d] = along(n, draw.extents[n])
+        places[place] = np.clip(positions, 0, extent - 1)
+        found = array[tuple(np.broadcast_arrays(*places))]
+        return np.where(inside, found, np.asarray(outside, array.dtype))
+
+    return take
+
+
+def _positions(index: Index, steps: Mapping[str, Any], rank: int) -> Any:
+    parts = [_positions(a, steps, rank) for a in index.args]
+    match index.op:
+        case "axis":
+            return steps[index.name]
+        case "const":
+            return np.full((1,) * rank, index.value)
+        case "add":
+            return parts[0] + parts[1]
+        case "mul":
+            return parts[0] * index.value
+        case "div":
+            return parts[0] // index.value
+        case _:
+            return parts[0] % index.value
 
 
 def tensor_numbers(rng: np.random.Generator, shape: tuple[int, ...], kind: str, style: str, prime: int) -> np.ndarray[Any, Any]:
@@ -318,7 +468,7 @@ def tensor_numbers(rng: np.random.Generator, shape: tuple[int, ...], kind: str, 
     shape : tuple of int
     kind : str
         dtype of the variable.
-    style : {"residues", "whole", "ordinary", "signed", "large"}
+    style : {"residues", "whole", "ordinary", "signed", "large", "wide"}
     prime : int
         Modulus of residues; 0 for any other style.
 
@@ -342,6 +492,10 @@ def tensor_numbers(rng: np.random.Generator, shape: tuple[int, ...], kind: str, 
         return rng.integers(-4, 5, shape).astype(np.float64)
     if style == "large":
         return rng.uniform(-_LARGE, _LARGE, shape)
+    if style == "wide":
+        return rng.choice([-1.0, 1.0], shape) * np.where(
+            rng.random(shape) < 0.5, rng.uniform(0, 12, shape), 10 ** rng.uniform(-9, 2.5, shape)
+        )
     drawn = rng.normal(0, 2, shape)
     choice = rng.random(shape)
     drawn = np.where(choice < 0.1, 0.0, np.where(choice > 0.9, np.round(drawn) + 0.0, drawn))
@@ -384,6 +538,8 @@ def degree(node: Node, draw: Draw) -> tuple[int, int]:
         n, d = degree(node.args[1], draw)
         extent = draw.extents[draw.name(node.args[0])]
         return (n + (extent - 1) * d, extent * d) if row.name == "sum" else (extent * n, extent * d)
+    if row.name == "access":
+        return degree(node.args[2], draw)
     parts = [degree(a, draw) for a in node.args]
     match row.name, parts:
         case (("add" | "sub"), [(a, b), (c, d)]):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from eqsat.ops import BY_CONSTRUCTOR, Kind, Op, Result
 from eqsat.rulefile import Rule
+from eqsat.rulelint import MadeAxis
 from eqsat.sexpr import Node, listed
 from eqsat.signature import RANGES, arithmetic, weak_dtype
 
@@ -31,8 +32,10 @@ class Equation:
         Terms of sort `T`; `left` is the matched one.
     guards : tuple of Node
         Macros and comparisons; what defines a tensor variable has been put in its place.
-    tensors, axes, numbers, types : tuple of str
-        Variables by what they stand for: tensors, axis names, numbers (f64 and i64), dtype names.
+    tensors, axes, numbers, types, indices : tuple of str
+        Variables by what they stand for: tensors, axis names, numbers (f64 and i64), dtype names, index expressions.
+    made : tuple of MadeAxis
+        Axes that the rule brings in.
     """
 
     name: str
@@ -43,6 +46,8 @@ class Equation:
     axes: tuple[str, ...]
     numbers: tuple[tuple[str, str], ...]
     types: tuple[str, ...]
+    indices: tuple[str, ...] = ()
+    made: tuple[MadeAxis, ...] = ()
 
     @property
     def operations(self) -> frozenset[str]:
@@ -95,6 +100,8 @@ def _equation(rule: Rule, name: str, left: Node, right: Node, guards: Sequence[N
     left, right = _resolved(left, defined), _resolved(right, defined)
     kept = tuple(_resolved(g, defined) for g in rest)
     used = {n.text for t in (left, right, *kept) for n in t.walk() if n.kind == "symbol"}
+    used |= {n.text for m in rule.made for t in (*m.stems, m.extent) for n in t.walk() if n.kind == "symbol"}
+    made = {m.variable for m in rule.made}
     types = {n.args[1].text for t in (left, right) for n in t.walk() if n.head == "Cast" and n.args[1].kind == "symbol"}
     typed = types | {
         v for g in kept if g.head == "=" for v, e in _sides(g) if e.head in ("dtype", "promote", "floating", "counting")
@@ -103,9 +110,11 @@ def _equation(rule: Rule, name: str, left: Node, right: Node, guards: Sequence[N
     return Equation(
         name, left, right, kept,
         tuple(v for v in names if sorts[v] == "T"),
-        tuple(v for v in names if sorts[v] == "String" and v not in typed),
+        tuple(v for v in names if sorts[v] == "String" and v not in typed and v not in made),
         tuple((v, sorts[v]) for v in names if sorts[v] in ("f64", "i64")),
         tuple(v for v in names if v in typed),
+        tuple(v for v in names if sorts[v] == "Index"),
+        rule.made,
     )  # fmt: skip
 
 
@@ -150,7 +159,9 @@ def dtype_of(node: Node, types: Mapping[str, str]) -> str:
     if node.kind == "symbol":
         return types[node.text]
     row = BY_CONSTRUCTOR[node.head]
-    if row.name in ("read", "access"):
+    if row.name == "access":
+        return dtype_of(node.args[2], types)
+    if row.name == "read":
         raise UncheckableError(f"the gate cannot evaluate {node.head}: what it means depends on the program")
     if row.name == "const":
         return "weak"

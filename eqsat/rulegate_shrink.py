@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from eqsat.access import Index
+from eqsat.indexterms import MADE
 from eqsat.rulegate_draw import Draw, evaluate
 from eqsat.rulegate_equation import Equation
 from eqsat.rulegate_value import Comparison, Domain
@@ -53,7 +55,16 @@ def _simpler(s: Situation) -> Iterator[Situation]:
         plainer = _NUMBERS[: _NUMBERS.index(n)] if n in _NUMBERS else _NUMBERS
         for plain in plainer:
             yield Situation(replace(s.draw, numbers={**s.draw.numbers, v: Fraction(plain)}), s.values)
+    yield from _plainer_indices(s)
     yield from _plainer_numbers(s)
+
+
+def _plainer_indices(s: Situation) -> Iterator[Situation]:
+    """Replace an index expression by a part of it, then by the first position."""
+    for v, index in s.draw.index.items():
+        for plain in (*index.args, Index.const(0), Index.const(1)):
+            if plain != index and len(str(plain)) <= len(str(index)) and not (index.op == "const" and index.value in (0, 1)):
+                yield Situation(replace(s.draw, index={**s.draw.index, v: plain}), s.values)
 
 
 def _fewer_axes(s: Situation) -> Iterator[Situation]:
@@ -67,6 +78,8 @@ def _fewer_axes(s: Situation) -> Iterator[Situation]:
 def _smaller_extents(s: Situation) -> Iterator[Situation]:
     order = list(s.draw.extents)
     for a, n in s.draw.extents.items():
+        if a.startswith(MADE):
+            continue  # it follows from the others
         for smaller in range(1, min(n, 3)):
             values = {v: np.take(x, range(min(smaller, x.shape[order.index(a)])), order.index(a)) for v, x in s.values.items()}
             yield Situation(replace(s.draw, extents={**s.draw.extents, a: smaller}), values)
@@ -97,12 +110,13 @@ def shown(equation: Equation, s: Situation, domain: Domain, comparison: Comparis
             value = domain.shown(evaluate(term, draw, domain, tensors))
         one = value[tuple(min(i, n - 1) for i, n in zip(place, value.shape, strict=True))]
         lines.append(f"  {label}  {term} = {_plain(one)}")
-    used = sorted(set().union(*draw.axes.values()) | set(draw.axis.values()))
+    used = sorted(set().union(*draw.axes.values(), *(i.axes for i in draw.index.values())) | set(draw.axis.values()))
     at = ", ".join(
         f"{a}={i}" for a, i in zip(draw.extents, place, strict=True) if comparison.wrong.shape[list(draw.extents).index(a)] > 1
     )
     lines.append(f"  extents  {', '.join(f'{a}={draw.extents[a]}' for a in used) or 'none'}{f'; at {at}' if at else ''}")
-    merged = [f"{v} is {a}" for v, a in draw.axis.items() if v != a]
+    merged = [f"{v} is {a}" for v, a in draw.axis.items() if v != a and not a.startswith(MADE)]
+    merged += [f"{v} is {i}" for v, i in draw.index.items()]
     numbers = [f"{v} = {_plain(n)}" for v, n in draw.numbers.items()]
     held = [f"{v}[{' '.join(sorted(draw.axes[v]))}] = {_array(x)}" for v, x in s.values.items()]
     return "\n".join([*lines, f"  with     {', '.join([*merged, *numbers, *held])}"])

@@ -7,7 +7,7 @@ NumPy's broadcasting.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol
@@ -18,8 +18,10 @@ from eqsat.ops import Op, Result
 from eqsat.types import DType
 
 Value = Any  # what a domain computes with: an array, or arrays side by side
+Take = Callable[[Any, float], Any]
+"""Takes elements of an array, and the number given where there is none."""
 
-RING_OPS = frozenset({"const", "add", "sub", "mul", "neg", "div", "recip", "sum", "prod"})
+RING_OPS = frozenset({"const", "access", "add", "sub", "mul", "neg", "div", "recip", "sum", "prod"})
 """Ops with an exact meaning in a prime field."""
 
 INTEGER_OPS = frozenset(
@@ -27,6 +29,7 @@ INTEGER_OPS = frozenset(
         "const",
         "cast",
         "iota",
+        "access",
         "add",
         "sub",
         "mul",
@@ -98,6 +101,10 @@ class Domain(Protocol):
 
     def reduce(self, row: Op, arg: Value, dimension: int) -> Value:
         """Return the reduction along one dimension, which stays with extent 1."""
+        ...
+
+    def gather(self, arg: Value, take: Take) -> Value:
+        """Return an access: elements taken from elsewhere, zero outside."""
         ...
 
     def compare(self, left: Value, right: Value) -> Comparison:
@@ -172,6 +179,10 @@ class PrimeField:
             out = out * part % self.prime
         return out, fine
 
+    def gather(self, arg: Value, take: Take) -> Value:
+        """Return an access; zeros are defined."""
+        return take(arg[0], 0), take(arg[1], 1)
+
     def compare(self, left: Value, right: Value) -> Comparison:
         """Compare where neither side divided by zero."""
         (a, fine_a), (b, fine_b) = left, right
@@ -207,6 +218,10 @@ class Integers:
     def reduce(self, row: Op, arg: Value, dimension: int) -> Value:
         """Return the op table's meaning."""
         return np.expand_dims(row.evaluate(np, arg, dimension), dimension)
+
+    def gather(self, arg: Value, take: Take) -> Value:
+        """Return an access; zeros are exact."""
+        return take(arg, 0)
 
     def compare(self, left: Value, right: Value) -> Comparison:
         """Compare every element."""
@@ -298,7 +313,8 @@ class Float64:
             case "max" | "min":
                 moved = error.max(axis=dimension, keepdims=True)
             case "argmax" | "argmin":
-                ordered = np.sort(value if row.name == "argmin" else -value, axis=dimension)
+                numbers = value.astype(np.float64)
+                ordered = np.sort(numbers if row.name == "argmin" else -numbers, axis=dimension)
                 ahead = np.diff(np.take(ordered, range(min(2, value.shape[dimension])), dimension), axis=dimension)
                 lead = ahead.min(axis=dimension, keepdims=True, initial=np.inf)
                 worst = error.max(axis=dimension, keepdims=True)
@@ -306,6 +322,10 @@ class Float64:
             case _:
                 moved = np.where(error.max(axis=dimension, keepdims=True) > 0, np.inf, 0.0)
         return out, np.where(np.isnan(moved), np.inf, moved)
+
+    def gather(self, arg: Value, take: Take) -> Value:
+        """Return an access; zeros are exact."""
+        return take(arg[0], 0), take(arg[1], 0)
 
     def compare(self, left: Value, right: Value) -> Comparison:
         """Compare where both are finite; where only one is, they differ."""
@@ -362,6 +382,10 @@ class Float32:
         """Return the op table's meaning."""
         out = np.expand_dims(row.evaluate(np, arg, dimension), dimension)
         return out if out.dtype == bool else out.astype(np.float32)
+
+    def gather(self, arg: Value, take: Take) -> Value:
+        """Return an access; zeros are exact."""
+        return take(arg, 0)
 
     def compare(self, left: Value, right: Value) -> Comparison:
         """Compare bits; any NaN equals any other."""

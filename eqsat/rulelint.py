@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from eqsat.errors import RuleError
+from eqsat.indexterms import INDEX_CONSTRUCTORS, MADE
 from eqsat.sexpr import Node, listed, symbol
 from eqsat.signature import RANGES, constructors
 
@@ -21,6 +22,9 @@ FUNCTIONS: Mapping[str, Signature] = {
     "promote": (("String", "String"), "String"),
     "floating": (("String",), "String"),
     "counting": (("String",), "String"),
+    "index-axes": (("Index",), "Axes"),
+    "index-low": (("Index",), "i64"),
+    "index-high": (("Index",), "i64"),
     "constant": (("T",), ""),
     **dict.fromkeys(RANGES, (("T",), "")),
 }
@@ -39,8 +43,10 @@ MACROS: Mapping[str, Signature] = {
     "typed": (("T",), ""),
     "numeric": (("T",), ""),
     "same-dtype": (("T", "T"), ""),
+    "inside": (("Index", "String"), ""),
+    "index-free-of": (("String", "Index"), ""),
 }
-"""Guards that the loader writes out as facts about axes and dtypes."""
+"""Guards that the loader writes out as facts about axes, index expressions and dtypes."""
 
 _SETS: Mapping[str, Signature] = {
     "set-empty": ((), "Axes"),
@@ -54,6 +60,7 @@ _SETS: Mapping[str, Signature] = {
     "set-not-contains": (("Axes", "String"), ""),
     "to-f64": (("i64",), "f64"),
     "to-i64": (("f64",), "i64"),
+    "to-string": (("i64",), "String"),
 }
 _ARITHMETIC = frozenset({"+", "-", "*", "/", "%", "^", "min", "max", "neg", "abs", "log2", "<<", ">>", "&", "|"})
 _COMPARISONS = frozenset({"=", "!=", "<", "<=", ">", ">="})
@@ -78,9 +85,11 @@ class Source:
 class Vocabulary:
     """Every name that may be called in a rule, with its sorts; declarations add to it."""
 
-    names: dict[str, Signature] = field(default_factory=lambda: {**constructors(), **FUNCTIONS, **MACROS, **_SETS})
+    names: dict[str, Signature] = field(
+        default_factory=lambda: {**constructors(), **INDEX_CONSTRUCTORS, **FUNCTIONS, **MACROS, **_SETS}
+    )
     relations: set[str] = field(default_factory=lambda: {"constant"})
-    sorts: set[str] = field(default_factory=lambda: {"T", "Region", "Axes", "String", "i64", "f64", "bool"})
+    sorts: set[str] = field(default_factory=lambda: {"T", "Region", "Index", "Axes", "String", "i64", "f64", "bool"})
 
     def declare(self, form: Node, source: Source) -> None:
         """Add the name that a declaration brings.
@@ -266,9 +275,53 @@ def expand(guards: Sequence[Node]) -> tuple[Node, ...]:
                 out.append(listed("!=", analysis("dtype", a), Node("string", "bool"), at=g))
             case "same-dtype", (a, b):
                 out.append(listed("=", analysis("dtype", a), analysis("dtype", b), at=g))
+            case "inside", (ix, k):
+                out.append(listed(">=", analysis("index-low", ix), Node("int", "0"), at=g))
+                out.append(listed("<", analysis("index-high", ix), analysis("extent", k), at=g))
+            case "index-free-of", (k, ix):
+                out.append(listed("set-not-contains", analysis("index-axes", ix), k, at=g))
             case _:
                 out.append(g)
     return tuple(dict.fromkeys(out))
+
+
+@dataclass(frozen=True, slots=True)
+class MadeAxis:
+    """An axis that a rule brings in: the variable that names it, the axes it is made from, and its extent."""
+
+    variable: str
+    stems: tuple[Node, ...]
+    extent: Node
+
+    @property
+    def definition(self) -> Node:
+        """The fact that binds the variable: a name that no program has, ending with the extent."""
+        parts: list[Node] = []
+        for stem in self.stems:
+            parts += [stem, Node("string", "+")]
+        parts[-1] = Node("string", f"{MADE}{self.variable}")
+        return listed("=", self.variable, listed("+", *parts, listed("to-string", self.extent)))
+
+    @property
+    def action(self) -> Node:
+        """The action that declares the extent."""
+        return listed("set", listed("extent", self.variable), self.extent)
+
+
+def freshness(made: Sequence[MadeAxis], sorts: Mapping[str, str], matched: Iterable[str]) -> list[Node]:
+    """Return the guards under which new axes capture nothing: no matched variable already varies over one of them."""
+    out = []
+    for m in made:
+        axis = symbol(m.variable)
+        for v in sorted(matched):
+            match sorts.get(v):
+                case "T":
+                    out.append(listed("free-of", axis, symbol(v)))
+                case "Index":
+                    out.append(listed("index-free-of", axis, symbol(v)))
+                case "String":
+                    out.append(listed("!=", axis, symbol(v)))
+    return out
 
 
 def variables(node: Node) -> set[str]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
+from eqsat.indexterms import INDEX_CONSTRUCTORS, index_term
 from eqsat.ir import Expr, Input, Output, Program, read
-from eqsat.rulegate_draw import EXTENTS, Draw, draws, number
+from eqsat.rulegate_draw import EXTENTS, Draw, draws, index_of, is_menu, number
 from eqsat.rulegate_equation import Equation, typings
-from eqsat.sexpr import Node, listed
+from eqsat.sexpr import Node, listed, read_forms
+from eqsat.signature import TermWriter, extent_facts
 from eqsat.terms import from_term
 from eqsat.types import DType
 
@@ -35,6 +37,19 @@ def program(equation: Equation, side: Node, draw: Draw) -> Program:
     return Program(inputs or empty.inputs, (Output("y", expr, tuple(sorted(expr.axes)), expr.dtype),))
 
 
+def load_text(equation: Equation, draw: Draw) -> str:
+    """Return the left side as it stands, with what the e-graph must know: no way through expressions, which join accesses."""
+    writer = TermWriter(set())
+    lines = extent_facts(draw.extents)
+    terms: dict[str, Node] = {}
+    for v in equation.tensors:
+        (name,) = read_forms(writer.strong(_read(v, draw)))
+        lines += writer.take_lines()
+        terms[v] = _in_range(name, [g.head for g in equation.guards if g.args[0].text == v])
+    facts = [_ground(g, draw, terms) for g in equation.guards if is_menu(g)]
+    return "\n".join([*lines, *map(str, facts), f"(let $left {_ground(equation.left, draw, terms)})"])
+
+
 def _read(variable: str, draw: Draw) -> Expr:
     axes = tuple(sorted(draw.axes[variable]))
     return read(variable, axes, tuple(draw.extents[a] for a in axes), DType(draw.types[variable]))
@@ -46,17 +61,21 @@ def _read_term(expr: Expr) -> Node:
 
 def _in_range(term: Node, guards: list[str]) -> Node:
     """Wrap a read so that the analysis finds it in the ranges that the guards ask for."""
+    if {"at-least-zero", "at-most-one"} <= set(guards):
+        return listed("Sigmoid", term)
     if "at-least-zero" in guards:
         term = listed("Abs", term)
     if "at-most-zero" in guards:
         term = listed("Neg", listed("Abs", term))
-    return listed("Minimum", term, listed("Const", Node("float", "1.0"))) if "at-most-one" in guards else term
+    return listed("Minimum", listed("Const", Node("float", "1.0")), term) if "at-most-one" in guards else term
 
 
 def _ground(node: Node, draw: Draw, terms: Mapping[str, Node]) -> Node:
     """Put terms, axis names and numbers in place of the variables."""
     if node.head == "Const":
         return listed("Const", Node("float", repr(float(number(node.args[0], draw, draw.numbers)))))
+    if node.head in INDEX_CONSTRUCTORS or (node.kind == "symbol" and node.text in draw.index):
+        return read_forms(index_term(index_of(node, draw, draw.numbers)))[0]
     if node.kind == "list":
         return Node("list", "", tuple(_ground(i, draw, terms) for i in node.items))
     if node.kind == "symbol" and node.text in terms:
@@ -65,4 +84,6 @@ def _ground(node: Node, draw: Draw, terms: Mapping[str, Node]) -> Node:
         return Node("string", draw.axis[node.text])
     if node.kind == "symbol" and node.text in draw.types:
         return Node("string", draw.types[node.text])
+    if node.kind == "symbol" and node.text in draw.numbers:
+        return Node("int", str(draw.numbers[node.text]))
     return node
