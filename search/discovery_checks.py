@@ -63,6 +63,16 @@ def taken_as_it_is(name: str) -> Check:
     return check
 
 
+def contracted_alone(*names: str) -> Check:
+    """Check that some contraction is of just these inputs, as they lie in memory."""
+
+    def check(p: Picture) -> list[str]:
+        found = any(len(x.factors) == len(names) and x.of_reads and x.reads == set(names) for x in p.products)
+        return _lacks((found, f"no contraction is of {' and '.join(names)} themselves"))
+
+    return check
+
+
 def read_once(name: str) -> Check:
     """Check that one kernel of a call reads the input."""
     return lambda p: _lacks((len(p.readers(name)) == 1, f"{len(p.readers(name))} kernels read {name}"))
