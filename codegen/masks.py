@@ -8,7 +8,7 @@ evaluated once for each tile; nothing here knows a mask by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from eqsat.ir import Expr, rebuild
@@ -28,6 +28,28 @@ class Box:
     span: Mapping[str, tuple[str, str]]
     extents: Mapping[str, int]
     uniform: Uniform = lambda _: None
+
+
+def spans(
+    axes: Sequence[tuple[str, int]], first: str, last: str, prefix: str, ctype: str
+) -> tuple[dict[str, tuple[str, str]], list[str]]:
+    """Return the spans of (axis, extent)s, outer to inner, over positions `first` to `last` of them counted as one.
+
+    Where the positions run past the end of an inner axis, the axis spans all of its extent. The lines name the ends.
+    """
+    out: dict[str, tuple[str, str]] = {}
+    lines: list[str] = []
+    step, wraps = math.prod(n for _, n in axes), ""
+    for axis, extent in axes:
+        step //= max(extent, 1)
+        ends = [f"({x}) / {step}" if step > 1 else f"({x})" for x in (first, last)]
+        if wraps:
+            ends = [f"{wraps} ? {x} % {extent} : {edge}" for x, edge in zip(ends, (0, extent - 1), strict=True)]
+        names = f"{prefix}{len(lines)}_first", f"{prefix}{len(lines)}_last"
+        lines.append(f"const {ctype} {names[0]} = {ends[0]}, {names[1]} = {ends[1]};")
+        out[axis] = names
+        wraps = f"({first}) / {step} == ({last}) / {step}" if step > 1 else ""
+    return out, lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from eqsat.codegen.cpu.loads import Loop, load_of, merged
 from eqsat.codegen.cpu.loops import loop, vector_loop
 from eqsat.codegen.cpu.pack import pack
 from eqsat.codegen.cpu.vector import ELEMENT, REGISTER, Lanes, Printer, Scope, converted, positions
-from eqsat.codegen.masks import ALWAYS, NEVER, Box, unmasked, vanishes
+from eqsat.codegen.masks import ALWAYS, NEVER, Box, spans, unmasked, vanishes
 from eqsat.codegen.online import Accumulated, OnlineProblem, outer_reductions
 from eqsat.codegen.printer import is_load, read_indices
 from eqsat.ir import Expr, Output
@@ -222,18 +222,9 @@ class OnlineNest:
         for loops, first, count in ((self.m, "row_first", "rows"), (self.over, "key_first", "keys")):
             if not any(x.axis in iotas for x in loops):
                 continue
-            ends = [positions(loops, f"({first})"), positions(loops, f"({first} + {count} - 1)")]
-            step = math.prod(x.extent for x in loops)
-            wraps = ""
-            for x in loops:
-                low, high = (end[x.axis] for end in ends)
-                name = f"span_{len(lines)}"
-                if wraps:
-                    low, high = f"{wraps} ? {low} : 0", f"{wraps} ? {high} : {x.extent - 1}"
-                lines.append(f"const pos {name}_first = {low}, {name}_last = {high};")
-                span[x.axis] = (f"{name}_first", f"{name}_last")
-                step //= max(x.extent, 1)
-                wraps = f"({first}) / {step} == ({first} + {count} - 1) / {step}"
+            found, named = spans([(x.axis, x.extent) for x in loops], first, f"{first} + {count} - 1", f"{first}_", "pos")
+            span |= found
+            lines += named
         fixed = covers(self.batch)
 
         def uniform(e: Expr) -> str | None:

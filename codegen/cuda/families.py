@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+from eqsat.codegen.cuda.online_simt import OnlineSimtFamily
 from eqsat.codegen.cuda.point import PointFamily
 from eqsat.codegen.cuda.reduce import ReduceFamily
 from eqsat.codegen.cuda.simt import SimtFamily
@@ -12,7 +13,7 @@ from eqsat.codegen.cuda.wgmma import WgmmaFamily
 from eqsat.codegen.kernel import Family, Schedule
 from eqsat.errors import UsageError
 
-FAMILIES: tuple[Family, ...] = (PointFamily(), ReduceFamily(), WgmmaFamily(), SkinnyFamily(), SimtFamily())
+FAMILIES: tuple[Family, ...] = (PointFamily(), ReduceFamily(), WgmmaFamily(), SkinnyFamily(), SimtFamily(), OnlineSimtFamily())
 
 
 @functools.cache

@@ -52,6 +52,8 @@ static unsigned long long __cvta_generic_to_shared(const void* p) { return (unsi
 static unsigned peer_word(unsigned, unsigned) { abort(); }  // clusters are not emulated
 static void cluster_sync() { abort(); }
 static unsigned cluster_rank() { abort(); }
+static int min(int a, int b) { return a < b ? a : b; }
+static int max(int a, int b) { return a > b ? a : b; }
 static unsigned atomicAdd(unsigned* p, unsigned v) { const unsigned old = *p; *p += v; return old; }
 template <class To, class From> static To bits_as(From f) { To t; memcpy(&t, &f, sizeof t); return t; }
 static float __uint_as_float(unsigned v) { return bits_as<float>(v); }
