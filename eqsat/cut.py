@@ -19,9 +19,10 @@ class Mode:
     """What anchors a cut: nothing ("point"), or reductions over one set of axes.
 
     `over` are the reduced axes. For "reduce", `free` holds the axes of the reductions' results; for "contract" the axes of
-    the products' sums, and `shared` the loads of each operand that all contractions have in common. "online" is a dependent
-    fold: `score` says which class the pivot is taken of, what that loads and what anchors it; all parts of one region
-    have the same score.
+    the products' sums, and `shared` the loads of each operand that all contractions have in common. What is reduced beside
+    contractions is a statistic of such an operand, taken in the same pass: `summed` are the loads that reductions go over,
+    and `nested` says that one of them needs another's result. "online" is a dependent fold: `score` says which class
+    the pivot is taken of, what that loads and what anchors it; all parts of one region have the same score.
     """
 
     family: str = "point"
@@ -29,6 +30,8 @@ class Mode:
     free: frozenset[str] = frozenset()
     shared: frozenset[frozenset[Load]] = frozenset()
     score: tuple[int, frozenset[Load], Anchors] | None = None
+    summed: frozenset[Load] = frozenset()
+    nested: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +73,14 @@ def join(modes: list[Mode], axes: frozenset[str]) -> Mode | None:
         same = all(m.family == "online" and m.score == lead.score for m in anchored)
         return Mode("online", lead.over, free, score=lead.score) if same and axes <= free else None
     contracts = [m for m in anchored if m.family == "contract"]
+    summed = frozenset().union(*(m.summed for m in anchored))
+    nested = any(m.nested for m in anchored)
     if not contracts:
-        return Mode("reduce", lead.over, free) if axes - lead.over <= free else None
+        return Mode("reduce", lead.over, free, summed=summed, nested=nested) if axes - lead.over <= free else None
     wide = contracts[0]
-    shared = frozenset.intersection(*(m.shared for m in contracts))
-    if not shared or any(m.free != wide.free for m in contracts):
+    shared = frozenset(loads for loads in frozenset.intersection(*(m.shared for m in contracts)) if summed <= loads)
+    if not shared or nested or any(m.free != wide.free for m in contracts):
         return None
     if any(not m.free <= wide.free for m in anchored) or not axes <= wide.free:
         return None
-    return Mode("contract", wide.over, wide.free, shared)
+    return Mode("contract", wide.over, wide.free, shared, summed=summed)

@@ -296,7 +296,8 @@ class Cuts:
             if inner.family == "contract" or (inner.family == "reduce" and (inner.over != over or not inner.free <= free)):
                 continue
             anchors = cut.anchors | {("reduce", op, over, body)}
-            yield self._cut(Mode("reduce", over, free), anchors, cut.loads, cut.work + elements, (op, axes, cut.form))
+            mode = Mode("reduce", over, free, summed=cut.loads, nested=inner.family == "reduce")
+            yield self._cut(mode, anchors, cut.loads, cut.work + elements, (op, axes, cut.form))
 
     def _contract(self, c: int, n: Node) -> Iterator[Cut]:
         axes = n.literals[0]
