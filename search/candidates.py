@@ -125,10 +125,10 @@ def candidates_of(nodes: Iterable[KernelNode]) -> tuple[list[Candidate], int]:
 
 
 def mark_prepared(found: list[Candidate], graph: KernelGraph) -> list[Candidate]:
-    """Mark the kernels that run once because they depend on constants alone; return all but those that would be wasted.
+    """Mark the kernels that run once because they depend on constants alone; return all but those that compute the same in each call.
 
-    Left out are kernels that would compute such a value in each call, and those whose result is far larger than the program's
-    inputs: memory that a caller does not expect.
+    A result far larger than the program's inputs is not worth its memory: its kernel counts in full, and so is chosen only where
+    the value would be stored in any case.
     """
     constant = graph.frozen.constant - graph.goals
     fixed = {i.name for i in graph.program.inputs if i.constant}
@@ -136,9 +136,9 @@ def mark_prepared(found: list[Candidate], graph: KernelGraph) -> list[Candidate]
     most = _PREPARED_FACTOR * sum(i.bytes for i in graph.program.inputs) + _PREPARED_BYTES
     once, rest = [], []
     for c in found:
-        if set(c.node.writes) <= constant and {i.name for i in c.node.program.inputs} <= fixed | own:
-            if sum(o.bytes for o in c.node.program.outputs) <= most:
-                once.append(dataclasses.replace(c, key=f"{PREPARED} {c.key}", prepared=True))
+        size = sum(o.bytes for o in c.node.program.outputs)
+        if size <= most and set(c.node.writes) <= constant and {i.name for i in c.node.program.inputs} <= fixed | own:
+            once.append(dataclasses.replace(c, key=f"{PREPARED} {c.key}", prepared=True))
         else:
             rest.append(c)
     made = {b for c in once for b in c.node.writes}

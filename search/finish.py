@@ -10,10 +10,9 @@ from typing import Any
 from eqsat.canonical import canonical_key
 from eqsat.codegen.kernel import Rates, Schedule
 from eqsat.codegen.plan import Executable, Step
-from eqsat.derivation import derive
 from eqsat.errors import CompileError, KernelFaultError, NoKernelError, WrongResultError
+from eqsat.evidence import Evidence
 from eqsat.ir import Program
-from eqsat.rulecheck import Evidence
 from eqsat.rulefile import RuleSet
 from eqsat.saturation import SaturationReport
 from eqsat.search import receipt
@@ -24,10 +23,9 @@ from eqsat.search.device import Device, Measurement, Verdict
 from eqsat.search.extraction import Certificate
 from eqsat.search.machine import Place, compile_for
 from eqsat.search.options import Options
+from eqsat.search.proofs import Proofs, proof_record
 from eqsat.search.result import Optimized
-from eqsat.search.rulebase import declarations
 from eqsat.search.schedules import family_of
-from eqsat.session import Session
 from eqsat.text import show
 
 _COMPILED_BY_MODEL = 12  # schedules compiled, best predicted first, before a kernel is given up
@@ -154,15 +152,15 @@ def record(
     report: SaturationReport,
     ruleset: RuleSet,
     evidence: Mapping[str, Evidence],
-    session: Session,
+    proofs: Proofs,
     *,
     interrupted: bool,
     notes: Sequence[str],
 ) -> dict[str, Any]:
     """Return the receipt's record of a finished search."""
     executable = decided.executable
-    derived = derivation_record(program, executable, ruleset, session)
-    used = {s["rule"].removesuffix("-reverse") for s in derived.get("steps", ())}
+    derived = derivation_record(program, executable, proofs)
+    used = {s["rule"] for s in derived["steps"]}
     rules = [
         {
             "name": r.name,
@@ -186,6 +184,7 @@ def record(
         rules=rules,
         saturation=dataclasses.asdict(report) | {"stop": report.stop, "rules_digest": ruleset.digest},
         derivation=derived,
+        proof=proof_record(proofs.of(executable.plan), derived, evidence),
         certificate=certificate,
         counts=counts,
         kernels=kernels,
@@ -199,7 +198,7 @@ def record(
 
 def _trials_of(step: Step, sweeps: Mapping[str, Sweep], *, prepared: bool) -> list[dict[str, object]]:
     key = f"{step.kernel.problem.family} {canonical_key(step.kernel.program)}"
-    sweep = sweeps.get(f"{PREPARED} {key}" if prepared else key)
+    sweep = sweeps.get(f"{PREPARED} {key}", sweeps.get(key)) if prepared else sweeps.get(key)
     return [_brief(t) for t in sweep.trials] if sweep else []
 
 
@@ -212,19 +211,13 @@ def _brief(trial: Mapping[str, Any]) -> dict[str, object]:
     return keep
 
 
-def derivation_record(
-    program: Program, executable: Executable, ruleset: RuleSet, session: Session | None = None
-) -> dict[str, Any]:
-    """Return the chain of named rules from each output as written to the plan's form of it."""
-    steps: list[dict[str, Any]] = []
-    ends: list[dict[str, str]] = []
-    status = "derived"
-    for output, target in zip(program.outputs, compose(executable.plan), strict=True):
-        found = derive(program, output.expr, target, ruleset.rules, declarations=declarations(ruleset), session=session)
-        status = found.status if found.status != "derived" else status
-        steps += [s.record() for s in found.steps]
-        ends.append({"output": output.name, "from": show(output.expr), "to": show(target)})
-    return {"status": status, "ends": ends, "steps": steps}
+def derivation_record(program: Program, executable: Executable, proofs: Proofs) -> dict[str, Any]:
+    """Return the chains of named rules from each output as written to the plan's form of it."""
+    ends = [
+        {"output": output.name, "from": show(output.expr), "to": show(target)}
+        for output, target in zip(program.outputs, compose(executable.plan), strict=True)
+    ]
+    return proofs.derived(executable.plan).record() | {"ends": ends}
 
 
 def result(decided: Decision, built: Mapping[str, Any]) -> Optimized:

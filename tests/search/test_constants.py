@@ -334,7 +334,7 @@ def test_without_the_promise_nothing_is_prepared(product: Optimized) -> None:
     assert not any(k["prepared"] for k in found.receipt.plan["kernels"])
 
 
-def test_what_is_prepared_may_not_be_far_larger_than_the_inputs() -> None:
+def test_what_is_far_larger_than_the_inputs_is_not_favoured_for_being_prepared() -> None:
     def outer(u: Any, v: Any, x: Any) -> Any:
         return fn.exp(u[:, None] * v[None, :]) @ x
 
