@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 from eqsat.ir import Expr, Program
@@ -35,8 +35,8 @@ class Order:
     barred : frozenset of int
         Places of values that cross no border: nothing but reductions use them (the products under a sum), or an output holds
         them in another type.
-    inputs : tuple of (int, int)
-        First and last place that reads each input which is no constant.
+    inputs : tuple of (int, int, int)
+        First and last place that reads each input which is no constant, and its bytes.
     size : int
         Operations of the program.
     """
@@ -47,7 +47,7 @@ class Order:
     free: tuple[int, ...]
     stored: frozenset[int]
     barred: frozenset[int]
-    inputs: tuple[tuple[int, int], ...]
+    inputs: tuple[tuple[int, int, int], ...]
     size: int
 
     @staticmethod
@@ -61,7 +61,7 @@ class Order:
         taken: list[int] = []
         pointwise: set[int] = set()  # places with a user that is no reduction
         spans: dict[str, tuple[int, int]] = {}
-        varying = {i.name for i in program.inputs if not i.constant}
+        varying = {i.name: i.bytes for i in program.inputs if not i.constant}
         bits = 0
         for e in program.walk():
             below = 0
@@ -70,7 +70,7 @@ class Order:
             names = frozenset().union(*(reads.get(a.digest, frozenset()) for a in e.args))
             if e.row.kind is Kind.LEAF:
                 free[e.digest] = 0
-                reads[e.digest] = frozenset([e.attrs[0]]) & varying if e.op == "read" else frozenset()
+                reads[e.digest] = frozenset([e.attrs[0]]) & varying.keys() if e.op == "read" else frozenset()
             elif e.row.kind is not Kind.REDUCE and all(a.digest in free for a in e.args):
                 free[e.digest] = below | 1 << bits
                 reads[e.digest] = names
@@ -92,9 +92,8 @@ class Order:
         stored = frozenset(p for p, as_it_is in held if as_it_is)
         reduced = {p for p, until in enumerate(last) if until > p} - pointwise - stored
         barred = frozenset(p for p, as_it_is in held if not as_it_is) | reduced
-        return Order(
-            tuple(values), position, tuple(last), tuple(taken), stored, barred, tuple(spans.values()), len(values) + bits
-        )
+        inputs = tuple((a, b, varying[name]) for name, (a, b) in spans.items())
+        return Order(tuple(values), position, tuple(last), tuple(taken), stored, barred, inputs, len(values) + bits)
 
     def live(self, start: int, end: int) -> Iterator[Expr]:
         """Yield the values of places start…end−1 that places from `end` on need."""
@@ -108,6 +107,17 @@ class Order:
         for p in range(start, end):
             bits |= self.free[p]
         return end - start + bits.bit_count()
+
+    def needed(self) -> list[int]:
+        """Return for each place the bytes of what values before it, or inputs read there, values after it need."""
+        change = [0] * (len(self.values) + 2)
+        spans = [
+            (p, until, e.type.elements * e.dtype.bytes) for p, (e, until) in enumerate(zip(self.values, self.last, strict=True))
+        ]
+        for first, until, size in (*spans, *self.inputs):
+            change[first + 1] += size
+            change[until + 1] -= size
+        return list(itertools.accumulate(change))
 
     def crossings(self) -> list[int | None]:
         """Return for each place from 0 to the end the bytes that cross a border before it; None where it may not be one."""
@@ -125,6 +135,31 @@ class Order:
             if place < len(self.values) and self.last[place] > place:
                 crossing.add(place)
         return out
+
+
+@dataclass(frozen=True, slots=True)
+class Widths:
+    """What crosses each place of an order.
+
+    Parameters
+    ----------
+    stored : tuple of (int or None)
+        Bytes that a border there stores; None where none may be.
+    needed : tuple of int
+        Bytes of all values needed on both sides, inputs and outputs of the program included.
+    narrow : frozenset of int
+        Places where one value is all that is still needed.
+    """
+
+    stored: tuple[int | None, ...]
+    needed: tuple[int, ...]
+    narrow: frozenset[int]
+
+    @staticmethod
+    def of(order: Order) -> Widths:
+        """Return the widths at all places."""
+        stored, needed = order.crossings(), order.needed()
+        return Widths(tuple(stored), tuple(needed), frozenset(_necks(order, [p for p, b in enumerate(stored) if b is not None])))
 
 
 Key = Callable[[int, int], Hashable]
@@ -146,13 +181,13 @@ def choose_borders(order: Order, limit: int, key: Key) -> list[int]:
     then falls into equal regions.
     """
     end = len(order.values)
-    bytes_at = order.crossings()
-    everywhere = [p for p in range(1, end) if bytes_at[p] is not None]
-    narrow = dict.fromkeys(_necks(order, everywhere))
+    widths = Widths.of(order)
+    everywhere = [p for p in range(1, end) if widths.stored[p] is not None]
+    narrow = sorted(widths.narrow - {0, end})
     points: list[int] = []
     for a, b in itertools.pairwise([0, *narrow, end]):
         inner = [p for p in everywhere if a < p < b] if order.operations(a, b) > limit else []
-        points += _cheapest(order, inner, bytes_at, narrow, a, b, limit) if inner else []
+        points += _cheapest(order, inner, widths, a, b, limit) if inner else []
         points += [b] if b < end else []
     parts = {a: key(a, b) for a, b in itertools.pairwise([0, *points, end])}
     at = sorted(parts)
@@ -160,9 +195,9 @@ def choose_borders(order: Order, limit: int, key: Key) -> list[int]:
     def joined(a: int, b: int) -> Hashable:
         return tuple(parts[p] for p in at[bisect.bisect_left(at, a) : bisect.bisect_left(at, b)])
 
-    least = _cheapest(order, everywhere, bytes_at, narrow, 0, end, limit)
-    found = [(_score(order, ends, bytes_at, limit, joined), ends) for ends in _periodic(order, points, limit)]
-    found.insert(0, (_score(order, least, bytes_at, limit, joined if set(least) <= set(points) else key), least))
+    least = _cheapest(order, everywhere, widths, 0, end, limit)
+    found = [(_score(order, ends, widths, limit, joined), ends) for ends in _periodic(order, points, limit)]
+    found.insert(0, (_score(order, least, widths, limit, joined if set(least) <= set(points) else key), least))
     return min(found, key=lambda f: f[0])[1]
 
 
@@ -173,8 +208,8 @@ def _necks(order: Order, places: Sequence[int]) -> list[int]:
     """
     end = len(order.values)
     change = [0] * (end + 2)
-    spans = [*((p, until) for p, until in enumerate(order.last)), *order.inputs]
-    for first, until in spans:
+    spans = [*((p, until, 0) for p, until in enumerate(order.last)), *order.inputs]
+    for first, until, _ in spans:
         if until > first and 2 * (until - first) <= end:
             change[first + 1] += 1
             change[until + 1] -= 1
@@ -186,19 +221,11 @@ def _necks(order: Order, places: Sequence[int]) -> list[int]:
     return out
 
 
-def _cheapest(
-    order: Order,
-    places: Sequence[int],
-    bytes_at: Sequence[int | None],
-    narrow: Collection[int],
-    start: int,
-    end: int,
-    limit: int,
-) -> list[int]:
+def _cheapest(order: Order, places: Sequence[int], widths: Widths, start: int, end: int, limit: int) -> list[int]:
     """Return the borders out of `places` that store the fewest bytes with regions of at most `limit` operations.
 
-    Where no such borders exist, the regions that are too large have the fewest operations in excess. Of equal ones `narrow`
-    places are taken, and regions of like size.
+    Where no such borders exist, the regions that are too large have the fewest operations in excess. Of equal ones those are
+    taken where the least is needed on both sides, then those with regions of like size.
     """
     stops = [start, *places, end]
     best: dict[int, tuple[tuple[int, int, int, int, int], int]] = {start: ((0, 0, 0, 0, 0), start)}
@@ -213,8 +240,8 @@ def _cheapest(
             over = max(0, size - limit)
             if over and b_index > i + 1:
                 break
-            stored = 0 if b == end else bytes_at[b] or 0
-            option = (excess + over, cost + stored, wide + (b not in narrow), count + 1, squares + size * size)
+            stored, needed = (0, 0) if b == end else (widths.stored[b] or 0, widths.needed[b])
+            option = (excess + over, cost + stored, wide + needed, count + 1, squares + size * size)
             if b not in best or option < best[b][0]:
                 best[b] = (option, a)
     ends: list[int] = []
@@ -240,7 +267,7 @@ def _periodic(order: Order, points: Sequence[int], limit: int) -> Iterator[list[
             return
 
 
-def _score(order: Order, ends: Sequence[int], bytes_at: Sequence[int | None], limit: int, key: Key) -> tuple[int, int, int, int]:
+def _score(order: Order, ends: Sequence[int], widths: Widths, limit: int, key: Key) -> tuple[int, int, int, int]:
     """Return the operations beyond the limit, those of different regions, the bytes stored, and the number of regions."""
     sizes: dict[Hashable, int] = {}
     excess = 0
@@ -248,4 +275,4 @@ def _score(order: Order, ends: Sequence[int], bytes_at: Sequence[int | None], li
         size = order.operations(a, b)
         sizes.setdefault(key(a, b), size)
         excess += max(0, size - limit)
-    return excess, sum(sizes.values()), sum(bytes_at[p] or 0 for p in ends), len(ends)
+    return excess, sum(sizes.values()), sum(widths.stored[p] or 0 for p in ends), len(ends)

@@ -17,6 +17,10 @@ from eqsat.naming import canonical, canonical_names, relabel
 from eqsat.region_borders import Order, choose_borders
 
 
+REGION_OPERATIONS = 40
+"""Operations of a region that saturates, and whose kernels are listed and chosen, in about a second (bench/notes.md)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Border:
     """A computed value that is stored where the program is split: buffer name, axes, shape, dtype name, bytes."""
@@ -221,12 +225,12 @@ class _Cutter:
         """Rename buffers and axes in order of first visit."""
         known = {i.name: i for i in (*self.program.inputs, *(b for b, _ in self.buffers.values()))}
         seen = dict.fromkeys(e.attrs[0] for out in outputs for e in out.expr.walk() if e.op == "read")
-        to = {name: f"in{n}" for n, name in enumerate(seen)}
+        to = {name: f"given{n}" for n, name in enumerate(seen)}
         memo: dict[str, Expr] = {}
         exprs = [_renamed_reads(out.expr, to, memo) for out in outputs]
         inputs = tuple(Input(to[n], known[n].shape, known[n].dtype, known[n].constant) for n in seen)
         renamed = tuple(
-            Output(f"out{n}", expr, out.axes, out.dtype) for n, (out, expr) in enumerate(zip(outputs, exprs, strict=True))
+            Output(f"made{n}", expr, out.axes, out.dtype) for n, (out, expr) in enumerate(zip(outputs, exprs, strict=True))
         )
         program = shared(Program(inputs, renamed))
         # Outside, an axis of the region's own is called after the place too: another region may have one of that name.

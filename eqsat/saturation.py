@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from eqsat.errors import UsageError
@@ -166,3 +167,23 @@ class SaturationReport:
             lines.append(f"{'rule':<40}{'matches':>9}{'ms':>9}")
             lines += [f"{r.name:<40}{r.matches:>9}{r.time_ms:>9.2f}" for r in fired]
         return "\n".join(lines)
+
+
+def together(reports: Sequence[SaturationReport]) -> SaturationReport:
+    """Return one report of several saturations: phases in a row, matches and times summed."""
+    if len(reports) == 1:
+        return reports[0]
+    phases = [replace(p, name=f"region {n}: {p.name}") for n, report in enumerate(reports, 1) for p in report.phases]
+    rules: dict[str, RuleCount] = {}
+    for r in (r for report in reports for r in report.rules):
+        old = rules.get(r.name, RuleCount(r.name, 0, 0.0))
+        rules[r.name] = RuleCount(r.name, old.matches + r.matches, old.time_ms + r.time_ms)
+    return SaturationReport(
+        tuple(phases),
+        tuple(rules[name] for name in sorted(rules)),
+        sum(r.nodes for r in reports),
+        sum(r.classes for r in reports),
+        sum(r.steps for r in reports),
+        sum(r.time_ms for r in reports),
+        tuple(why for r in reports for why in r.replays),
+    )
