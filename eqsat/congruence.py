@@ -7,7 +7,7 @@ a forest in which every edge is a given equation or a congruence, so that a path
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from eqsat.errors import TextError
@@ -93,9 +93,9 @@ class Terms:
             by = self.add(op, (*args[:i], by, *args[i + 1 :]))
         return by
 
-    def text(self, term: int) -> str:
-        """Write the term out."""
-        written: dict[int, str] = {}
+    def text(self, term: int, names: Mapping[int, str] | None = None) -> str:
+        """Write the term out; terms in it that have a name are written as that."""
+        written: dict[int, str] = {t: name for t, name in (names or {}).items() if t != term}
         stack = [(term, False)]
         while stack:
             t, ready = stack.pop()
@@ -124,16 +124,6 @@ class Reason(NamedTuple):
     def turned(self) -> Reason:
         """Return the reason for the same equation read the other way."""
         return Reason(self.rule, not self.forward)
-
-
-class Rewrite(NamedTuple):
-    """One use of a rule: where in the whole term, which subterm becomes which, by what, read forwards or backwards."""
-
-    position: tuple[int, ...]
-    before: int
-    after: int
-    rule: str
-    forward: bool
 
 
 class Closure:
@@ -175,25 +165,6 @@ class Closure:
         """Return whether the equations so far make two covered terms equal."""
         return self._find(a) == self._find(b)
 
-    def explain(self, source: int, target: int, late: Callable[[], None]) -> list[Rewrite]:
-        """Return rewrites that lead from `source` to `target`, which are equal.
-
-        `late` is called often and may raise to give up: the chain can be exponentially longer than the forest.
-        """
-        out: list[Rewrite] = []
-        stack: list[tuple[tuple[int, ...], int, int, Reason]] = [((), *edge) for edge in reversed(self._path(source, target))]
-        while stack:
-            late()
-            position, a, b, reason = stack.pop()
-            if reason.rule is not None:
-                out.append(Rewrite(position, a, b, reason.rule, reason.forward))
-                continue
-            pairs = zip(self._terms.args(a), self._terms.args(b), strict=True)
-            for i, (x, y) in reversed(list(enumerate(pairs))):
-                if isinstance(x, int) and isinstance(y, int):
-                    stack += [((*position, i), *edge) for edge in reversed(self._path(x, y))]
-        return out
-
     def _find(self, t: int) -> int:
         while self._parent[t] != t:
             self._parent[t] = self._parent[self._parent[t]]
@@ -232,8 +203,8 @@ class Closure:
             self._edge[up] = (t, reason.turned())
             t = up
 
-    def _path(self, a: int, b: int) -> list[tuple[int, int, Reason]]:
-        """Edges of the forest from `a` to `b`."""
+    def path(self, a: int, b: int) -> list[tuple[int, int, Reason]]:
+        """Return the edges of the forest from `a` to `b`, which are equal; operands of a congruence have paths of their own."""
         up, down = self._to_root(a), self._to_root(b)
         depth = {t: i for i, t in enumerate(down)}
         meet = next(i for i, t in enumerate(up) if t in depth)

@@ -212,10 +212,11 @@ def _malformed(reason: str, node: Node, text: str) -> TextError:
 class _Reader:
     """Builds values from the leaves up, without recursion: extracted terms can be deep."""
 
-    def __init__(self, program: Program, extents: Mapping[str, int], source: str) -> None:
+    def __init__(self, program: Program, extents: Mapping[str, int], source: str, names: Mapping[str, Expr]) -> None:
         self._inputs = {i.name: i for i in program.inputs}
         self._extents = extents
         self._source = source
+        self._names = names
 
     def value(self, root: Node) -> Value:
         done: list[Value] = []

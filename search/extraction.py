@@ -257,13 +257,17 @@ class Extraction:
         return [p for p in ranked[:count] if self.plans[p] <= self.best_ns * (1 + within)]
 
 
-def unmeasured_choice(candidates: list[Candidate], goals: frozenset[int]) -> tuple[int, ...]:
+def unmeasured_choice(
+    candidates: list[Candidate], goals: frozenset[int], refused: Iterable[tuple[int, ...]] = ()
+) -> tuple[int, ...]:
     """Return the plan of least bound: the choice by model, for targets that are not at hand.
 
     A bound is the greatest of what arithmetic and traffic take, as if they overlapped wholly; a small share of the lesser
-    one decides between plans that differ in it alone.
+    one decides between plans that differ in it alone. Plans that hold one of those `refused` do not count.
     """
     chooser = Chooser([Action(frozenset(c.node.writes), c.node.needs) for c in candidates], goals)
+    for plan in refused:
+        chooser.forbid(plan)
     low = [c.share * (c.low_ns + _EXPOSED * c.moved_ns) for c in candidates]
     cost, plan = chooser.greedy(low)
     if math.isfinite(cost):

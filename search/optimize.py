@@ -25,6 +25,7 @@ from eqsat.search.extraction import Certificate, Extraction, Floors, unmeasured_
 from eqsat.search.machine import Place
 from eqsat.search.options import Options, parse_budget
 from eqsat.search.progress import Progress, progress_for
+from eqsat.search.proofs import Proofs
 from eqsat.search.result import Optimized, from_bundle
 from eqsat.search.rulebase import admitted_rules, code_digest, declarations, package_rules
 from eqsat.search.schedules import family_of, points, space_term
@@ -170,6 +171,7 @@ class Search:
         began = time.monotonic()
         ruleset, evidence = admitted_rules(self.options)
         self.deadline_s += time.monotonic() - began  # a law is checked once and then remembered: no part of the budget
+        self.proofs = Proofs(self.program, ruleset, self.session)
         if self.options.measure and self.place.open_device is not None:
             self.device = self.place.open_device(self.store)
         report, graph = self.saturate(ruleset)
@@ -187,7 +189,7 @@ class Search:
         self.progress.stage("derive")
         record = finish.record(
             self.program, self.options, self.place, decided, certificate, sweeps, counts, report, ruleset, evidence,
-            self.session,
+            self.proofs,
             interrupted=self.interrupted, notes=self.notes,
         )  # fmt: skip
         found = finish.result(decided, record)
@@ -263,7 +265,8 @@ class Search:
         assert self.device is not None
         while plans := extraction.finalists():
             made: list[Executable] = []
-            for plan in plans:
+            right = [p for p in plans if self._is_the_program([extraction.candidates[i] for i in p])]
+            for plan in right:
                 chosen = [extraction.candidates[i] for i in plan]
                 bests = [extraction.swept[c.key].best for c in chosen]
                 # Threads are fast only while the cores are free: the same plan with one thread is timed beside.
@@ -271,6 +274,9 @@ class Search:
                 for timed in [bests] if serial == bests else [bests, serial]:
                     with contextlib.suppress(CompileError):
                         made.append(self.executable(chosen, timed))
+            if not right:
+                self._search_without(extraction, plans)
+                continue
             try:
                 return finish.select(self.device, made, baseline)
             except KeyboardInterrupt:
@@ -280,11 +286,23 @@ class Search:
             except WrongResultError as e:
                 # Each kernel is right, but together they round more than the program allows: go on without these plans.
                 self.notes.append(str(e))
-                for plan in plans:
-                    extraction.forbid(plan)
-                extraction.deadline_s = self.deadline_s
-                extraction.run()
+                self._search_without(extraction, plans)
         raise NoKernelError(f"every plan that was measured failed its check as a whole: {'; '.join(self.notes)}")
+
+    def _search_without(self, extraction: Extraction, plans: Sequence[tuple[int, ...]]) -> None:
+        """Go on with the search without these plans."""
+        for plan in plans:
+            extraction.forbid(plan)
+        extraction.deadline_s = self.deadline_s
+        extraction.run()
+
+    def _is_the_program(self, chosen: Sequence[Candidate]) -> bool:
+        """Whether nothing speaks against a plan's being the program; asked before the plan is compiled as a whole."""
+        plan = Plan(self.program, tuple(c.kernel for c in chosen))
+        if self.proofs.of(plan).holds:
+            return True
+        self.notes.append(self.proofs.refusal(plan))
+        return False
 
     def executable(self, chosen: list[Candidate], timed: Sequence[Timed | None]) -> Executable:
         """Return a plan with the given schedule of each kernel compiled."""
@@ -307,9 +325,13 @@ class Search:
     ) -> tuple[Executable, Certificate, dict[str, Sweep], dict[str, int]]:
         """Choose plan and schedules by their bounds and models, and compile them; nothing is measured."""
         self.progress.stage("choose by model")
-        plan = unmeasured_choice(candidates, graph.goals)
-        if not plan:
-            raise NoKernelError("no plan has a legal schedule for every kernel on this target")
+        refused: list[tuple[int, ...]] = []
+        while plan := unmeasured_choice(candidates, graph.goals, refused):
+            if self._is_the_program([candidates[i] for i in plan]):
+                break
+            refused.append(plan)
+        else:
+            raise NoKernelError("; ".join(["no plan has a legal schedule for every kernel on this target", *self.notes]))
         counts = {"enumerated": 0, "refused": 0}
         steps = [finish.compile_by_model(self.place, candidates[i], rates, counts) for i in plan]
         executable = Executable(Plan(self.program, tuple(s.kernel for s in steps)), tuple(steps))

@@ -91,6 +91,7 @@ def build(
     rules: Sequence[Mapping[str, Any]],
     saturation: Mapping[str, Any],
     derivation: Mapping[str, Any],
+    proof: Mapping[str, Any],
     certificate: Certificate,
     counts: Mapping[str, int],
     kernels: Sequence[Mapping[str, Any]],
@@ -115,6 +116,7 @@ def build(
         "rules": list(rules),
         "saturation": dict(saturation),
         "derivation": dict(derivation),
+        "proof": dict(proof),
         "plan": {
             "digest": executable.plan.digest,
             "flops": sum(p.flops for p in programs),
@@ -202,9 +204,22 @@ def _lines(r: Mapping[str, Any]) -> list[str]:
     checks = (r["verification"] or {}).get("checks", ())
     lines += [f"check    {c['name']}: worst {c['worst']:.3g} of its bound" for c in checks]
     steps = r["derivation"]["steps"]
+    steps = [s for s in steps if s["rule"]]
     shown = [s["rule"] + (" (reversed)" if s["direction"] == "reverse" else "") for s in steps if not s["rearranges"]]
     detail = f", {len(steps)} steps" + (f": {', '.join(shown)}" if shown else "") if steps else ""
     lines.append(f"derived  {r['derivation']['status']}{detail}")
+    if "proof" in r:
+        lines.append(f"proof    {_proof(r['proof'])}")
     lines += [f"unproved {x}" for x in r["not_proved"]]
     lines += [f"note     {x}" for x in r["notes"]]
     return lines
+
+
+def _proof(proof: Mapping[str, Any]) -> str:
+    """Return in words how the plan is known to be the program."""
+    value = proof["value"]["note"]
+    if proof["method"] != "derived":
+        return f"plan and program are {value}" if proof["value"]["method"] != "untested" else value
+    weakest = {"field": "tested in prime fields", "fuzz": "tested in floats", "structural": "about no values"}
+    resting = "" if proof["weakest"] is None else f" by rules that are {weakest.get(proof['weakest'], proof['weakest'])} at least"
+    return f"derived{resting}; and {value}"

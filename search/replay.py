@@ -15,6 +15,7 @@ from eqsat.rulefile import builtin_rules
 from eqsat.search import machine
 from eqsat.search.finish import derivation_record
 from eqsat.search.machine import Place
+from eqsat.search.proofs import Proofs
 from eqsat.search.result import load
 from eqsat.search.schedules import family_of
 from eqsat.search.store import Store
@@ -71,9 +72,11 @@ def replay(folder: str | Path) -> Report:
 
 
 def _derived(executable: Executable, record: Mapping[str, Any]) -> Finding:
-    found = derivation_record(executable.plan.program, executable, builtin_rules().admit(record["options"]["numerics"]))
+    program = executable.plan.program
+    proofs = Proofs(program, builtin_rules().admit(record["options"]["numerics"]))
+    found = derivation_record(program, executable, proofs)
     before = [s["rule"] for s in record["derivation"].get("steps", ())]
-    now = [s["rule"] for s in found.get("steps", ())]
+    now = [s["rule"] for s in found["steps"]]
     detail = f"{len(now)} steps, {'the same rules' if before == now else 'by other rules'}: {found['status']}"
     return Finding("derivation", found["status"] == "derived", detail)
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eqsat.congruence import Closure, Terms
+from eqsat.prooflines import parts_of
 from eqsat.sexpr import read_forms
 
 
@@ -66,13 +67,20 @@ def test_the_closure_is_the_smallest_congruence_and_every_proof_replays(seed):
             assert closure.equal(a, b) == (group[a] == group[b])
             if group[a] != group[b]:
                 continue
-            whole = a
-            for r in closure.explain(a, b, never):
-                given_left, given_right = equations[int(r.rule[1:])]
-                assert (r.before, r.after) == ((given_left, given_right) if r.forward else (given_right, given_left))
-                assert terms.at(whole, r.position) == r.before
-                whole = terms.replace(whole, r.position, r.after)
-            assert whole == b
+            parts = parts_of(terms, closure, [(a, b)], never)
+            for n, part in enumerate(parts):
+                whole = part.before
+                for r in part.lines:
+                    sides = (r.before, r.after) if r.forward else (r.after, r.before)
+                    if r.rule is not None:
+                        assert sides == equations[int(r.rule[1:])]
+                    else:
+                        assert r.part < n
+                        assert sides == (parts[r.part].before, parts[r.part].after)
+                    assert terms.at(whole, r.position) == r.before
+                    whole = terms.replace(whole, r.position, r.after)
+                assert whole == part.after
+            assert (parts[-1].before, parts[-1].after) == (a, b)
 
 
 def test_a_long_chain_of_equations_is_explained_without_recursion():
@@ -81,7 +89,24 @@ def test_a_long_chain_of_equations_is_explained_without_recursion():
     atoms = [terms.add(f"A{i}", ()) for i in range(3000)]
     for n, (a, b) in enumerate(itertools.pairwise(atoms)):
         closure.equate(a, b, f"e{n}")
-    assert len(closure.explain(atoms[0], atoms[-1], never)) == 2999
+    (part,) = parts_of(terms, closure, [(atoms[0], atoms[-1])], never)
+    assert len(part.lines) == 2999
+
+
+def test_an_equality_that_is_needed_at_many_places_is_shown_once():
+    terms = Terms()
+    closure = Closure(terms)
+    a, b, c = (terms.add(n, ()) for n in "ABC")
+    left, right = a, c
+    for _ in range(60):
+        left, right = (terms.add("G", (x, terms.add("F", (x,)))) for x in (left, right))
+    closure.cover(left)
+    closure.cover(right)
+    closure.equate(a, b, "e0")
+    closure.equate(b, c, "e1")
+    parts = parts_of(terms, closure, [(left, right)], never)
+    assert sum(r.rule is not None for p in parts for r in p.lines) == 2
+    assert sum(len(p.lines) for p in parts) < 200
 
 
 def test_equal_terms_have_one_number_however_their_numbers_are_spelled():
