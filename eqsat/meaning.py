@@ -8,6 +8,7 @@ holds. Two values are proved equal only if their forms are equal and their viola
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Literal
@@ -26,7 +27,7 @@ from eqsat.normalform_functions import (
     raised,
     truncated,
 )
-from eqsat.normalform_reductions import all_over, maximum, position_of_maximum, product_over, rename, sum_over
+from eqsat.normalform_reductions import all_over, maximum, position_of_maximum, product_over, rename, repeated, sum_over
 
 Values = Literal["real", "whole", "truth"]
 """What a dtype holds: floats of any width, integers, truth values."""
@@ -41,11 +42,15 @@ class Meaning:
     ----------
     nonzero : sequence of Atom
         Unknown numbers that are known not to be 0.
+    poles : bool
+        Whether 1/(1/0) counts as 0, as it does in floats. Only for terms that are read once wherever they stand.
     """
 
-    def __init__(self, nonzero: Sequence[Atom] = ()) -> None:
+    def __init__(self, nonzero: Sequence[Atom] = (), *, poles: bool = False) -> None:
         self.nonzero = frozenset(nonzero)
         self.violations: dict[str, Poly] = {}
+        self._times: Counter[str] = Counter()
+        self._poles: dict[str, list[str]] | None = {} if poles else None
         self.bound: dict[str, Atom] = {}
         self.branch = UNIT
 
@@ -76,25 +81,34 @@ class Meaning:
             return all_over(form, variable) if op == "all" else UNIT - all_over(UNIT - form, variable)
         return _REDUCTIONS[op](form, variable)
 
-    def require(self, broken: Poly) -> None:
-        """Note where a premise fails: `broken` is a bracket."""
+    def require(self, broken: Poly) -> list[str]:
+        """Note where a premise fails: `broken` is a bracket. Return what was noted."""
         violation = self.branch * broken
         if not violation.terms:
-            return
+            return []
         inner = [self.bound[v] for v in sorted(violation.free) if v in self.bound]
         violation = bind(inner, violation, rename)[1] if inner else violation
         self.violations[violation.key] = violation
+        self._times[violation.key] += 1
+        return [violation.key]
 
-    def require_nonzero(self, form: Poly) -> None:
-        """Note that a form is a denominator."""
+    def _withdraw(self, noted: list[str]) -> None:
+        for key in noted:
+            self._times[key] -= 1
+            if not self._times[key]:
+                del self.violations[key]
+
+    def require_nonzero(self, form: Poly) -> list[str]:
+        """Note that a form is a denominator. Return what was noted."""
         if is_positive(form) or is_positive(-form):
-            return
+            return []
         if len(form.terms) != 1:
-            self.require(equals_zero(form))
-            return
+            return self.require(equals_zero(form))
+        noted = []
         for a, p in form.terms[0][0].factors:
             if p > 0 and not a.positive and a not in self.nonzero:
-                self.require(equals_zero(single(a) if a.kind != "base" else a.args[0]))
+                noted += self.require_nonzero(a.args[0]) if a.kind == "base" else self.require(equals_zero(single(a)))
+        return noted
 
     def require_nonnegative(self, form: Poly) -> None:
         """Note that a form stands under an even root."""
@@ -104,16 +118,24 @@ class Meaning:
     def power(self, base: Poly, exponent: Poly) -> Poly:
         """Return base^exponent."""
         e = exponent.constant
+        if e is None and exponent.integer and is_positive(exponent):
+            return repeated(base, exponent)
         if e is None:
             out = any_power(base, exponent)
             if not is_positive(base):
                 self.require(single(Atom("undefined", (out,), idempotent=True)))
             return out
+        noted: list[str] = []
         if e < 0:
-            self.require_nonzero(base)
+            if self._poles is not None:
+                self._withdraw(self._poles.pop(f"{base.key} {self.branch.key}", []))
+            noted = self.require_nonzero(base)
         if e.denominator != 1:
             self.require_nonnegative(base)
-        return raised(base, e)
+        out = raised(base, e)
+        if self._poles is not None and e < 0:
+            self._poles[f"{out.key} {self.branch.key}"] = noted
+        return out
 
     def logarithm(self, form: Poly) -> Poly:
         """Return log form."""
@@ -148,7 +170,7 @@ _ARITHMETIC: Mapping[str, Callable[..., Poly]] = {
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
     "neg": lambda a: -a,
-    "abs": lambda a: maximum([((), a), ((), -a)]),
+    "abs": lambda a: raised(a * a, _HALF),
     "maximum": lambda a, b: maximum([((), a), ((), b)]),
     "minimum": lambda a, b: -maximum([((), -a), ((), -b)]),
     "exp": exponential,

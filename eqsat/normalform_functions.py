@@ -21,7 +21,7 @@ from eqsat.normalform import (
     total,
 )
 
-_MOST_CASES = 3  # truth values in one argument that are told apart
+_MOST_CASES = 4  # truth values in one argument that are told apart
 _MOST_POWER = 12  # largest whole power that is multiplied out
 _PRIMES = tuple(p for p in range(2, 1000) if all(p % q for q in range(2, math.isqrt(p) + 1)))
 
@@ -42,7 +42,15 @@ def is_nonnegative(form: Poly) -> bool:
 
 
 def _nonnegative_terms(form: Poly) -> bool:
-    return all(c > 0 and all(a.nonnegative or _even(p) or p.denominator % 2 == 0 for a, p in m.factors) for m, c in form.terms)
+    return all(_nonnegative_term(m, c) for m, c in form.terms)
+
+
+def _nonnegative_term(mono: Mono, coefficient: Fraction) -> bool:
+    if coefficient < 0:  # −max(x, y) where x, y ≤ 0
+        factors = mono.factors
+        lone = factors[0][0] if len(factors) == 1 and factors[0][1] == 1 else None
+        return lone is not None and lone.kind == "max" and all(is_nonnegative(-f) for _, f in lone.args)
+    return all(a.nonnegative or _even(p) or p.denominator % 2 == 0 for a, p in mono.factors)
 
 
 def _even(power: Fraction) -> bool:
@@ -77,7 +85,7 @@ def _least(form: Poly) -> Fraction | float:
         return -math.inf
     shifted = low
     for a in atoms:
-        shifted = _replaced(shifted, a, single(a) + UNIT)
+        shifted = replaced(shifted, a, single(a) + UNIT)
     if any(c < 0 and m.factors for m, c in shifted.terms):
         return -math.inf
     return next((c for m, c in shifted.terms if not m.factors), Fraction(0))
@@ -107,7 +115,7 @@ def _greatest(variable: Atom) -> Poly | None:
     return number(math.floor(top / by)) if by else None
 
 
-def _replaced(form: Poly, atom: Atom, by: Poly) -> Poly:
+def replaced(form: Poly, atom: Atom, by: Poly) -> Poly:
     """Replace an atom of whole positive powers."""
     out = []
     for m, c in form.terms:
@@ -131,7 +139,7 @@ def _told_apart(function: Callable[[Poly], Poly]) -> Callable[[Poly], Poly]:
         if not 0 < len(truths) <= _MOST_CASES:
             return function(form)
         c = truths[0]
-        with_c, without = lifted(_replaced(form, c, UNIT)), lifted(_replaced(form, c, ZERO))
+        with_c, without = lifted(replaced(form, c, UNIT)), lifted(replaced(form, c, ZERO))
         return single(c) * (with_c - without) + without
 
     return lifted
@@ -178,6 +186,8 @@ def equals_zero(form: Poly) -> Poly:
         return greater(form + UNIT) - greater(form)
     if is_positive(form) or is_positive(-form):
         return ZERO
+    if len(form.terms) == 1:
+        form = Poly({Mono({a: Fraction(1) for a, _ in form.terms[0][0].factors}): Fraction(1)})
     return single(Atom("zero", (_canonical_scale(form)[1],), idempotent=True))
 
 
@@ -216,26 +226,35 @@ def _raise(form: Poly, power: Fraction) -> Poly:
         raise UndecidedError("a negative power of 0")
     whole = power.denominator == 1
     if len(form.terms) == 1:
-        mono, c = form.terms[0]
-        outside = {a: p for a, p in mono.factors if whole or a.positive}
-        inside = {a: p for a, p in mono.factors if a not in outside}
-    else:
-        common, form = _without_common(form, positive_only=not whole)
-        outside, c = dict(common), form.terms[0][1]
-        inside = None
-    if not whole:
-        c = abs(c)
-    out = _number_power(c, power) * product([(a, p * power) for a, p in outside.items()], Fraction(1))
-    if inside is None:
-        base = form * (1 / c)
-    else:
-        base = Poly({Mono(inside): form.terms[0][1] / c})
-        if base == UNIT:
-            return out
-        lone = base.terms[0][0].factors[0] if len(inside) == 1 and base.terms[0][1] == 1 else None
-        if lone is not None and not _even(lone[1]):  # of an even power the sign is lost: (x²)^½ is |x|
-            return out * product([(lone[0], lone[1] * power)], Fraction(1))
-    return out * single(Atom("base", (base,), positive=is_positive(base), nonnegative=is_nonnegative(base)), power)
+        return _raise_product(*form.terms[0], power)
+    common, form = _without_common(form, positive_only=not whole)
+    first = form.terms[0][1] if whole else abs(form.terms[0][1])
+    out = _number_power(first, power) * product([(a, p * power) for a, p in common], Fraction(1))
+    return out * _base(form * (1 / first), power)
+
+
+def _raise_product(mono: Mono, coefficient: Fraction, power: Fraction) -> Poly:
+    """Raise factor by factor where that is a law: for whole powers, and for what is not negative."""
+    if power.denominator == 1:
+        return number(coefficient**power.numerator) * product([(a, p * power) for a, p in mono.factors], Fraction(1))
+    out = _number_power(abs(coefficient), power)
+    rest: dict[Atom, Fraction] = {}
+    for a, p in mono.factors:
+        if a.nonnegative or p.denominator % 2 == 0:
+            out = out * product([(a, p * power)], Fraction(1))
+        elif _even(p):  # (x²)^½ is |x|
+            out = out * _base(Poly({Mono({a: Fraction(2)}): Fraction(1)}), p * power / 2)
+        else:
+            rest[a] = p
+    sign = coefficient / abs(coefficient)
+    if len(rest) == 1 and sign > 0:
+        ((a, p),) = rest.items()
+        return out * product([(a, p * power)], Fraction(1))
+    return out * _base(Poly({Mono(rest): sign}), power) if rest or sign < 0 else out
+
+
+def _base(form: Poly, power: Fraction) -> Poly:
+    return single(Atom("base", (form,), positive=is_positive(form), nonnegative=is_nonnegative(form)), power)
 
 
 def _without_common(form: Poly, *, positive_only: bool) -> tuple[tuple[tuple[Atom, Fraction], ...], Poly]:
@@ -275,9 +294,16 @@ def _number_power(value: Fraction, power: Fraction) -> Poly:
     return out
 
 
+def is_infinite(mono: Mono) -> bool:
+    """Whether a product is an infinity times positive factors."""
+    return all(a.positive for a, _ in mono.factors) and any(a.kind == "infinity" and p > 0 for a, p in mono.factors)
+
+
 @_told_apart
 def exponential(form: Poly) -> Poly:
-    """Return e^form as a product with one factor for each term."""
+    """Return e^form as a product with one factor for each term; e^−∞ is 0."""
+    if any(c < 0 and is_infinite(m) for m, c in form.terms):
+        return ZERO
     return product([(Atom("exp", (Poly({m: Fraction(1)}),), positive=True), c) for m, c in form.terms], Fraction(1))
 
 

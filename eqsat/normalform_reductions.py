@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from fractions import Fraction
 
 from eqsat.normalform import UNIT, ZERO, Atom, Mono, Poly, bind, fresh, index, number, product, single, substitute, total
@@ -14,15 +14,18 @@ from eqsat.normalform_functions import (
     floor,
     function,
     greater,
+    is_infinite,
     is_nonnegative,
     is_positive,
     logarithm,
     quotient,
     raised,
+    replaced,
     tensor,
     truncated,
 )
 
+_MOST_CASES = 4  # truth values in one argument that are told apart
 _MOST_OPENED = 4  # copies of a sum that a power of it is opened to
 _MOST_POWER = 12  # largest known number of times that a factor is multiplied out
 _MOST_CLEARED = 12  # denominators multiplied out to compare
@@ -145,6 +148,27 @@ def _component(mono: Mono, bounds: Sequence[Atom]) -> Poly:
     return out * product(left, Fraction(1))
 
 
+def _outside_truth(form: Poly, bound: Set[str]) -> Atom | None:
+    """Return a truth value in the form that does not depend on the bound variables, if there are few."""
+    truths = sorted((a for a in form.atoms if a.idempotent and not a.free & bound), key=lambda a: a.key)
+    return truths[0] if 0 < len(truths) <= _MOST_CASES else None
+
+
+def _told_apart(reduce: Callable[[Poly, Atom], Poly]) -> Callable[[Poly, Atom], Poly]:
+    """Lift a reduction over truth values that do not depend on its variable: r(x) = c·r(x with c) + (1 − c)·r(x without c)."""
+
+    @functools.wraps(reduce)
+    def lifted(form: Poly, variable: Atom) -> Poly:
+        c = _outside_truth(form, {variable.args[0]})
+        if c is None:
+            return reduce(form, variable)
+        with_c, without = (lifted(replaced(form, c, v), variable) for v in (UNIT, ZERO))
+        return single(c) * (with_c - without) + without
+
+    return lifted
+
+
+@_told_apart
 def all_over(form: Poly, variable: Atom) -> Poly:
     """Return whether a truth value holds at every place of an index variable."""
     name, extent = variable.args
@@ -152,14 +176,12 @@ def all_over(form: Poly, variable: Atom) -> Poly:
         return rename(form, {name: ZERO})
     if name not in form.free:
         return form
-    if len(form.terms) == 1 and form.terms[0][1] == 1:
-        factors = form.terms[0][0].factors
-        inside = [single(a, p) for a, p in factors if name in a.free]
-        out = product([(a, p) for a, p in factors if name not in a.free], Fraction(1))
-        for part in inside:
-            out = out * (_all(part, variable) if len(inside) > 1 or part.lone else _all(form, variable))
-        return out
-    return _all(form, variable)
+    out = UNIT
+    for a in sorted((a for a in form.atoms if a.idempotent), key=lambda a: a.key):  # factors x and 1 − x
+        for literal, value in ((single(a), UNIT), (UNIT - single(a), ZERO)):
+            if literal != form and not replaced(form, a, UNIT - value).terms:
+                out, form = out * all_over(literal, variable), replaced(form, a, value)
+    return out * (_all(form, variable) if name in form.free else form)
 
 
 def _all(form: Poly, variable: Atom) -> Poly:
@@ -178,6 +200,7 @@ def _nested(kind: str, form: Poly, variable: Atom) -> tuple[tuple[Poly], tuple[A
     return (form,), named
 
 
+@_told_apart
 def product_over(form: Poly, variable: Atom) -> Poly:
     """Return Π form over an index variable."""
     name, extent = variable.args
@@ -187,13 +210,15 @@ def product_over(form: Poly, variable: Atom) -> Poly:
         return ZERO
     if len(form.terms) > 1:
         if name not in form.free:
-            return _repeated(form, extent)
+            return repeated(form, extent)
         return single(_prod(form, variable))
     mono, c = form.terms[0]
-    out = _repeated(product([(a, p) for a, p in mono.factors if name not in a.free], c), extent)
+    out = repeated(product([(a, p) for a, p in mono.factors if name not in a.free], c), extent)
     for a, p in mono.factors:
-        if name in a.free:
-            out = out * single(_prod(single(a), variable), p)
+        if name in a.free and a.kind == "base" and len(a.args[0].terms) == 1:
+            out = out * raised(product_over(a.args[0], variable), p)
+        elif name in a.free:
+            out = out * single(_prod(a.args[0] if a.kind == "base" else single(a), variable), p)
     return out
 
 
@@ -211,12 +236,15 @@ def _prod(form: Poly, variable: Atom) -> Atom:
     )
 
 
-def _repeated(form: Poly, times: Poly) -> Poly:
-    """Return form^times for a number of times that may be unknown."""
+def repeated(form: Poly, times: Poly) -> Poly:
+    """Return form^times for a whole number of times, at least 1, that may be unknown."""
     if form == UNIT:
         return UNIT
     if times.constant is not None and times.constant <= _MOST_POWER:
         return raised(form, times.constant)
+    lone = form.lone
+    if lone is not None and lone.idempotent:
+        return form
     if len(form.terms) > 1:
         return single(Atom("repeat", (form, times), positive=is_positive(form), nonnegative=is_nonnegative(form)))
     mono, c = form.terms[0]
@@ -241,6 +269,11 @@ def maximum(members: Sequence[Member]) -> Poly:
     What all share is taken out: summands without bound variables, positive factors. A maximum of maxima is one maximum.
     """
     flat = [m for given in members for m in _opened(*given)]
+    bound = {v.args[0] for b, _ in flat for v in b}
+    for _, f in flat:
+        if (c := _outside_truth(f, bound)) is not None:
+            with_c, without = (maximum([(b, replaced(g, c, v)) for b, g in flat]) for v in (UNIT, ZERO))
+            return single(c) * (with_c - without) + without
     shift = _common_shift(flat)
     flat = list({form: (bounds, form) for bounds, form in ((b, f - shift) for b, f in flat)}.values())
     if len(flat) == 1 and not flat[0][1].terms:
@@ -313,6 +346,7 @@ def _common_scale(members: Sequence[Member]) -> Poly:
     return product(shared, by_shape[min(by_shape)])
 
 
+@_told_apart
 def position_of_maximum(form: Poly, variable: Atom) -> Poly:
     """Return the first place along an index variable at which the form is largest."""
     if variable.args[1] == UNIT or variable.args[0] not in form.free:
@@ -335,7 +369,18 @@ def cleared(form: Poly) -> Poly:
     return form
 
 
+def _absorbed(form: Poly) -> Poly:
+    signs = {c > 0: m for m, c in form.terms if is_infinite(m)}
+    infinity = single(Atom("infinity", (), positive=True))
+    return form if len(signs) != 1 else infinity * (1 if True in signs else -1)
+
+
 def expand_equal(left: Poly, right: Poly) -> bool:
-    """Whether two forms are equal wherever both are defined."""
+    """Whether two forms are equal wherever both are defined; ±∞ absorbs what is added to it."""
+    if any(a.kind == "infinity" for f in (left, right) for a in f.atoms):
+        truths = sorted((a for f in (left, right) for a in f.atoms if a.idempotent), key=lambda a: a.key)
+        if 0 < len(truths) <= 2 * _MOST_CASES:
+            return all(expand_equal(*(replaced(f, truths[0], v) for f in (left, right))) for v in (UNIT, ZERO))
+        left, right = _absorbed(left), _absorbed(right)
     difference = left - right
     return not difference.terms or not cleared(difference).terms

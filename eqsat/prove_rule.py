@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from eqsat.indexterms import INDEX_CONSTRUCTORS
 from eqsat.meaning import Meaning, Values, as_truth, choice, within
 from eqsat.normalform import UNIT, Atom, Poly, UndecidedError, index, number, single
 from eqsat.normalform_functions import quotient, raised, tensor
@@ -23,7 +24,6 @@ from eqsat.signature import RANGES
 
 _MOST_CASES = 2048  # combinations of axes and dtypes; a rule with more is tested, not proved
 _OTHER = "?"  # an axis that the rule does not mention
-_INDEX = ("Axis", "Whole", "Plus", "Times", "Quotient", "Remainder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +105,27 @@ def goals(equation: Equation, typings: Sequence[Mapping[str, str]]) -> Iterator[
 
 
 def _kinds(equation: Equation, typings: Sequence[Mapping[str, str]]) -> list[dict[str, Values]]:
-    """Return the ways in which dtypes matter to the value: floats, integers, truth values."""
+    """Return the ways in which dtypes matter to the value: floats, integers, truth values.
+
+    What holds for all reals holds for whole numbers and for 0 and 1, since every op gives them the value that it gives the
+    equal real; so only the most general of several ways is looked at. For the target of a cast each way is its own.
+    """
     logical = {n.text for t in (equation.left, equation.right) for n in _logical(t) if n.kind == "symbol"}
-    whole_matters = bool(equation.operations & {"cast", "floor", "lt", "le", "eq", "div", "pow"})
 
     def of(v: str, name: str) -> Values:
         if name == "bool" or (name == "weak" and v in logical):
             return "truth"
-        return "whole" if name in ("i32", "i64") and (whole_matters or v in equation.types) else "real"
+        return "whole" if name in ("i32", "i64") else "real"
 
-    found = [{v: of(v, name) for v, name in t.items()} for t in typings]
-    return list({tuple(sorted(f.items())): f for f in found}.values())
+    found = {tuple((v, of(v, name)) for v, name in t.items()): None for t in typings}
+    ways = [dict(f) for f in found]
+
+    def covers(general: dict[str, Values], special: dict[str, Values]) -> bool:
+        return general != special and all(
+            k == special[v] or (k == "real" and v not in equation.types) for v, k in general.items()
+        )
+
+    return [w for w in ways if not any(covers(g, w) for g in ways)]
 
 
 def _logical(term: Node) -> Iterator[Node]:
@@ -143,25 +153,18 @@ def _named_axes(equation: Equation) -> list[str]:
     for t in (equation.left, equation.right, *equation.guards):
         for n in t.walk():
             row = BY_CONSTRUCTOR.get(n.head)
-            if n.head in ("free-of", "has", "extent", "Axis", "Iota") or (row and row.kind in (Kind.REDUCE, Kind.ACCESS)):
+            if n.head in ("free-of", "has", "index-free-of", "extent", "Axis", "Iota") or (
+                row and row.kind in (Kind.REDUCE, Kind.ACCESS)
+            ):
                 found[axis_key(n.args[0])] = None
-    return list(found)
-
-
-def index_variables(equation: Equation) -> tuple[str, ...]:
-    """Return the variables that stand for index expressions."""
-    found: dict[str, None] = {}
-    for t in (equation.left, equation.right, *equation.guards):
-        for n in t.walk():
-            places = n.args[1:2] if n.head == "Access" else n.args[:1] if n.head in _INDEX[3:] else ()
-            places = n.args if n.head == "Plus" else places
-            found |= dict.fromkeys(p.text for p in places if p.kind == "symbol")
-    return tuple(found)
+            elif n.head in ("Substitute", "inside"):
+                found[axis_key(n.args[1])] = None
+    return [name for name in found if name not in {m.variable for m in equation.made}]
 
 
 def _axis_cases(equation: Equation, times: int) -> Iterator[tuple[dict[str, str], dict[str, frozenset[str]]]]:
-    names = _named_axes(equation)
-    variables = (*equation.tensors, *index_variables(equation))
+    names, made = _named_axes(equation), {m.variable: m.variable for m in equation.made}
+    variables = (*equation.tensors, *equation.indices)
     most = _MOST_CASES // max(times, 1)
     done = 0
     for axis in _partitions(names):
@@ -178,14 +181,14 @@ def _axis_cases(equation: Equation, times: int) -> Iterator[tuple[dict[str, str]
             left = axes_in(equation.left, axis, axes)
             if left is None or not all(_axes_hold(g, axis, axes) for g in equation.guards):
                 continue
-            if axes_in(equation.right, axis, axes) != left:
+            if axes_in(equation.right, {**axis, **made}, axes) != left:
                 raise NotProvedError("the axes of the sides differ in a case")
             if any(_OTHER in s for s in axes.values()):
                 continue  # values do not depend on the axes that the rule does not mention
             done += 1
             if done > most:
                 raise NotProvedError("too many cases")
-            yield axis, axes
+            yield {**axis, **made}, axes
 
 
 def _partitions(names: Sequence[str]) -> Iterator[dict[str, str]]:
@@ -218,17 +221,15 @@ def axes_in(node: Node, axis: Mapping[str, str], axes: Mapping[str, frozenset[st
     if node.kind == "symbol":
         return axes[node.text]
     row = BY_CONSTRUCTOR.get(node.head)
-    if node.head in _INDEX:
-        if node.head in ("Axis", "Whole"):
-            return frozenset((axis[axis_key(node.args[0])],)) if node.head == "Axis" else frozenset()
-        parts = [axes_in(a, axis, axes) for a in (node.args if node.head == "Plus" else node.args[:1])]
-    elif row is None or row.name == "read":
+    if node.head in INDEX_CONSTRUCTORS:
+        return _axes_of_index(node, axis, axes)
+    if row is None or row.name == "read":
         raise NotProvedError(f"{node.head} has no meaning of its own")
-    elif row.name == "const":
+    if row.name == "const":
         return frozenset()
-    elif row.name == "iota":
+    if row.name == "iota":
         return frozenset((axis[axis_key(node.args[0])],))
-    elif row.kind in (Kind.REDUCE, Kind.ACCESS):
+    if row.kind in (Kind.REDUCE, Kind.ACCESS):
         inner = axes_in(node.args[-1], axis, axes)
         gone = axis[axis_key(node.args[0])]
         if inner is None or gone not in inner:
@@ -244,6 +245,23 @@ def axes_in(node: Node, axis: Mapping[str, str], axes: Mapping[str, frozenset[st
     return frozenset(found)
 
 
+def _axes_of_index(node: Node, axis: Mapping[str, str], axes: Mapping[str, frozenset[str]]) -> frozenset[str] | None:
+    match node.head, node.args:
+        case "Axis", (k,):
+            return frozenset((axis[axis_key(k)],))
+        case "Whole", _:
+            return frozenset()
+        case "Plus", (a, b):
+            parts = axes_in(a, axis, axes), axes_in(b, axis, axes)
+            return None if parts[0] is None or parts[1] is None else parts[0] | parts[1]
+        case "Substitute", (a, k, b):
+            inner, new, gone = axes_in(a, axis, axes), axes_in(b, axis, axes), axis[axis_key(k)]
+            return None if inner is None or new is None else (inner - {gone}) | new if gone in inner else inner
+        case _, (a, _):
+            return axes_in(a, axis, axes)
+    raise NotProvedError(f"the prover cannot read the index {node}")
+
+
 _AXIS_GUARDS: Mapping[str, Callable[..., bool]] = {
     "scalar": lambda x: not x,
     "same-axes": lambda x, y: bool(x == y),
@@ -253,7 +271,7 @@ _AXIS_GUARDS: Mapping[str, Callable[..., bool]] = {
 
 def _axes_hold(guard: Node, axis: Mapping[str, str], axes: Mapping[str, frozenset[str]]) -> bool:
     """Whether a guard about axes holds; any other one is left open here."""
-    if guard.head in ("free-of", "has"):
+    if guard.head in ("free-of", "has", "index-free-of"):
         found = axes_in(guard.args[1], axis, axes)
         return found is not None and (axis[axis_key(guard.args[0])] in found) == (guard.head == "has")
     if guard.head in _AXIS_GUARDS:
@@ -272,6 +290,7 @@ class _Side:
         self.numbers: dict[str, Poly] = {}
         self.nonzero: list[Atom] = []
         self.premises: list[tuple[str, Poly]] = []
+        self.inside = [g.args for g in equation.guards if g.head == "inside"]
         self.nonnegative = {g.args[0].text for g in equation.guards if g.head == "at-least-zero" and g.args[0].kind == "symbol"}
 
     def goal(self) -> Goal | None:
@@ -280,9 +299,11 @@ class _Side:
             return None
         points = {c: index(f"@{c}", n) for c, n in self.extents.items()}
         here = {c: single(p) for c, p in points.items()}
+        for m in self.equation.made:
+            self.extents[m.variable] = self.calculate(m.extent, Meaning(self.nonzero))
         sides: list[tuple[Poly, Mapping[str, Poly]]] = []
         for term in (self.equation.left, self.equation.right):
-            meaning = Meaning(self.nonzero)
+            meaning = Meaning(self.nonzero, poles=True)
             form = _Reading(self, meaning).value(term, here)[0]
             sides.append((form, meaning.violations))
         (left, a), (right, b) = sides
@@ -493,7 +514,8 @@ class _Reading:
     def _accessed(self, node: Node, at: Mapping[str, Poly]) -> tuple[Poly, Values]:
         c = self._axis(node.args[0])
         place = self.index(node.args[1], at)
-        inside = within(place, self.side.extents[c])
+        stated = any(self._axis(k) == c and self.index(ix, at) == place for ix, k in self.side.inside)
+        inside = UNIT if stated else within(place, self.side.extents[c])
         form, kind = self._under(inside, node.args[2], {**at, c: place})
         return inside * form, kind
 
@@ -505,6 +527,8 @@ class _Reading:
             return at[self._axis(node.args[0])]
         if node.head == "Whole":
             return self.side.calculate(node.args[0], self.meaning)
+        if node.head == "Substitute":
+            return self.index(node.args[0], {**at, self._axis(node.args[1]): self.index(node.args[2], at)})
         first = self.index(node.args[0], at)
         if node.head == "Plus":
             return first + self.index(node.args[1], at)

@@ -20,6 +20,7 @@ from eqsat.prove_rule import Goal
 
 _MOST_INSTANCES = 200  # places at which a maximum is compared with its operand
 _ROUNDS = 2  # times that places found by comparing are compared again
+_MOST_EXPONENTIALS = 10  # exponentials whose order is compared with that of their exponents
 _MOST_DEGREE = 8  # of powers and roots that are written as products
 _EFFORT = 2_000_000  # z3's count of steps: the same on every machine, unlike a time
 _TIMEOUT_MS = 2000  # and a time, should a step be slow
@@ -67,6 +68,7 @@ class _Query:
         self.facts: list[Any] = []
         self.values: dict[str, Any] = {}
         self._maxima: dict[Atom, Any] = {}
+        self._exponentials: dict[str, tuple[Any, Any]] = {}
         self._places: dict[str, Atom] = {}
         self._names = itertools.count()
         for point in goal.points:
@@ -81,6 +83,7 @@ class _Query:
         for side in self.goal.violations:
             self.facts += [self.form(v) <= 0 for v in side.values() if not any(n.startswith("#") for n in v.free)]
         self._compare_maxima()
+        self._order_exponentials()
         solver = z3.Solver()
         solver.set("rlimit", _EFFORT)
         solver.set("timeout", _TIMEOUT_MS)
@@ -109,8 +112,15 @@ class _Query:
         return self.z3.Product([self._power(a, p) for a, p in mono.factors] or [self.z3.RealVal(1)])
 
     def _power(self, atom: Atom, power: Fraction) -> Any:
-        if max(abs(power.numerator), power.denominator) > _MOST_DEGREE:
-            return self._far_power(atom, power)
+        far = max(abs(power.numerator), power.denominator) > _MOST_DEGREE
+        if far or (atom.kind == "exp" and power != 1):
+            term = self._opaque_power(atom, power)
+            if not far:
+                self.facts.append(term == self._near_power(atom, power))
+            return term
+        return self._near_power(atom, power)
+
+    def _near_power(self, atom: Atom, power: Fraction) -> Any:
         value = self.atom(atom)
         if power.denominator != 1:
             root = self._unknown(f"{atom.key} root {power.denominator}")
@@ -124,15 +134,25 @@ class _Query:
         self.facts.append(self.z3.Implies(value != 0, inverse * value == 1))
         return self._product(inverse, -power.numerator)
 
-    def _far_power(self, atom: Atom, power: Fraction) -> Any:
+    def _opaque_power(self, atom: Atom, power: Fraction) -> Any:
         """Return a power that is no product of a few factors: an unknown, for exponentials with what is known of them."""
         term = self._unknown(f"{atom.key}^{power}")
         if atom.positive:
             self.facts.append(term > 0)
         if atom.kind == "exp":
             x = self.form(atom.args[0] * power)
-            self.facts += [term >= 1 + x, self.z3.Implies(x <= 0, term <= 1)]
+            self._exponential(f"{atom.key}^{power}", x, term)
         return term
+
+    def _order_exponentials(self) -> None:
+        """State that e^x grows with x, also among reciprocals: e^x = 1/e^−x."""
+        found = list(self._exponentials.values())[:_MOST_EXPONENTIALS]
+        for (x, a), (y, b) in itertools.combinations(found, 2):
+            self.facts += [(x < y) == (a < b), (y < x) == (b < a), (x + y < 0) == (a * b < 1), (x + y > 0) == (a * b > 1)]
+
+    def _exponential(self, name: str, x: Any, term: Any) -> None:
+        self.facts += [term >= 1 + x, self.z3.Implies(x <= 0, term <= 1)]
+        self._exponentials[name] = x, term
 
     def _product(self, value: Any, times: int) -> Any:
         return self.z3.Product([value] * times)
@@ -175,8 +195,7 @@ class _Query:
                 self._places[name] = atom
                 self.facts.append(term < self.form(extent))
             case "exp", (form,):
-                x = self.form(form)
-                self.facts += [term >= 1 + x, z3.Implies(x <= 0, term <= 1)]
+                self._exponential(atom.key, self.form(form), term)
             case "function", ("floor", form):
                 x = self.form(form)
                 self.facts += [term <= x, x < term + 1]
