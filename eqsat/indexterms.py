@@ -168,8 +168,8 @@ def index_texts(tables: Mapping[str, Any]) -> dict[int, str]:
             return {c: index_term(canonical(read_index(text), extents)) for c, (_, text) in found.items()}
 
 
-def index_declarations() -> list[str]:
-    """Return the constructors and analyses of sort `Index` as egglog commands; the rules join `rs-analysis`."""
+def index_declarations(*, rules: bool) -> list[str]:
+    """Return the constructors and analyses of sort `Index` as egglog commands; the rules, if wanted, join `rs-analysis`."""
     lines = [f"(constructor {name} ({' '.join(args)}) {out})" for name, (args, out) in INDEX_CONSTRUCTORS.items()]
     lines += [
         "(function index-axes (Index) Axes :merge (set-intersect old new))",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from eqsat.errors import RuleError
-from eqsat.rulelint import MadeAxis, Sorts, Source, Vocabulary, bound_variables, expand, freshness, meant, variables
+from eqsat.rulelint import MadeAxis, Sorts, Source, Vocabulary, bound_variables, expand, freshness, held_names, meant, variables
 from eqsat.sexpr import Node, read_forms
 from eqsat.signature import RANGES
 
@@ -100,6 +100,13 @@ class Rule:
             return ()
         forth = (self.name, self.lhs, self.rhs)
         return (forth, (f"{self.name}-reverse", self.rhs, self.lhs)) if self.kind == "birewrite" else (forth,)
+
+    @property
+    def ways(self) -> tuple[tuple[frozenset[str], frozenset[str]], ...]:
+        """Constructors and relations that it matches, and those that it makes; a birewrite has two ways."""
+        if self.directions:
+            return tuple((held_names([a, *self.conditions]), held_names([b])) for _, a, b in self.directions)
+        return ((held_names(self.conditions), held_names(self.actions)),)
 
     @property
     def names(self) -> tuple[str, ...]:

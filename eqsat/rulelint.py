@@ -64,6 +64,7 @@ _SETS: Mapping[str, Signature] = {
 }
 _ARITHMETIC = frozenset({"+", "-", "*", "/", "%", "^", "min", "max", "neg", "abs", "log2", "<<", ">>", "&", "|"})
 _COMPARISONS = frozenset({"=", "!=", "<", "<=", ">", ">="})
+_CALCULATED = frozenset({*_ARITHMETIC, *_COMPARISONS, *_SETS, *INDEX_CONSTRUCTORS, "set-of", "union", "let", "set"})
 _VARIABLE = re.compile(r"[a-z][a-z0-9_]*")
 _RELATION = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)+")
 
@@ -322,6 +323,12 @@ def freshness(made: Sequence[MadeAxis], sorts: Mapping[str, str], matched: Itera
                 case "String":
                     out.append(listed("!=", axis, symbol(v)))
     return out
+
+
+def held_names(nodes: Iterable[Node]) -> frozenset[str]:
+    """Return the constructors and relations that terms and expanded facts call: what an e-graph holds or does not."""
+    heads = {n.head for node in nodes for n in node.walk() if n.head}
+    return frozenset(h for h in heads if h not in _CALCULATED and FUNCTIONS.get(h, ((), ""))[1] == "")
 
 
 def variables(node: Node) -> set[str]:

@@ -19,7 +19,8 @@ from eqsat.egraph import check_syntax
 from eqsat.errors import EnvironmentMissingError, EqsatError, SaturationError
 from eqsat.frozen import Frozen
 from eqsat.ir import Program
-from eqsat.saturation import PHASES, EgglogRule, Limits, Phase, SaturationReport, Stop
+from eqsat.relevance import needed_text, relevant
+from eqsat.saturation import PHASES, EgglogRule, Limits, Phase, RuleCount, SaturationReport, Stop
 from eqsat.worker import LogTask, PointsTask, SaturateTask, UseLog
 
 __all__ = ["Session", "check_syntax"]
@@ -113,6 +114,7 @@ class Session:
         roots = tuple(f"$root{i}" for i in range(len(program.outputs)))
         load_text = signature.load_text(program, roots)
         task = _saturation(load_text, roots, rules, declarations, limits or Limits(), phases)
+        ran = {phase for p in phases for phase in p.rules}
         replays: list[str] = []
         while True:
             try:
@@ -127,7 +129,10 @@ class Session:
                 task = replace(task, cut=_earlier(task.cut, lost, last=len(replays) == _REPLAYS))
                 continue
             passed_ms = (time.perf_counter() - start_s) * 1e3
-            return replace(report, replays=tuple(replays), time_ms=passed_ms), frozen
+            counts = {r.name: RuleCount(r.name, 0, 0.0) for r in rules if r.phase != "analysis" and r.phase in ran}
+            counts |= {c.name: c for c in report.rules}
+            ordered = tuple(counts[name] for name in sorted(counts))
+            return replace(report, rules=ordered, replays=tuple(replays), time_ms=passed_ms), frozen
 
     def log_uses(
         self,
@@ -269,10 +274,13 @@ def _saturation(
     limits: Limits,
     phases: Sequence[Phase],
 ) -> SaturateTask:
-    """Lay out what the worker loads; rules of phases that do not run are left out, but for analyses, which always do."""
-    used = [r for r in rules if r.phase == "analysis" or any(r.phase in p.rules for p in phases)]
+    """Lay out what the worker loads; rules of phases that do not run (analyses always do) and that cannot fire are left out."""
+    running = [r for r in rules if r.phase == "analysis" or any(r.phase in p.rules for p in phases)]
+    used, held = relevant(running, declarations, load_text)
     rulesets, rule_texts = _in_rulesets(used)
-    texts = (("<signature>", signature.declarations()), ("<declarations>", declarations), *rule_texts, ("<program>", load_text))
+    own = signature.declarations(accesses="Access" in held)
+    needed = needed_text(declarations, used)
+    texts = (("<signature>", own), ("<declarations>", needed), *rule_texts, ("<program>", load_text))
     steps = tuple((r.name, r.phase, s) for r, s in zip(used, rulesets, strict=True) if r.phase != "analysis")
     return SaturateTask(texts, roots, steps, tuple(signature.constructors()), tuple(phases), limits)
 

@@ -57,8 +57,14 @@ def constructors() -> dict[str, tuple[tuple[str, ...], str]]:
     }
 
 
-def declarations() -> str:
-    """Return sorts, constructors, analyses with their rules (ruleset `rs-analysis`) and the promotion table."""
+def declarations(*, accesses: bool = True) -> str:
+    """Return sorts, constructors, analyses with their rules (ruleset `rs-analysis`) and the promotion table.
+
+    Parameters
+    ----------
+    accesses : bool
+        Whether to give the rules about accesses and index expressions too; where there are none, they only take time.
+    """
     lines = ["(sort Axes (Set String))", "(sort Index)", "(sort T)", "(sort Region)"]
     lines += [f"(constructor {name} ({' '.join(args)}) {out})" for name, (args, out) in constructors().items()]
     lines += [
@@ -71,9 +77,11 @@ def declarations() -> str:
         "(relation constant (T))",
         *(f"(relation {name} (T))" for name in RANGES),
         "(ruleset rs-analysis)",
-        *index_declarations(),
+        *index_declarations(rules=accesses),
     ]
     for op in TABLE:
+        if op.kind is Kind.ACCESS and not accesses:
+            continue
         lines += _analysis_rules(op)
     return "\n".join([*lines, *_dtype_tables()]) + "\n"
 
