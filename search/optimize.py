@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from eqsat.codegen.kernel import Rates, Schedule
 from eqsat.codegen.plan import Executable, Plan, Step
 from eqsat.debug import CANDIDATES, COMPILER, RULES, SOURCES, SUMMARY, inspector
 from eqsat.errors import CompileError, NoKernelError, WrongResultError
+from eqsat.evidence import Evidence
 from eqsat.ir import Program
 from eqsat.kernelgraph import KernelGraph
 from eqsat.rulefile import RuleSet
@@ -25,7 +26,7 @@ from eqsat.search.extraction import Certificate, Extraction, Floors, unmeasured_
 from eqsat.search.machine import Place
 from eqsat.search.options import Options, parse_budget
 from eqsat.search.progress import Progress, progress_for
-from eqsat.search.proofs import Proofs
+from eqsat.search.proofs import Proofs, RuleAtFaultError
 from eqsat.search.result import Optimized, from_bundle
 from eqsat.search.rulebase import admitted_rules, code_digest, declarations, package_rules
 from eqsat.search.schedules import family_of, points, space_term
@@ -171,9 +172,18 @@ class Search:
         began = time.monotonic()
         ruleset, evidence = admitted_rules(self.options)
         self.deadline_s += time.monotonic() - began  # a law is checked once and then remembered: no part of the budget
-        self.proofs = Proofs(self.program, ruleset, self.session)
         if self.options.measure and self.place.open_device is not None:
             self.device = self.place.open_device(self.store)
+        while True:
+            self.proofs = Proofs(self.program, ruleset, self.session)
+            try:
+                return self._run(ruleset, evidence, baseline)
+            except RuleAtFaultError as wrong:
+                self.notes.append(str(wrong))
+                ruleset = ruleset.admit(self.options.numerics, [wrong.rule])
+
+    def _run(self, ruleset: RuleSet, evidence: Mapping[str, Evidence], baseline: Callable[..., Any] | None) -> Optimized:
+        """Run the stages under these rules."""
         report, graph = self.saturate(ruleset)
         candidates, rates = self.lower(graph, ruleset)
         if self.device is None:
@@ -301,7 +311,7 @@ class Search:
         plan = Plan(self.program, tuple(c.kernel for c in chosen))
         if self.proofs.of(plan).holds:
             return True
-        self.notes.append(self.proofs.refusal(plan))
+        self.notes.append(self.proofs.refuse(plan))
         return False
 
     def executable(self, chosen: list[Candidate], timed: Sequence[Timed | None]) -> Executable:

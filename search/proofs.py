@@ -23,6 +23,14 @@ MOST_REFUSED = 16
 _STRENGTH = ("structural", "proved", "field", "fuzz")  # of a rule's evidence, from strong to weak
 
 
+class RuleAtFaultError(Exception):
+    """A plan is not its program, because of this rule: the search starts again without it."""
+
+    def __init__(self, rule: str, note: str) -> None:
+        super().__init__(note)
+        self.rule = rule
+
+
 @dataclass(slots=True)
 class Proofs:
     """What is known of the plans of one program; each is looked at once."""
@@ -39,21 +47,24 @@ class Proofs:
             self.known[plan.digest] = agree([o.expr for o in self.program.outputs], compose(plan), relative=relative)
         return self.known[plan.digest]
 
-    def refusal(self, plan: Plan) -> str:
-        """Return a note on a plan that is refused: what differs, and the first rule that changed a value.
+    def refuse(self, plan: Plan) -> str:
+        """Return a note on a plan that is not its program, which is refused.
 
         Raises
         ------
+        RuleAtFaultError
+            If the first rule that changed a value is known.
         NoKernelError
-            If too many were refused already.
+            If too many plans were refused already.
         """
-        refused = sum(not found.holds for found in self.known.values())
         note = f"plan {plan.digest[:12]} was refused before it was compiled: {self.of(plan)}"
         found = self.derived(plan)
-        if found.found and (at := first_departure(found, self.program)):
-            note += f"; step {at}, rule {found.steps[at - 1].rule}, is the first that changes a value: leave it out"
-        else:
-            note += f"; the rule at fault is unknown ({found.status})"
+        at = first_departure(found, self.program) if found.found else None
+        if at is not None:
+            rule = found.steps[at - 1].rule
+            raise RuleAtFaultError(rule, f"{note}; step {at} is the first that changes a value: rule {rule} is left out")
+        note += f"; the rule at fault is unknown ({found.status})"
+        refused = sum(not f.holds for f in self.known.values())
         if refused >= MOST_REFUSED:
             raise NoKernelError(f"{refused} plans were refused because they are not the program; the last one: {note}")
         return note
