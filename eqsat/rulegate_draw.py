@@ -145,9 +145,10 @@ def draws(equation: Equation, typings: Sequence[dict[str, str]], extents: Sequen
     literals = [
         n.number for t in (equation.left, *equation.guards) for n in t.walk() if n.kind == "float" and math.isfinite(n.number)
     ]
+    named, matched = _literal_axes(equation), _matched(equation)
     while True:
         for _ in range(_TRIES):
-            draw = applied(equation, _random_draw(equation, typings, extents, literals, rng))
+            draw = applied(equation, _random_draw(equation, typings, extents, literals, named, rng), matched)
             if draw is not None:
                 yield draw
                 break
@@ -155,10 +156,15 @@ def draws(equation: Equation, typings: Sequence[dict[str, str]], extents: Sequen
             return
 
 
-def applied(equation: Equation, draw: Draw) -> Draw | None:
-    """Return the situation with the numbers that guards bind, or None if the rule does not apply in it."""
+def _matched(equation: Equation) -> frozenset[str]:
+    """Return the variables that the left side and facts of relations bind."""
     facts = [g for g in equation.guards if is_menu(g)]
-    matched = {n.text for t in (equation.left, *facts) for n in t.walk() if n.kind == "symbol"}
+    return frozenset(n.text for t in (equation.left, *facts) for n in t.walk() if n.kind == "symbol")
+
+
+def applied(equation: Equation, draw: Draw, matched: frozenset[str] | None = None) -> Draw | None:
+    """Return the situation with the numbers that guards bind, or None if the rule does not apply in it."""
+    matched = _matched(equation) if matched is None else matched
     numbers = {v: n for v, n in draw.numbers.items() if v in matched}
     draw = replace(draw, numbers=numbers)
     if axes_of(equation.left, draw) is None:
@@ -220,12 +226,13 @@ def _bind(guard: Node, draw: Draw, numbers: dict[str, Number]) -> bool:
 
 
 def _random_draw(
-    equation: Equation, typings: Sequence[dict[str, str]], extents: Sequence[int], literals: list[float], rng: random.Random
-) -> Draw:
+    equation: Equation, typings: Sequence[dict[str, str]], extents: Sequence[int], literals: list[float], named: Sequence[str],
+    rng: random.Random,
+) -> Draw:  # fmt: skip
     axis = dict(zip(equation.axes, equation.axes, strict=True))
     if len(axis) > 1 and rng.random() < 0.15:  # two axis variables may well stand for one axis
         axis[equation.axes[1]] = axis[equation.axes[0]]
-    pool = axis_pool(equation, axis)
+    pool = list(dict.fromkeys([*axis.values(), *named, *_SPARE_AXES]))
     types = rng.choice(typings)
     tensors = equation.tensors
     density = rng.choice((0.35, 0.6, 0.85))
@@ -236,6 +243,9 @@ def _random_draw(
         if types[v] == types[w]:
             same[v] = w
             axes[v] = axes[w]
+    for v, fitted in _fitted(equation, axis, axes, types).items():
+        axes[v] = fitted
+        axes |= {x: fitted for x, y in same.items() if v in (x, y)} | {y: fitted for x, y in same.items() if v in (x, y)}
     numbers = {v: _number(sort, literals, rng) for v, sort in equation.numbers}
     index = {v: _random_index(pool, rng) for v in equation.indices}
     lengths = [extents[i] if i < len(extents) else 7 + i for i in range(len(pool))]
@@ -265,15 +275,36 @@ def _random_index(pool: Sequence[str], rng: random.Random) -> Index:
             return shift
 
 
-def axis_pool(equation: Equation, axis: Mapping[str, str]) -> list[str]:
-    """Return every axis name of a draw: those of the rule and two that it does not mention."""
-    literal = [
+def _literal_axes(equation: Equation) -> tuple[str, ...]:
+    """Return the axes that the rule names in quotes."""
+    found = [
         n.args[0].text
         for t in (equation.left, equation.right)
         for n in t.walk()
         if n.head in BY_CONSTRUCTOR and BY_CONSTRUCTOR[n.head].kind is Kind.REDUCE and n.args[0].kind == "string"
     ]
-    return list(dict.fromkeys([*axis.values(), *literal, *_SPARE_AXES]))
+    return tuple(dict.fromkeys(found))
+
+
+def _fitted(
+    equation: Equation, axis: Mapping[str, str], axes: Mapping[str, frozenset[str]], types: Mapping[str, str]
+) -> dict[str, frozenset[str]]:
+    """Return axes changed to fit guards on single variables and the reductions of the left side: fewer draws are in vain."""
+    out: dict[str, frozenset[str]] = {}
+
+    def take(v: Node, name: Node, *, has: bool) -> None:
+        a = name.text if name.kind == "string" else axis.get(name.text, "")
+        if v.kind == "symbol" and v.text in axes and types[v.text] != "weak" and a:
+            out[v.text] = out.get(v.text, axes[v.text]) | {a} if has else out.get(v.text, axes[v.text]) - {a}
+
+    for n in equation.left.walk():
+        row = BY_CONSTRUCTOR.get(n.head)
+        if row is not None and row.kind in (Kind.REDUCE, Kind.ACCESS):
+            take(n.args[-1], n.args[0], has=True)
+    for g in equation.guards:
+        if g.head in ("has", "free-of"):
+            take(g.args[1], g.args[0], has=g.head == "has")
+    return out
 
 
 def _number(sort: str, literals: list[float], rng: random.Random) -> Number:
