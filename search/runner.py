@@ -67,6 +67,7 @@ class CudaRunner:
         self._lock = Lock()
         self._doors: dict[type, _Door] = {}
         self._stream = 0  # of the call that holds the lock
+        self._captured_constants: dict[int, dict[str, driver.Memory]] = {}
 
     def __call__(self, *arrays: Any, stream: Any = None, out: Any = None) -> Any:
         """Launch with `arrays`; `stream` overrides the caller's current stream, `out` gives the output array(s)."""
@@ -87,7 +88,10 @@ class CudaRunner:
         with self._lock:  # a graph must not get another call's pointers between its look-up and its launch
             if self._constants is not None:
                 self._stream = handle
-                pointers += [m.pointer for m in self._constants.of(arrays, pointers).values()]
+                made_once = self._constants.of(arrays, pointers)
+                pointers += [m.pointer for m in made_once.values()]
+                if driver.is_capturing(handle):
+                    self._captured_constants[id(made_once)] = made_once  # the caller's graph reads them as long as it lives
             self._launch((handle, *pointers))
         return made
 

@@ -249,6 +249,28 @@ for w in (w1, w1, w2, w1, w2):
     assert read_by[0] == read_by[1] == read_by[3] != read_by[2] == read_by[4]
 
 
+def test_what_a_captured_graph_reads_is_kept_when_other_constants_come(fake: Path) -> None:
+    script = """
+import eqsat.codegen.cuda.driver as driver
+run = CudaRunner(weighted)
+run._constants.remembered = 2
+first = Tensor(0x200)
+run(Tensor(0x100), first)
+real, driver.is_capturing = driver.is_capturing, lambda stream: True
+run(Tensor(0x100), first)
+driver.is_capturing = real
+freed = []
+free, driver.cu.cuMemFree = driver.cu.cuMemFree, lambda pointer: freed.append(int(pointer))
+others = [Tensor(0x300 + 16 * n) for n in range(4)]
+for w in others:
+    run(Tensor(0x100), w)
+print(len(freed))
+driver.cu.cuMemFree = free
+"""
+    out, _ = run(fake, PRELUDE + CUDA + script)
+    assert out == "2"  # of four new sets two are kept, and two went; the captured one did not
+
+
 def test_a_stream_is_not_captured_before_its_constants_are_prepared(fake: Path) -> None:
     script = """
 import eqsat.codegen.cuda.driver as driver
