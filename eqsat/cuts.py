@@ -20,7 +20,7 @@ from eqsat.cut import Anchors, Cut, Form, Load, Mode, join
 from eqsat.frozen import Frozen, Node
 from eqsat.groupings import Groupings, one_order
 from eqsat.ops import BY_CONSTRUCTOR, Kind, Op
-from eqsat.prices import MATRIX, OPERATIONS, Prices
+from eqsat.prices import OPERATIONS, Prices
 
 
 @dataclass(slots=True)
@@ -305,14 +305,14 @@ class Cuts:
         over = frozenset(axes)
         a, b = sorted(n.children)  # commutativity makes both orders: they are one anchor
         free = frozenset(self.frozen.axes[c])
-        elements = self.elements(free | over)
+        own = self._prices.contraction(free | over, (a, b))
         for left, right in self._fresh([a, b]):
             if left.mode.family != "point" or right.mode.family != "point" or len(left.loads | right.loads) > self.limits.loads:
                 continue
             anchors = frozenset([("contract", over, a, b)])
             form = ("contract", tuple(sorted(over)), left.form, right.form)
             mode = Mode("contract", over, free, frozenset([left.loads, right.loads]))
-            yield self._cut(mode, anchors, left.loads | right.loads, left.work + right.work + 2 * elements * MATRIX, form)
+            yield self._cut(mode, anchors, left.loads | right.loads, left.work + right.work + own, form)
 
     def _fold(self, c: int, n: Node) -> Iterator[Cut]:
         """Dependent folds: the maximum of a score, or sums of exponentials relative to it, weighted by a value.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from eqsat.cut import Load
 from eqsat.frozen import Frozen, Node
@@ -19,8 +19,9 @@ from eqsat.types import DType
 
 OPERATIONS = 8.0
 """Operations in the time of a byte: CPUs and GPUs alike issue about so many."""
-MATRIX = 1 / 16
-"""Time of an operation on matrix units, beside others."""
+_MATRIX = {"f16": 1 / 16, "bf16": 1 / 16}
+_PLAIN = 1 / 2
+"""Time of an operation of a contraction beside others: on matrix units by its operands' type, else from registers."""
 _LAUNCH = 8e6  # bytes moved in the time of a launch: 2 µs of an H200
 
 
@@ -80,7 +81,7 @@ class Prices:
         axes = frozenset(self._frozen.axes[c])
         over = frozenset(x for literal in n.literals if isinstance(literal, tuple) for x in literal)
         if n.op == "ContractAnchor":
-            return 2 * self._elements(axes | over) * MATRIX / OPERATIONS
+            return self.contraction(axes | over, n.children) / OPERATIONS
         if n.op in ("ReduceAnchor", "FoldAnchor"):
             return self._elements(axes | over) / OPERATIONS
         row = BY_CONSTRUCTOR.get(n.op)
@@ -91,6 +92,10 @@ class Prices:
         if row.kind is Kind.REDUCE:
             return self._elements(self._frozen.axes[n.children[0]]) / OPERATIONS
         return row.weight * self._elements(axes) / OPERATIONS
+
+    def contraction(self, axes: frozenset[str], operands: Sequence[int]) -> float:
+        """Return the weighted operations of a contraction of classes whose product varies over `axes`."""
+        return 2 * self._elements(axes) * max(_MATRIX.get(self._frozen.dtype[x], _PLAIN) for x in operands)
 
     def bytes(self, c: int) -> float:
         """Return the bytes that a value takes in its own type."""
