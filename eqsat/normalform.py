@@ -66,7 +66,7 @@ class Atom:
         self.nonnegative = nonnegative or positive or idempotent
         marks = f"{'z' if self.integer else ''}{'p' if positive else ''}{'i' if idempotent else ''}"
         self.key = _short(f"{kind}{marks}{_key(bounds) if bounds else ''}{_key(args)}")
-        forms = list(_forms(args))
+        forms = list(forms_in(args))
         inside: frozenset[str] = frozenset().union(*(f.free for f in forms)) if forms else frozenset()
         self.free = frozenset((args[0],)) if kind == "index" else inside - {b.args[0] for b in bounds}
         self.height: int = max((f.height for f in forms), default=0) + (1 if bounds else 0)
@@ -81,12 +81,13 @@ class Atom:
         return self.key
 
 
-def _forms(args: Iterable[Any]) -> Iterator[Poly]:
+def forms_in(args: Iterable[Any]) -> Iterator[Poly]:
+    """Yield the forms among the arguments of an atom."""
     for a in args:
         if isinstance(a, Poly):
             yield a
         elif isinstance(a, tuple):
-            yield from _forms(a)
+            yield from forms_in(a)
 
 
 class Mono:

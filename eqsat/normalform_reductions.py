@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence, Set
 from fractions import Fraction
 
-from eqsat.normalform import UNIT, ZERO, Atom, Mono, Poly, bind, fresh, index, number, product, single, substitute, total
+from eqsat.normalform import (
+    UNIT,
+    ZERO,
+    Atom,
+    Mono,
+    Poly,
+    bind,
+    forms_in,
+    fresh,
+    index,
+    number,
+    product,
+    single,
+    substitute,
+    total,
+)
 from eqsat.normalform_functions import (
     any_power,
     equals_zero,
@@ -90,7 +106,7 @@ def sum_over(form: Poly, variable: Atom) -> Poly:
     name, extent = variable.args
     if extent == UNIT:
         return rename(form, {name: ZERO})
-    return total(_sum_of_product(m, c, variable) for m, c in form.terms)
+    return ZERO if extent == ZERO else total(_sum_of_product(m, c, variable) for m, c in form.terms)
 
 
 def _extent(variable: Atom) -> Poly:
@@ -104,6 +120,11 @@ def _sum_of_product(mono: Mono, coefficient: Fraction, variable: Atom) -> Poly:
     inside = [(a, p) for a, p in mono.factors if name in a.free]
     if not inside:
         return product(outside, coefficient) * extent
+    for a, _ in inside:
+        if a.kind == "above" and (cut := _cut(a, variable)) is not None:
+            rest = product([f for f in mono.factors if f[0] != a], coefficient)
+            low = sum_over(rename(rest, {name: single(shorter := index(name, cut[1]))}), shorter)
+            return sum_over(rest, variable) - low if cut[0] else low
     bounds, opened = [variable], UNIT
     taken = set(mono.free) | {name}
     for a, p in inside:
@@ -120,6 +141,48 @@ def _sum_of_product(mono: Mono, coefficient: Fraction, variable: Atom) -> Poly:
     for m, c in opened.terms:  # one term, unless renaming made a power of a form whole
         parts.append(_component(m, bounds) * c)
     return product(outside, coefficient) * total(parts)
+
+
+def _cut(bracket: Atom, variable: Atom) -> tuple[bool, Poly] | None:
+    """Return where a bracket [±v + r > c] divides the range of v, and whether it keeps the upper part; None if it is unknown."""
+    form, c = bracket.args
+    at = single(variable)
+    for sign in (1, -1):
+        rest = form - at * sign
+        if rest.free:
+            continue
+        place = number(c + 1) - rest if sign == 1 else rest - number(c)
+        if is_nonnegative(place) and is_nonnegative(_extent(variable) - place):
+            return sign == 1, place
+    return None
+
+
+def _joined(bounds: Sequence[Atom], form: Poly) -> tuple[list[Atom], Poly]:
+    """Join variables o, i that occur only as n·o + i, with n the extent of i, to one variable over all places."""
+    left = list(bounds)
+    met = _meeting(form)
+    for o, i in itertools.permutations(left, 2):
+        if frozenset((o.args[0], i.args[0])) not in met:
+            continue
+        (name,) = fresh(1, form.free | {b.args[0] for b in left})
+        v = index(name, _extent(o) * _extent(i))
+        together = rename(form, {i.args[0]: single(v) - single(o) * _extent(i)})
+        if o.args[0] not in together.free:
+            return _joined([v, *(b for b in left if b not in (o, i))], together)
+    return left, form
+
+
+def _meeting(form: Poly) -> set[frozenset[str]]:
+    """Return the pairs of variables that stand in one place of a tensor."""
+    found: set[frozenset[str]] = set()
+    stack = [form]
+    while stack:
+        for a in stack.pop().atoms:
+            if a.kind == "tensor":
+                for _, place in a.args[2]:
+                    found |= {frozenset(p) for p in itertools.combinations(sorted(place.free), 2)}
+            stack += forms_in(a.args)
+    return found
 
 
 def _component(mono: Mono, bounds: Sequence[Atom]) -> Poly:
@@ -140,7 +203,13 @@ def _component(mono: Mono, bounds: Sequence[Atom]) -> Poly:
         if not touched:
             out = out * names[next(iter(group))].args[1]
             continue
-        named, form = bind([names[n] for n in sorted(group)], product(touched, Fraction(1)), rename)
+        variables, form = [names[n] for n in sorted(group)], product(touched, Fraction(1))
+        if len(variables) > 1:
+            left_over, together = _joined(variables, form)
+            if len(left_over) < len(variables):
+                out = out * functools.reduce(lambda f, v: sum_over(f, v), left_over, together)
+                continue
+        named, form = bind(variables, form, rename)
         inner = is_nonnegative(form)
         out = out * single(
             Atom("sum", (form,), named, integer=form.integer, positive=inner and is_positive(form), nonnegative=inner)
@@ -196,6 +265,7 @@ def _nested(kind: str, form: Poly, variable: Atom) -> tuple[tuple[Poly], tuple[A
         variables = [index(n, b.args[1]) for n, b in zip(names, lone.bounds, strict=True)]
         form = rename(lone.args[0], {b.args[0]: single(v) for b, v in zip(lone.bounds, variables, strict=True)})
         bounds += variables
+    bounds, form = _joined(bounds, form) if len(bounds) > 1 else (bounds, form)
     named, form = bind(bounds, form, rename)
     return (form,), named
 
@@ -306,6 +376,7 @@ def _opened(bounds: Sequence[Atom], form: Poly) -> list[Member]:
         if b.args[1] == UNIT:
             form = rename(form, {b.args[0]: ZERO})
     bounds = [b for b in bounds if b.args[0] in form.free and b.args[1] != UNIT]
+    bounds, form = _joined(bounds, form) if len(bounds) > 1 else (bounds, form)
     inner = [(a, c) for m, c in form.terms for a in [Poly({m: Fraction(1)}).lone] if a is not None and a.kind == "max"]
     if len(inner) != 1 or inner[0][1] <= 0:
         return [(bounds, form)]

@@ -15,9 +15,10 @@ from fractions import Fraction
 from eqsat.indexterms import INDEX_CONSTRUCTORS
 from eqsat.meaning import Meaning, Values, as_truth, choice, within
 from eqsat.normalform import UNIT, Atom, Poly, UndecidedError, index, number, single
-from eqsat.normalform_functions import quotient, raised, tensor
+from eqsat.normalform_functions import is_positive, quotient, raised, tensor
 from eqsat.normalform_reductions import expand_equal, maximum
 from eqsat.ops import BY_CONSTRUCTOR, Kind, Result
+from eqsat.rulegate_draw import is_menu
 from eqsat.rulegate_equation import Equation, UncheckableError
 from eqsat.sexpr import Node
 from eqsat.signature import RANGES
@@ -289,6 +290,7 @@ class _Side:
         self.extents = {c: single(Atom("extent", (c,), integer=True, positive=True)) for c in set(case.axis.values())}
         self.numbers: dict[str, Poly] = {}
         self.nonzero: list[Atom] = []
+        self.divided: dict[tuple[str, str], tuple[Poly, Poly]] = {}
         self.premises: list[tuple[str, Poly]] = []
         self.inside = [g.args for g in equation.guards if g.head == "inside"]
         self.nonnegative = {g.args[0].text for g in equation.guards if g.head == "at-least-zero" and g.args[0].kind == "symbol"}
@@ -320,7 +322,8 @@ class _Side:
 
     def _take_guards(self) -> bool:
         """Learn extents, signs and definitions; return whether the numeric guards can hold."""
-        matched = {n.text for n in self.equation.left.walk() if n.kind == "symbol"}
+        menus = [g for g in self.equation.guards if is_menu(g)]
+        matched = {n.text for t in (self.equation.left, *menus) for n in t.walk() if n.kind == "symbol"}
         facts = [g for g in self.equation.guards if g.head in ("=", "!=", "<", "<=", ">", ">=") and len(g.args) == 2]
         for g in facts:
             for a, b in (g.args, g.args[::-1]):
@@ -329,6 +332,7 @@ class _Side:
         for v, sort in self.equation.numbers:
             if v in matched:
                 self.numbers[v] = self._unknown(v, sort, facts)
+        self._divide_extents(facts)
         waiting = [g for g in facts if self._numeric(g)]
         while waiting:
             later = []
@@ -342,6 +346,34 @@ class _Side:
                 raise UndecidedError(f"the guard {later[0]} cannot be read")
             waiting = later
         return True
+
+    def _divide_extents(self, facts: Sequence[Node]) -> None:
+        """Where a guard speaks of extent(k) % t, write extent(k) as t·q + r, with r = 0 or with t = r + s, s ≥ 1."""
+        named = {v.text: e for g in facts if g.head == "=" for v, e in (g.args, g.args[::-1]) if v.kind == "symbol"}
+        for g in facts:
+            for zero, rest in (g.args, g.args[::-1]):
+                if g.head not in ("=", "!=") or str(zero) != "0" or rest.head != "%":
+                    continue
+                whole, by = (named.get(a.text, a) if a.kind == "symbol" else a for a in rest.args)
+                c = self.case.axis[axis_key(whole.args[0])] if whole.head == "extent" else ""
+                if c not in self.extents or self.extents[c].lone is None or by.kind not in ("symbol", "int"):
+                    continue
+                if by.kind == "symbol" and (by.text not in self.numbers or not is_positive(self.numbers[by.text])):
+                    continue
+                # The quotient is ≥ 1 if the extent is known to be ≥ t; else an extent t·0 + r < t is a case of its own.
+                if g.head == "!=" and not any(_at_least(f, rest.args[0], by) for f in facts):
+                    continue
+                self._divide(c, by, exact=g.head == "=")
+
+    def _divide(self, c: str, by: Node, *, exact: bool) -> None:
+        q, r, s = (single(Atom("number", (f"{c} {x}",), integer=True, positive=True)) for x in "qrs")
+        if exact:
+            divisor = self.numbers[by.text] if by.kind == "symbol" else number(int(by.text))
+            self.extents[c] = divisor * q
+        elif by.kind == "symbol":
+            self.numbers[by.text] = divisor = r + s
+            self.extents[c] = divisor * q + r
+            self.divided[self.extents[c].key, divisor.key] = q, r
 
     def _numeric(self, guard: Node) -> bool:
         names = set(self.sorts)
@@ -363,6 +395,7 @@ class _Side:
                     negative |= (head == "<" and b.number <= 0) or (head == "<=" and b.number < 0)
                     nonnegative |= head == ">=" and b.number >= 0
                     nonzero |= head == "!=" and b.number == 0
+        positive |= any(m.extent.kind == "symbol" and m.extent.text == v for m in self.equation.made)  # an extent is ≥ 1
         atom = Atom("number", (v,), integer=sort == "i64", positive=positive or negative, nonnegative=nonnegative)
         if nonzero:
             self.nonzero.append(atom)
@@ -407,12 +440,26 @@ class _Side:
             raise UndecidedError(f"the prover cannot calculate {node}")
         args = [self.calculate(a, meaning) for a in node.args]
         if node.head in ("/", "%"):
-            return _divided(node, args, meaning)
+            known = self.divided.get((args[0].key, args[1].key))
+            return _divided(node, args, meaning) if known is None else known[node.head == "%"]
         if node.head == "^":
             if any(a.integer for a in args) and not any(n.kind == "float" for n in node.walk()):
                 raise UndecidedError("^ of whole numbers is exclusive or")
             return meaning.power(*args)
         return _CALCULATIONS[node.head](*args)
+
+
+def _at_least(fact: Node, whole: Node, by: Node) -> bool:
+    """Whether a guard says that c·by ≤ whole for a number c ≥ 1, in one of the ways to write it."""
+    low, high = fact.args if fact.head in ("<=", "<") else fact.args[::-1]
+    scaled = low.args if low.head == "*" else (low,)
+    factors = [a for a in scaled if a != by]
+    return (
+        fact.head in ("<=", "<", ">=", ">")
+        and high == whole
+        and len(factors) < len(scaled)
+        and all(a.kind == "int" and int(a.text) >= 1 for a in factors)
+    )
 
 
 def _divided(node: Node, args: Sequence[Poly], meaning: Meaning) -> Poly:
