@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from eqsat import signature
+from eqsat.access import AccessMap, Index
 from eqsat.compressed import Evaluation, TooLargeError
 from eqsat.congruence import Closure, Terms, literal_text
 from eqsat.errors import EqsatError
 from eqsat.floats import Floats
-from eqsat.ir import Expr, Program
+from eqsat.ir import Expr, Program, access, read, rebuild
 from eqsat.mirror import equations_of, logging_rule, mirror_declarations
 from eqsat.prooflines import Line, Pair, Part, parts_of
+from eqsat.relevance import relevant
 from eqsat.rulefile import Rule
 from eqsat.saturation import PHASES, Limits, Phase, RuleText
 from eqsat.session import Session
@@ -183,7 +185,7 @@ def derive_all(
         established by saturation, and the receipt then says that its chain is missing.
     """
     limits = limits or Limits(nodes=3 * Limits().nodes, soft_s=5.0, hard_s=10.0)
-    search = _Search(program, [r for r in rules if any(r.phase in p.rules for p in phases if p.grows)])
+    search = _Search(program, [r for r in rules if r.phase == "analysis" or any(r.phase in p.rules for p in phases if p.grows)])
     try:
         goals = search.read_ends(sources, targets)
     except EqsatError as error:
@@ -195,7 +197,7 @@ def derive_all(
     try:
         found = own.log_uses(
             search.load_text,
-            search.logging_rules(),
+            search.logging_rules(declarations),
             " ".join(f"(= $source{n} $target{n})" for n in open_goals),
             declarations="\n".join([declarations, mirror_declarations()]),
             limits=limits,
@@ -221,6 +223,7 @@ class _Search:
 
     def read_ends(self, sources: Sequence[Expr], targets: Sequence[Expr]) -> list[Pair]:
         """Write all expressions for the engine, and read them back as terms."""
+        targets = _read_alike(sources, targets)
         writer = signature.TermWriter({i.name for i in self._program.inputs if i.constant})
         ends = [(f"$source{n}", e) for n, e in enumerate(sources)] + [(f"$target{n}", e) for n, e in enumerate(targets)]
         for _, expr in ends:
@@ -236,9 +239,10 @@ class _Search:
                 names[form.args[0].text] = self.terms.read(form.args[1], names)
         return [(names[f"$source{n}"], names[f"$target{n}"]) for n in range(len(sources))]
 
-    def logging_rules(self) -> list[RuleText]:
-        """Return the rules, each logging its uses."""
-        return [RuleText(r.name, r.phase, logging_rule(r)) for r in self._rules]
+    def logging_rules(self, declarations: str) -> list[RuleText]:
+        """Return the rules that can fire, each logging its uses."""
+        used, _ = relevant(self._rules, declarations, self.load_text)
+        return [RuleText(r.name, r.phase, logging_rule(r)) for r in used]
 
     def chains(self, goals: Sequence[Pair], found: UseLog, deadline_s: float) -> Derivation:
         """Return the checked steps from each end to the other."""
@@ -353,6 +357,31 @@ class _Search:
                     stack.append((a, False))
         chosen = [t for t in order if users[t] > 1 and self.terms.size(t) >= _NAMED]
         return {t: f"$s{n}" for n, t in enumerate(chosen)}
+
+
+def _read_alike(sources: Sequence[Expr], targets: Sequence[Expr]) -> list[Expr]:
+    """Spell reads of the targets that only call axes otherwise than the sources do as accesses of the sources' reads.
+
+    x[o,k] and x[i,k] with o in the place of i are one value in two spellings; the rules know the second one alone.
+    """
+    seen: dict[str, list[tuple[str, ...]]] = {}
+    for node in (n for e in sources for n in e.walk() if n.op == "read"):
+        seen.setdefault(node.attrs[0], []).append(node.attrs[1])
+    memo: dict[str, Expr] = {}
+    for node in (n for e in targets for n in e.walk()):
+        if node.digest in memo:
+            continue
+        memo[node.digest] = rebuild(node, tuple(memo[a.digest] for a in node.args))
+        known = seen.get(node.attrs[0], []) if node.op == "read" else []
+        if known and node.attrs[1] not in known:
+            extents = dict(node.type.axes)
+            axes = min(known, key=lambda own: sum(a != b for a, b in zip(own, node.attrs[1], strict=True)))
+            calls = {a: b for a, b in zip(axes, node.attrs[1], strict=True) if a != b}
+            if all(calls) and all(calls.values()):
+                own = read(node.attrs[0], axes, tuple(extents[b] if b else 1 for b in node.attrs[1]), node.dtype)
+                entries = tuple((a, Index.axis(b)) for a, b in calls.items())
+                memo[node.digest] = access(own, AccessMap(entries, tuple((b, extents[b]) for b in calls.values())))
+    return [memo[e.digest] for e in targets]
 
 
 def _text_of(value: str | float | int) -> str:

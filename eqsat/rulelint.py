@@ -26,6 +26,7 @@ FUNCTIONS: Mapping[str, Signature] = {
     "index-low": (("Index",), "i64"),
     "index-high": (("Index",), "i64"),
     "constant": (("T",), ""),
+    "program-axis": (("String",), ""),
     **dict.fromkeys(RANGES, (("T",), "")),
 }
 """Analyses of the e-graph, and the relations it always has."""
@@ -56,6 +57,7 @@ _SETS: Mapping[str, Signature] = {
     "set-intersect": (("Axes", "Axes"), "Axes"),
     "set-diff": (("Axes", "Axes"), "Axes"),
     "set-length": (("Axes",), "i64"),
+    "set-get": (("Axes", "i64"), "String"),
     "set-contains": (("Axes", "String"), ""),
     "set-not-contains": (("Axes", "String"), ""),
     "to-f64": (("i64",), "f64"),

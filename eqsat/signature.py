@@ -75,6 +75,7 @@ def declarations(*, accesses: bool = True) -> str:
         "(function floating (String) String :no-merge)",
         "(function counting (String) String :no-merge)",
         "(relation constant (T))",
+        "(relation program-axis (String))",
         *(f"(relation {name} (T))" for name in RANGES),
         "(ruleset rs-analysis)",
         *index_declarations(rules=accesses),
@@ -116,8 +117,9 @@ def load_text(program: Program, roots: Sequence[str]) -> str:
 
 
 def extent_facts(extents: Mapping[str, int]) -> list[str]:
-    """Return one command for each axis' extent."""
-    return [f"(set (extent {quoted(axis)}) {n})" for axis, n in sorted(extents.items())]
+    """Return one command for each axis' extent, and the fact that it is a program's own where no rule or loader made it."""
+    own = [f"(program-axis {quoted(axis)})" for axis in sorted(extents) if MADE not in axis]
+    return [f"(set (extent {quoted(axis)}) {n})" for axis, n in sorted(extents.items())] + own
 
 
 def quoted(name: str) -> str:

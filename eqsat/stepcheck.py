@@ -67,7 +67,8 @@ class StepChecker:
         if not self._match(equation.left, before, bound):
             return False
         self._bind_conditions(equation.conditions, bound)
-        return self._agrees(equation.right, after, bound)
+        known = set(bound)
+        return self._agrees(equation.right, after, bound) and self._defined(equation.conditions, bound, set(bound) - known)
 
     def guards_hold(self, equation: Equation, before: int) -> bool | None:
         """Return whether the guards hold on the term itself; None if one of them cannot be recomputed here.
@@ -123,6 +124,13 @@ class StepChecker:
                 head, args = {"mul": "Times", "div": "Quotient", "mod": "Remainder"}[op], (*index.args, index.value)
         if pattern.head != head:
             return False
+        if head == "Plus":  # the canonical spelling has its own order of summands
+            for way in (args, args[::-1]):
+                found = dict(bound)
+                if all(self._match_index(p, a, found) for p, a in zip(pattern.args, way, strict=True)):
+                    bound |= found
+                    return True
+            return False
         for p, a in zip(pattern.args, args, strict=True):
             if isinstance(a, Index):
                 if not self._match_index(p, a, bound):
@@ -142,11 +150,28 @@ class StepChecker:
                 if not self._agrees(p, a, bound):
                     return False
                 continue
-            try:
-                if not _same(self._value(p, bound), _value_of(a)):
-                    return False
-            except UnknownFunctionError:
+            if not self._agrees_literal(p, _value_of(a), bound):
                 return False
+        return True
+
+    def _agrees_literal(self, pattern: Node, value: Value, bound: dict[str, Value]) -> bool:
+        """Whether a literal is what the pattern computes; a variable that only a fact of a relation binds is read off it."""
+        if isinstance(value, Index):
+            return self._match_index(pattern, value, bound)
+        try:
+            return _same(self._value(pattern, bound), value)
+        except UnknownFunctionError:
+            return pattern.kind == "symbol" and _same(bound.setdefault(pattern.text, value), value)
+
+    def _defined(self, conditions: Sequence[Node], bound: dict[str, Value], read_off: set[str]) -> bool:
+        """Whether the variables that were read off the right side are what the conditions define them to be."""
+        for c in conditions:
+            if c.head == "=" and c.args[0].text in read_off:
+                try:
+                    if not _same(self._value(c.args[1], bound), bound[c.args[0].text]):
+                        return False
+                except UnknownFunctionError:
+                    return False
         return True
 
     def _bind_conditions(self, conditions: Sequence[Node], bound: dict[str, Value]) -> None:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from eqsat.access import Index
+from eqsat.derivation import derive
 from eqsat.errors import FalseRuleError, RuleError
+from eqsat.indexterms import made_axis
+from eqsat.ir import Expr, Input, Output, Program, apply, const, read, reduce
 from eqsat.rulecheck import check_rule
-from eqsat.rulefile import Rule, load_rules
+from eqsat.rulefile import Rule, builtin_rules, load_rules
+from eqsat.terms import accessed
+from eqsat.types import DType
 
 META = ':name "x" :phase algebra :numerics reassociates'
 
@@ -77,3 +83,82 @@ def test_a_malformed_rule_about_accesses_is_refused(load, text):
     with pytest.raises(RuleError) as caught:
         load(text)
     assert MALFORMED[text] in str(caught.value)
+
+
+F32 = DType.F32
+
+
+def input_of(name: str, **extents: int) -> tuple[Expr, Input]:
+    return read(name, tuple(extents), tuple(extents.values()), F32), Input(name, tuple(extents.values()), F32)
+
+
+def derived(source: Expr, target: Expr, *inputs: Input, facts: str = "") -> str:
+    program = Program(inputs, (Output("o", source, tuple(sorted(source.axes)), F32),))
+    rules = builtin_rules()
+    declarations = "\n".join([*map(str, (*rules.declarations, *rules.facts)), facts])
+    return derive(program, source, target, list(rules), declarations=declarations).status
+
+
+def add(a: Expr, b: Expr) -> Expr:
+    return apply("add", a, b)
+
+
+def mul(a: Expr, b: Expr) -> Expr:
+    return apply("mul", a, b)
+
+
+SPLIT = "(few-rows 6)\n(split-length 4)"
+
+
+def split_index(extent: int, length: int) -> tuple[str, str, Index, dict[str, int]]:
+    outer, inner = made_axis("k", "o", extent // length), made_axis("k", "i", length)
+    return outer, inner, Index.axis(outer) * length + Index.axis(inner), {outer: extent // length, inner: length}
+
+
+def test_a_sum_of_few_elements_is_split_into_two_stages_where_a_target_asks_for_it():
+    a, given = input_of("a", k=16, h=2)
+    outer, inner, index, extents = split_index(16, 4)
+    target = reduce("sum", outer, reduce("sum", inner, mul(accessed(a, "k", index, extents), accessed(a, "k", index, extents))))
+    source = reduce("sum", "k", mul(a, a))
+    assert derived(source, target, given, facts=SPLIT) == "derived"
+    assert derived(source, target, given) != "derived"
+
+
+def test_a_sum_of_many_elements_stays_whole():
+    a, given = input_of("a", k=16, h=7)
+    outer, inner, index, extents = split_index(16, 4)
+    target = reduce("sum", outer, reduce("sum", inner, accessed(a, "k", index, extents)))
+    assert derived(reduce("sum", "k", a), target, given, facts=SPLIT) != "derived"
+
+
+def test_a_softmax_weighted_sum_over_a_long_axis_becomes_parts_and_their_combination():
+    (q, given_q), (k, given_k), (v, given_v) = (
+        input_of("q", h=2, d=3),
+        input_of("k", k=16, h=2, d=3),
+        input_of("v", k=16, h=2, e=3),
+    )
+
+    def scores(keys: Expr) -> Expr:
+        return mul(reduce("sum", "d", mul(q, keys)), const(0.5, F32))
+
+    s = scores(k)
+    e = apply("exp", apply("sub", s, reduce("max", "k", s)))
+    source = reduce("sum", "k", mul(apply("div", e, reduce("sum", "k", e)), v))
+    outer, inner, index, extents = split_index(16, 4)
+    s = scores(accessed(k, "k", index, extents))
+    high = reduce("max", inner, s)
+    pivot = apply("maximum", high, const(-3e38, F32))
+    part = apply("exp", apply("sub", s, pivot))
+    scale = apply("exp", apply("sub", pivot, reduce("max", outer, high)))
+    total = reduce("sum", outer, mul(scale, reduce("sum", inner, part)))
+    weighted = reduce("sum", outer, mul(scale, reduce("sum", inner, mul(part, accessed(v, "k", index, extents)))))
+    assert derived(source, apply("div", weighted, total), given_q, given_k, given_v, facts=SPLIT) == "derived"
+
+
+def test_an_access_moves_to_the_reads_and_joins_the_ones_there():
+    a, given = input_of("a", i=4, k=8)
+    shifted = accessed(a, "k", Index.axis("k") + Index.const(-1), {"k": 8})
+    source = accessed(reduce("sum", "i", apply("exp", shifted)), "k", Index.axis("p") * 2, {"p": 4})
+    inner = Index.axis("p") * 2 + Index.const(-1)
+    target = reduce("sum", "i", apply("exp", accessed(a, "k", inner, {"p": 4})))
+    assert derived(source, target, given) == "derived"
