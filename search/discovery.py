@@ -31,7 +31,7 @@ from eqsat.search.machine import Place
 from eqsat.search.optimize import Search
 from eqsat.search.options import Options
 from eqsat.search.progress import progress_for
-from eqsat.search.rulebase import admitted_rules, declarations
+from eqsat.search.rulebase import admitted_rules, declarations, for_target
 from eqsat.search.store import Store
 from eqsat.session import Session
 
@@ -68,7 +68,7 @@ class Chooser:
         self.options = Options(target, 60.0, tuple(rules), "strict", tuple(numerics), False)
         wanted = parse_target(target)
         self.place = Place(wanted, wanted.model, "by model", None)
-        self.ruleset: RuleSet = admitted_rules(self.options)[0]
+        self.ruleset: RuleSet = for_target(admitted_rules(self.options)[0], wanted)
         self.session = Session()
         self._store = Store(":memory:")
 

@@ -10,11 +10,14 @@ import importlib.util
 from pathlib import Path
 
 import eqsat
+from eqsat.codegen.targets import Target
 from eqsat.errors import UsageError
-from eqsat.rulecheck import Evidence, check_rules
+from eqsat.evidence import Evidence
+from eqsat.rulecheck import check_rules
 from eqsat.rulefile import RuleSet, builtin_rules, load_rules
 from eqsat.search.options import Options
 from eqsat.search.store import default_path
+from eqsat.sexpr import Node, listed
 
 
 def admitted_rules(options: Options) -> tuple[RuleSet, dict[str, Evidence]]:
@@ -54,6 +57,17 @@ def package_rules() -> tuple[Path, ...]:
             raise UsageError(f"expected .egg files in {point.value}, which {owner} names as its rules; found none. Uninstall it.")
         found += files
     return tuple(found)
+
+
+_PART = {"cuda": 256, "cpu": 4096}
+"""Elements that one worker reduces by itself before a second stage is worth its launch."""
+
+
+def for_target(ruleset: RuleSet, target: Target) -> RuleSet:
+    """Return the rules with the facts about a target that they ask for: how few rows leave it idle, how long a part is."""
+    few = 2 * target.processors if target.kind == "cuda" else target.processors
+    facts = (listed("few-rows", Node("int", str(few))), listed("split-length", Node("int", str(_PART[target.kind]))))
+    return ruleset + RuleSet((), (), facts)
 
 
 def declarations(ruleset: RuleSet) -> str:
