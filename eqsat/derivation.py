@@ -219,6 +219,7 @@ class _Search:
         self.load_text = ""
         self.extents = program.extents
         self._program, self._rules = program, rules
+        self._sorts = signature.constructors()
         self._equations = {f"{r.name}#{n}": e for r in rules for n, e in enumerate(equations_of(r))}
 
     def read_ends(self, sources: Sequence[Expr], targets: Sequence[Expr]) -> list[Pair]:
@@ -278,7 +279,7 @@ class _Search:
             if m in ground:
                 continue
             op, args = found.terms[m]
-            sorts = signature.constructors()[op][0]
+            sorts = self._sorts[op][0]
             if not ready:
                 stack.append((m, True))
                 stack.extend((a, False) for a, s in zip(args, sorts, strict=True) if s == "T")

@@ -29,6 +29,7 @@ CHAINS = (
 )
 """Chains of primes, each one more than twice the next: e^x modulo one is a power of a number whose order is the next."""
 
+_BITS = 31  # of a prime
 _WHOLE = 1 << 31  # whole numbers up to here stay whole numbers, so that masks built from positions are exact
 _EXACT = frozenset(
     ["add", "sub", "mul", "neg", "abs", "maximum", "minimum", "lt", "le", "eq", "and", "or", "not", "where", "floor", "cast"]
@@ -37,31 +38,52 @@ _EXACT = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Degree:
-    """Degrees of the numerator and the denominator of a rational function, at most."""
+    """Degree of an array's elements as rational functions of what was drawn, at most.
+
+    All elements share a denominator: for each reciprocal that went into them, the product of all elements of its operand
+    (of degree `weight`), to some power. So sums, however long, do not raise the degree.
+
+    Parameters
+    ----------
+    top : int
+        Of the numerators.
+    bottom : tuple of (int, int, int)
+        Number, weight and power of each such product, in order of number.
+    """
 
     top: int = 0
-    bottom: int = 0
+    bottom: tuple[tuple[int, int, int], ...] = ()
+
+    @property
+    def below(self) -> int:
+        """Degree of the denominator."""
+        return sum(weight * power for _, weight, power in self.bottom)
 
     def plus(self, other: Degree) -> Degree:
-        """Return those of a sum."""
-        return Degree(max(self.top + other.bottom, other.top + self.bottom), self.bottom + other.bottom)
+        """Return that of a sum."""
+        bottom = self._joined(other, max)
+        rest = Degree(0, bottom).below
+        return Degree(max(self.top + rest - self.below, other.top + rest - other.below), bottom)
 
     def times(self, other: Degree) -> Degree:
-        """Return those of a product."""
-        return Degree(self.top + other.top, self.bottom + other.bottom)
+        """Return that of a product."""
+        return Degree(self.top + other.top, self._joined(other, int.__add__))
 
-    def over(self, other: Degree) -> Degree:
-        """Return those of a quotient."""
-        return Degree(self.top + other.bottom, self.bottom + other.top)
+    def inverted(self, number: int, elements: int) -> Degree:
+        """Return that of the reciprocal of an array of so many elements, of which it is the one with this number."""
+        weight = elements * self.top
+        return Degree(self.below + max(0, weight - self.top), ((number, weight, 1),))
 
-    def added_up(self, count: int) -> Degree:
-        """Return those of a sum of `count` terms."""
-        return Degree(self.top + self.bottom * (count - 1), self.bottom * count)
+    def _joined(self, other: Degree, join: Callable[[int, int], int]) -> tuple[tuple[int, int, int], ...]:
+        powers: dict[tuple[int, int], int] = {(n, w): p for n, w, p in self.bottom}
+        for n, w, p in other.bottom:
+            powers[n, w] = join(powers.get((n, w), 0), p)
+        return tuple(sorted((n, w, p) for (n, w), p in powers.items()))
 
     @property
     def total(self) -> int:
-        """Degree of the difference of two such functions, brought to one denominator, at most."""
-        return self.top + self.bottom
+        """Degree of the numerator and the denominator together."""
+        return self.top + self.below
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +114,18 @@ class Residues:
 
     Parameters
     ----------
-    chain : tuple of int
-        Only the first counts, unless `laws`.
+    primes : tuple of int
+        Values are residues modulo all of them, drawn independently; with `laws`, a chain of primes.
     constants : Constants
         What float constants stand for.
     seed : int
     laws : bool
     """
 
-    def __init__(self, chain: Sequence[int], constants: Constants, seed: int, *, laws: bool = False) -> None:
-        self.primes = tuple(chain) if laws else (chain[0],)
+    def __init__(self, primes: Sequence[int], constants: Constants, seed: int, *, laws: bool = False) -> None:
+        self.primes = tuple(primes)
         self.laws = laws
+        self._inverses = 0
         self.calls: dict[str, tuple[int, int]] = {}  # random function -> elements, largest degree of an argument
         self._constants, self._seed = constants, np.uint64(seed)
         self._composites: dict[str, _Sets] = {}
@@ -114,7 +137,7 @@ class Residues:
 
     def leaf(self, e: Expr, codes: Array) -> Value:
         """Return random residues."""
-        return self._drawn(codes, Degree(1, 0))
+        return self._drawn(codes, Degree(1))
 
     def constant(self, e: Expr) -> Value:
         """Return a constant's residue; a whole number stays one."""
@@ -251,7 +274,7 @@ class Residues:
     def _exp(self, v: Residue) -> Residue:
         if not self.laws or len(v.parts) == 1:
             out = self._opaque("exp", v)
-            return replace(out, parts=tuple(np.where(v.parts[0] == 0, 1, x) for x in out.parts))
+            return replace(out, parts=tuple(np.where(self._code(v) == 0, 1, x) for x in out.parts))
         parts = [_power_of(root, x, p) for root, x, p in zip(self._roots, v.parts[1:], self.primes, strict=False)]
         return Residue(tuple(parts), Degree(1), v.fine)
 
@@ -262,15 +285,14 @@ class Residues:
 
     def _abs(self, v: Residue) -> Residue:
         if not self.laws:
-            return self._opaque("abs", replace(v, parts=(np.minimum(v.parts[0], (-v.parts[0]) % self.primes[0]),)))
+            mirrored = self._negated(v)
+            return self._opaque("abs", self._select(self._code(v) < self._code(mirrored), v, mirrored))
         return self._each(lambda p, x: _raised(x, (p + 1) // 2, p), v, degree=v.degree)
 
     def _greater(self, a: Residue, b: Residue) -> Residue:
         if self.laws:
             return self._select(a.parts[0] < b.parts[0], b, a)
-        shape = np.broadcast_shapes(a.parts[0].shape, b.parts[0].shape)
-        pair = np.stack([np.broadcast_to(x.parts[0], shape) for x in (a, b)])
-        return self._of_set("max", pair, a.degree.total + b.degree.total)
+        return self._of_set("max", self._stacked(a, b), a.degree.total + b.degree.total)
 
     def _logic(self, op: str, v: list[Residue]) -> Value:
         if self.laws:
@@ -290,12 +312,10 @@ class Residues:
             case "lt":
                 return self._opaque("lt", *v)
             case "eq":
-                low = self._each(lambda p, a, b: np.minimum(a, b), *v, degree=v[0].degree.plus(v[1].degree))
-                high = self._each(lambda p, a, b: np.maximum(a, b), *v, degree=v[0].degree.plus(v[1].degree))
-                return self._opaque("eq", low, high)
+                ordered = self._code(v[0]) < self._code(v[1])
+                return self._opaque("eq", self._select(ordered, *v), self._select(ordered, v[1], v[0]))
             case _:
-                shape = np.broadcast_shapes(*(x.parts[0].shape for x in v))
-                return self._of_set(op, np.stack([np.broadcast_to(x.parts[0], shape) for x in v]), sum(x.degree.total for x in v))
+                return self._of_set(op, self._stacked(*v), sum(x.degree.total for x in v))
 
     # Reductions
 
@@ -331,28 +351,29 @@ class Residues:
                     total = total * (one if counts is None else _raised(one, int(counts[i]), p)) % p
                 parts.append(total)
             times = size if counts is None else int(counts.sum())
-            degree = v.degree.added_up(size) if e.op == "sum" else Degree(v.degree.top * times, v.degree.bottom * times)
-            return Residue(tuple(parts), degree)
+            bottom = tuple((n, w, power * times) for n, w, power in v.degree.bottom)
+            return Residue(tuple(parts), v.degree if e.op == "sum" else Degree(v.degree.top * times, bottom))
         if e.op in ("argmax", "argmin"):
             order = mix(np.arange(size, dtype=np.uint64)).reshape((-1,) + (1,) * (v.parts[0].ndim - dimension - 1))
-            codes = mix(v.parts[0].astype(np.uint64) + order).sum(axis=dimension, dtype=np.uint64)
+            codes = mix(self._code(v).astype(np.uint64) + order).sum(axis=dimension, dtype=np.uint64)
             return self._noted(e.op, codes, v.degree)
-        stack = np.moveaxis(v.parts[0], dimension, 0)
         if self.laws:
+            stack = np.moveaxis(v.parts[0], dimension, 0)
             if e.op in ("any", "all"):
                 return Whole((stack != 0).any(axis=0) if e.op == "any" else (stack != 0).all(axis=0))
             best = stack.argmax(axis=0) if e.op == "max" else stack.argmin(axis=0)
             parts = [np.take_along_axis(x, np.expand_dims(best, dimension), dimension).squeeze(dimension) for x in v.parts]
             return Residue(tuple(parts), v.degree)
         if e.op == "min":
-            return self._negated(self._of_set("max", (-stack) % self.primes[0], v.degree.total))
-        return self._of_set({"any": "or", "all": "and"}.get(e.op, e.op), stack, v.degree.total)
+            return self._negated(self._of_set("max", np.moveaxis(self._code(self._negated(v)), dimension, 0), v.degree.total))
+        name = {"any": "or", "all": "and"}.get(e.op, e.op)
+        return self._of_set(name, np.moveaxis(self._code(v), dimension, 0), v.degree.total)
 
     def compare(self, a: Value, b: Value) -> tuple[int, int, int]:
         """Return how many elements differ, how many could be compared, and the degree of their difference at most."""
         x, y = self.residue(a), self.residue(b)
         sides = [np.zeros((), np.int8) if v.infinite is None else v.infinite for v in (x, y)]
-        differ = np.where((sides[0] == 0) & (sides[1] == 0), x.parts[0] != y.parts[0], sides[0] != sides[1])
+        differ = np.where((sides[0] == 0) & (sides[1] == 0), self._code(x) != self._code(y), sides[0] != sides[1])
         fine = _both(x.fine, y.fine)
         defined = np.broadcast_to(np.asarray(True) if fine is None else fine, differ.shape)
         return int((differ & defined).sum()), int(defined.sum()), x.degree.plus(y.degree).total
@@ -360,11 +381,12 @@ class Residues:
     def miss(self, degree: int) -> float:
         """Return the logarithm to base 2 of the chance, at most, that values of this degree of difference agree by accident.
 
-        Either two different arguments of a random function met (each pair with a chance of at most degree/prime), or the
-        difference vanishes at the random inputs (Schwartz, Zippel: degree/prime).
+        Either two different arguments of a random function met, or the difference vanishes at the random inputs (Schwartz,
+        Zippel): for each prime with a chance of degree/prime, independently.
         """
-        pairs = sum(calls * calls // 2 * max(1, 2 * worst) for calls, worst in self.calls.values())
-        return min(0.0, math.log2(max(1, degree + pairs)) - math.log2(self.primes[0]))
+        count = len(self.primes)
+        meetings = sum(calls * calls // 2 * max(1, 2 * worst) ** count for calls, worst in self.calls.values())
+        return min(0.0, math.log2(max(1, degree) ** count + meetings) - sum(map(math.log2, self.primes)))
 
     # Building blocks
 
@@ -385,6 +407,16 @@ class Residues:
         degree = v.degree.plus(Degree())
         return replace(v, parts=tuple((x + by) % p for x, p in zip(v.parts, self.primes, strict=False)), degree=degree)
 
+    def _code(self, v: Residue) -> Array:
+        """Return one number for each element: equal ones for equal elements."""
+        return v.parts[0] if self.laws or len(v.parts) == 1 else v.parts[0] + (v.parts[1] << _BITS)
+
+    def _stacked(self, *values: Residue) -> Array:
+        """Return the operands' codes along a new first dimension."""
+        codes = [self._code(v) for v in values]
+        shape = np.broadcast_shapes(*(c.shape for c in codes))
+        return np.stack([np.broadcast_to(c, shape) for c in codes])
+
     def _times(self, v: Residue, by: int) -> Residue:
         return replace(v, parts=tuple(x * (by % p) % p for x, p in zip(v.parts, self.primes, strict=False)))
 
@@ -393,8 +425,10 @@ class Residues:
         return replace(out, fine=_both(a.fine, b.fine))
 
     def _inverse(self, v: Residue) -> Residue:
-        out = self._each(lambda p, x: _raised(x, p - 2, p), v, degree=Degree().over(v.degree))
-        nonzero = v.parts[0] != 0
+        self._inverses += 1
+        degree = v.degree.inverted(self._inverses, v.parts[0].size)
+        out = self._each(lambda p, x: _raised(x, p - 2, p), v, degree=degree)
+        nonzero = np.logical_and.reduce([x != 0 for x in v.parts])
         return replace(out, fine=_both(v.fine, None if nonzero.all() else nonzero))
 
     def _rational(self, q: Fraction) -> Residue:
@@ -410,8 +444,7 @@ class Residues:
             return np.broadcast_to(np.where(condition, blank if x is None else x, blank if y is None else y), shape)
 
         parts = tuple(np.where(condition, x, y) for x, y in zip(a.parts, b.parts, strict=False))
-        degree = Degree(max(a.degree.top, b.degree.top), max(a.degree.bottom, b.degree.bottom))
-        return Residue(parts, degree, chosen(a.fine, b.fine, True), chosen(a.infinite, b.infinite, np.int8(0)))
+        return Residue(parts, a.degree.plus(b.degree), chosen(a.fine, b.fine, True), chosen(a.infinite, b.infinite, np.int8(0)))
 
     def _random(self, name: str, codes: Array) -> Array:
         salt = mix(np.asarray([sum(c << (7 * i) for i, c in enumerate(name.encode()))], np.uint64) + self._seed)[0]
@@ -425,23 +458,23 @@ class Residues:
         """Return a random function of the operands' first residues."""
         codes = np.zeros((), np.uint64)
         for v in values:
-            codes = mix(codes + np.uint64(0x9E3779B97F4A7C15) + v.parts[0].astype(np.uint64))
-        total = Degree(max(v.degree.top for v in values), max(v.degree.bottom for v in values))
-        return self._noted(name, codes, total)
+            codes = mix(codes + np.uint64(0x9E3779B97F4A7C15) + self._code(v).astype(np.uint64))
+        return self._noted(name, codes, max((v.degree for v in values), key=lambda d: d.total))
 
     def _noted(self, name: str, codes: Array, degree: Degree) -> Residue:
         known, worst = self.calls.get(name, (0, 0))
         self.calls[name] = (known + codes.size, max(worst, degree.total))
-        return self._drawn(self._random(name, codes), Degree(1, 0))
+        return self._drawn(self._random(name, codes), Degree(1))
 
     def _of_set(self, name: str, stack: Array, degree: int) -> Residue:
         """Return a random function of the set of elements along the first dimension; of one element, that element."""
         sets = self._composites.setdefault(name, _Sets())
         codes, single = sets.codes(stack, lambda x: self._random(name, x.astype(np.uint64)))
         drawn = self._noted(name, codes, Degree(degree))
-        out = np.where(single, stack[0], drawn.parts[0])
+        out = np.where(single, stack[0], self._code(drawn))
         sets.add(out, stack, single)
-        return Residue((out,), Degree(1, 0) if not single.all() else Degree(degree))
+        mask = (1 << _BITS) - 1
+        return Residue((out & mask, out >> _BITS) if len(self.primes) > 1 else (out,), Degree(degree if single.any() else 1))
 
     # Infinite values
 
