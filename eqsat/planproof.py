@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from eqsat.compressed import Evaluation, TooLargeError
 from eqsat.constants import Constants
 from eqsat.floats import Floats
-from eqsat.ir import Expr
+from eqsat.ir import Expr, apply
+from eqsat.prove import equal
 from eqsat.residues import CHAINS, Residues
 
 Method = Literal["identical", "normal form", "field", "laws", "float", "untested", "refuted"]
 _ENOUGH = -40.0  # log2 of the chance of a miss at which no further trial is run
-_TRIALS = 6
-_PATIENCE_S = 0.3
+_TRIALS = 12
+_PATIENCE_S = 0.25  # of processor time
+_SHORT = 60  # operations of program and plan together that are always compared by normal form: tens of milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +37,9 @@ class Agreement:
         "field": equal modulo primes, functions random; "laws": the same in models in which exp, √, |·| and order obey their
         laws; "float": equal in float64 up to rounding; "untested": too large, or nothing was defined; "refuted": they differ.
     log2_bound : float or None
-        Of the chance that a difference goes unseen ("field").
+        Of the chance that a difference goes unseen, if values agree in prime fields.
     trials, compared : int
-        Trials run, and elements compared in all of them.
+        Trials run, and elements compared in all of them: values are compared beside a proof too.
     note : str
     """
 
@@ -57,7 +59,8 @@ class Agreement:
             case "identical":
                 return "the same expression"
             case "normal form":
-                return "equal as a sum of products, for all values of the functions in it"
+                proved = "proved equal over the reals: one normal form of sums of products"
+                return f"{proved}; besides, {self.note}" if self.note else proved
             case "field":
                 return (
                     f"equal modulo two primes on {self.compared} elements in {self.trials} trials, functions random, inputs constant "
@@ -91,14 +94,27 @@ def agree(left: Sequence[Expr], right: Sequence[Expr], *, seed: int = 1, relativ
         if a.axes != b.axes:
             return Agreement("refuted", note=f"one varies over {sorted(a.axes)}, the other over {sorted(b.axes)}")
     try:
-        return _in_fields(pairs, seed) or _under_laws(pairs, seed) or _in_floats(pairs, seed, relative)
+        found = _in_fields(pairs, seed) or _under_laws(pairs, seed) or _in_floats(pairs, seed, relative)
     except TooLargeError as error:
-        return Agreement("untested", note=f"{error} has too many elements")
+        found = Agreement("untested", note=f"{error} has too many elements")
+    # A large program in which values agree already is not worth the seconds that its normal form may take.
+    if found.holds and (found.method != "field" or _operations(pairs) <= _SHORT) and all(map(_proved, pairs)):
+        return replace(found, method="normal form", note="" if found.method == "untested" else str(found))
+    return found
+
+
+def _operations(pairs: Sequence[tuple[Expr, Expr]]) -> int:
+    return len({e.digest for pair in pairs for side in pair for e in side.walk() if e.args})
+
+
+def _proved(pair: tuple[Expr, Expr]) -> bool:
+    a, b = pair
+    return bool(equal(a, b if a.dtype is b.dtype else apply("cast", b, dtype=a.dtype)))
 
 
 def _in_fields(pairs: Sequence[tuple[Expr, Expr]], seed: int) -> Agreement | None:
     """Return the agreement in prime fields with random functions; None if they differ there."""
-    constants, began = Constants(), time.perf_counter()
+    constants, began = Constants(), time.process_time()
     primes = tuple(chain[0] for chain in CHAINS)
     bound, compared = 0.0, 0
     for trial in range(_TRIALS):
@@ -111,7 +127,7 @@ def _in_fields(pairs: Sequence[tuple[Expr, Expr]], seed: int) -> Agreement | Non
                 return None
             compared, degree = compared + seen, max(degree, most)
         bound += algebra.miss(degree) if compared else 0.0
-        if trial and (bound <= _ENOUGH or time.perf_counter() - began > _PATIENCE_S):
+        if trial and (bound <= _ENOUGH or time.process_time() - began > _PATIENCE_S):
             break
     return Agreement("field", bound, trial + 1, compared) if compared else None
 
