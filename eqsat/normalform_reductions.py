@@ -96,7 +96,9 @@ def _rebuilt(atom: Atom, by: Mapping[str, Poly]) -> Poly:
         case "argmax", (form,):
             return position_of_maximum(rename(form, inner), atom.bounds[0])
         case "repeat", (form, times):
-            return single(Atom("repeat", (rename(form, inner), times), positive=atom.positive))
+            return repeated(rename(form, inner), times)
+        case "undefined", (form,):
+            return single(Atom("undefined", (rename(form, inner),), idempotent=True))
         case _:
             raise AssertionError(f"an atom of kind {atom.kind} has no index variables")
 

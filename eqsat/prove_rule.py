@@ -111,14 +111,11 @@ def _kinds(equation: Equation, typings: Sequence[Mapping[str, str]]) -> list[dic
     What holds for all reals holds for whole numbers and for 0 and 1, since every op gives them the value that it gives the
     equal real; so only the most general of several ways is looked at. For the target of a cast each way is its own.
     """
-    logical = {n.text for t in (equation.left, equation.right) for n in _logical(t) if n.kind == "symbol"}
 
-    def of(v: str, name: str) -> Values:
-        if name == "bool" or (name == "weak" and v in logical):
-            return "truth"
-        return "whole" if name in ("i32", "i64") else "real"
+    def of(name: str) -> Values:
+        return "truth" if name == "bool" else "whole" if name in ("i32", "i64") else "real"
 
-    found = {tuple((v, of(v, name)) for v, name in t.items()): None for t in typings}
+    found = {tuple((v, of(name)) for v, name in t.items()): None for t in typings}
     ways = [dict(f) for f in found]
 
     def covers(general: dict[str, Values], special: dict[str, Values]) -> bool:
@@ -127,20 +124,6 @@ def _kinds(equation: Equation, typings: Sequence[Mapping[str, str]]) -> list[dic
         )
 
     return [w for w in ways if not any(covers(g, w) for g in ways)]
-
-
-def _logical(term: Node) -> Iterator[Node]:
-    """Yield operands that are truth values."""
-    for n in term.walk():
-        row = BY_CONSTRUCTOR.get(n.head)
-        if row is None:
-            continue
-        if row.name in ("and", "or", "not"):
-            yield from n.args
-        elif row.name in ("any", "all"):
-            yield n.args[1]
-        elif row.name == "where":
-            yield n.args[0]
 
 
 def axis_key(node: Node) -> str:
