@@ -41,10 +41,11 @@ def add_commands(group: click.Group, emit: Emit, read_program: ReadProgram) -> N
     @group.command("report")
     @click.argument("programs", nargs=-1, metavar="[FILE[:NAME]]...")
     @click.option("--rules", multiple=True, type=click.Path(path_type=Path), help="A rule file to add; may be repeated.")
+    @click.option("--redundant", is_flag=True, help="Also find rules whose law the others reach on their own (a minute).")
     @as_json
-    def report(programs: tuple[str, ...], rules: tuple[Path, ...], as_json: bool) -> int:
+    def report(programs: tuple[str, ...], rules: tuple[Path, ...], redundant: bool, as_json: bool) -> int:
         """Say how often each rule fires over PROGRAMS (default: the board and the discovery suite), and its time."""
-        record = _report(programs, rules, read_program)
+        record = _report(programs, rules, redundant, read_program)
         emit(record, lambda: _report_text(record), as_json)
         return 0
 
@@ -76,15 +77,17 @@ def add_commands(group: click.Group, emit: Emit, read_program: ReadProgram) -> N
         return 0
 
 
-def _report(names: tuple[str, ...], rules: tuple[Path, ...], read_program: ReadProgram) -> dict[str, Any]:
+def _report(names: tuple[str, ...], rules: tuple[Path, ...], redundant: bool, read_program: ReadProgram) -> dict[str, Any]:
     from eqsat.rulefile import builtin_rules, load_rules  # reads every rule file
-    from eqsat.search.rulereport import firings, known_programs
+    from eqsat.search.rulereport import firings, known_programs, redundant_rules
     from eqsat.trace import as_program
 
     ruleset = builtin_rules() + load_rules(rules) if rules else builtin_rules()
     programs = {n: as_program(read_program(n)) for n in names} if names else known_programs()
     found = firings(programs, ruleset, lambda name: click.echo(f"saturating {name}", err=True))
     record: dict[str, Any] = {"programs": list(programs), "rules": [dataclasses.asdict(f) for f in found]}
+    if redundant:
+        record["redundant"] = redundant_rules(ruleset, lambda name: click.echo(f"without {name}", err=True))
     return record
 
 
@@ -94,4 +97,6 @@ def _report_text(record: Mapping[str, Any]) -> str:
     lines += [f"{r['rule']:<40}{r['phase']:<12}{r['programs']:>9}{r['matches']:>9}{r['time_ms']:>9.2f}" for r in fired]
     never = [r["rule"] for r in record["rules"] if not r["matches"]]
     lines.append(f"never fired ({len(never)} of {len(record['rules'])}): {', '.join(never) or 'none'}")
+    if "redundant" in record:
+        lines.append(f"reached by the others ({len(record['redundant'])}): {', '.join(record['redundant']) or 'none'}")
     return "\n".join(lines)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from eqsat.ir import Program
-from eqsat.rulefile import RuleSet
+from eqsat.rulefile import Rule, RuleSet
+from eqsat.rulegate_equation import Equation, equations
+from eqsat.ruleinstance import program as instance
+from eqsat.ruleinstance import situation
+from eqsat.saturation import Limits
 from eqsat.search.optimize import optimize
 from eqsat.search.result import Optimized
 from eqsat.search.rulebase import declarations
 from eqsat.search.store import Store
 from eqsat.session import Session
+
+_FEW = Limits(nodes=4000, soft_s=0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,44 @@ def firings(programs: Mapping[str, Program], ruleset: RuleSet, tell: Callable[[s
             counts = matches.get(r.name, [])
             rows.append(Firing(r.name, r.phase, sum(m > 0 for m in counts), sum(counts), times_ms.get(r.name, 0.0)))
     return sorted(rows, key=lambda f: (-f.time_ms, f.rule))
+
+
+def redundant_rules(ruleset: RuleSet, tell: Callable[[str], None] = lambda _: None) -> list[str]:
+    """Return the rules whose law the others reach on their own: both sides meet in one class without the rule.
+
+    Parameters
+    ----------
+    ruleset : RuleSet
+    tell : callable
+        Called with the name of each rule before it is tried.
+
+    Notes
+    -----
+    Each rule is tried on one instance, alone, with all others kept: of two rules that follow from each other both are listed,
+    and one of them has to stay. A redundant rule may still save rounds.
+    """
+    found = []
+    with Session() as session:
+        for rule in ruleset:
+            claims = equations(rule)
+            if not claims or rule.phase == "analysis":
+                continue
+            tell(rule.name)
+            others = [r for r in ruleset.rules if r.name != rule.name]
+            if all(_meet(session, claim, others, declarations(ruleset)) for claim in claims):
+                found.append(rule.name)
+    return found
+
+
+def _meet(session: Session, claim: Equation, rules: Sequence[Rule], text: str) -> bool:
+    """Return whether the rules unite both sides of an instance of the claim."""
+    drawn = situation(claim)
+    left, right = (instance(claim, side, drawn) for side in (claim.left, claim.right))
+    if left.outputs[0].expr == right.outputs[0].expr:
+        return False
+    both = (left.outputs[0], replace(right.outputs[0], name="right"))
+    _, frozen = session.saturate(Program(left.inputs, both), rules, declarations=text, limits=_FEW)
+    return len(set(frozen.roots)) == 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from eqsat.egraph import EGraph
 from eqsat.oracle import evaluate
 from eqsat.rulefile import Rule, builtin_rules
 from eqsat.rulegate_equation import Equation, equations
+from eqsat.ruleinstance import load_text, program, situation
 from eqsat.signature import declarations
-from tests.rules.instances import load_text, program, situation
 
 RULES = builtin_rules(unstable=True)
 CLAIMS = [(r, e) for r in RULES for e in equations(r)]

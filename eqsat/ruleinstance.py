@@ -39,7 +39,7 @@ def program(equation: Equation, side: Node, draw: Draw) -> Program:
 
 def load_text(equation: Equation, draw: Draw) -> str:
     """Return the left side as it stands, with what the e-graph must know: no way through expressions, which join accesses."""
-    writer = TermWriter(set())
+    writer = TermWriter(())
     lines = extent_facts(draw.extents)
     terms: dict[str, Node] = {}
     for v in equation.tensors:
