@@ -143,6 +143,8 @@ def _named_axes(equation: Equation) -> list[str]:
                 found[axis_key(n.args[0])] = None
             elif n.head in ("Substitute", "inside"):
                 found[axis_key(n.args[1])] = None
+            elif n.head == "alike-but":
+                found |= {axis_key(n.args[0]): None, axis_key(n.args[2]): None}
     return [name for name in found if name not in {m.variable for m in equation.made}]
 
 
@@ -258,6 +260,10 @@ def _axes_hold(guard: Node, axis: Mapping[str, str], axes: Mapping[str, frozense
     if guard.head in ("free-of", "has", "index-free-of"):
         found = axes_in(guard.args[1], axis, axes)
         return found is not None and (axis[axis_key(guard.args[0])] in found) == (guard.head == "has")
+    if guard.head == "alike-but":
+        k, a, m, b = guard.args
+        one, other = axes_in(a, axis, axes), axes_in(b, axis, axes)
+        return one is not None and other is not None and one - {axis[axis_key(k)]} == other - {axis[axis_key(m)]}
     if guard.head in _AXIS_GUARDS:
         sets = [axes_in(a, axis, axes) for a in guard.args]
         return None not in sets and _AXIS_GUARDS[guard.head](*sets)

@@ -201,6 +201,7 @@ class _Tester:
         self.typings = typings(equation)
         self.tally = _Tally()
         self.draws = _DRAWS
+        self._drawn: list[Draw] = []
 
     def run(self) -> _Tally:
         """Run every test that fits the equation's ops and the rule's numeric class."""
@@ -319,11 +320,16 @@ class _Tester:
             )
 
     def _situations(self) -> Iterator[Draw]:
-        """Yield some situations for each extent assignment."""
+        """Yield some situations for each extent assignment: anew for each test, but the same ones of what is proved."""
+        if self._drawn:
+            yield from self._drawn
+            return
         for row in EXTENTS:
             found = draws(self.equation, self.typings, row, self.rng)
             for draw, _ in zip(found, range(self.draws), strict=False):
                 self._check_axes(draw)
+                if self.tally.proof.found:
+                    self._drawn.append(draw)
                 yield draw
 
     def _test(self, draw: Draw, domain: Domain, style: str) -> Comparison | None:

@@ -145,10 +145,10 @@ def draws(equation: Equation, typings: Sequence[dict[str, str]], extents: Sequen
     literals = [
         n.number for t in (equation.left, *equation.guards) for n in t.walk() if n.kind == "float" and math.isfinite(n.number)
     ]
-    named, matched = _literal_axes(equation), _matched(equation)
+    named, matched, needs = _literal_axes(equation), _matched(equation), _needs(equation)
     while True:
         for _ in range(_TRIES):
-            draw = applied(equation, _random_draw(equation, typings, extents, literals, named, rng), matched)
+            draw = applied(equation, _random_draw(equation, typings, extents, literals, named, needs, rng), matched)
             if draw is not None:
                 yield draw
                 break
@@ -201,14 +201,14 @@ def is_menu(guard: Node) -> bool:
         "-" in guard.head
         and guard.head not in MACROS
         and guard.head not in FUNCTIONS
-        and all(a.kind in ("symbol", "int", "string") for a in guard.args)
+        and all(a.kind != "list" or a.head in _NUMERIC for a in guard.args)
     )
 
 
 def _unbound(guard: Node, equation: Equation, numbers: Mapping[str, Number]) -> bool:
     """Whether a guard mentions a number that is not known yet."""
     names = {v for v, _ in equation.numbers}
-    return any(n.text in names and n.text not in numbers for n in guard.walk() if n.kind == "symbol")
+    return bool(names) and any(n.text in names and n.text not in numbers for n in guard.walk() if n.kind == "symbol")
 
 
 def _bind(guard: Node, draw: Draw, numbers: dict[str, Number]) -> bool:
@@ -227,7 +227,7 @@ def _bind(guard: Node, draw: Draw, numbers: dict[str, Number]) -> bool:
 
 def _random_draw(
     equation: Equation, typings: Sequence[dict[str, str]], extents: Sequence[int], literals: list[float], named: Sequence[str],
-    rng: random.Random,
+    needs: Sequence[tuple[str, tuple[Node, ...]]], rng: random.Random,
 ) -> Draw:  # fmt: skip
     axis = dict(zip(equation.axes, equation.axes, strict=True))
     if len(axis) > 1 and rng.random() < 0.15:  # two axis variables may well stand for one axis
@@ -243,7 +243,7 @@ def _random_draw(
         if types[v] == types[w]:
             same[v] = w
             axes[v] = axes[w]
-    for v, fitted in _fitted(equation, axis, axes, types).items():
+    for v, fitted in _fitted(needs, axis, axes, types).items():
         axes[v] = fitted
         axes |= {x: fitted for x, y in same.items() if v in (x, y)} | {y: fitted for x, y in same.items() if v in (x, y)}
     numbers = {v: _number(sort, literals, rng) for v, sort in equation.numbers}
@@ -286,25 +286,48 @@ def _literal_axes(equation: Equation) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def _needs(equation: Equation) -> tuple[tuple[str, tuple[Node, ...]], ...]:
+    """Return what guards on variables and the reductions of the left side ask of axes; guards about two variables last."""
+    reduced = [
+        ("has", (n.args[0], n.args[-1]))
+        for n in equation.left.walk()
+        if n.head in BY_CONSTRUCTOR and BY_CONSTRUCTOR[n.head].kind in (Kind.REDUCE, Kind.ACCESS)
+    ]
+    alone = [(g.head, g.args) for g in equation.guards if g.head in ("has", "free-of", "scalar")]
+    paired = [(g.head, g.args) for g in equation.guards if g.head in ("within", "same-axes", "alike-but")]
+    return tuple((head, args) for head, args in (*reduced, *alone, *paired) if all(a.kind in ("symbol", "string") for a in args))
+
+
 def _fitted(
-    equation: Equation, axis: Mapping[str, str], axes: Mapping[str, frozenset[str]], types: Mapping[str, str]
+    needs: Sequence[tuple[str, tuple[Node, ...]]],
+    axis: Mapping[str, str],
+    axes: Mapping[str, frozenset[str]],
+    types: Mapping[str, str],
 ) -> dict[str, frozenset[str]]:
-    """Return axes changed to fit guards on single variables and the reductions of the left side: fewer draws are in vain."""
-    out: dict[str, frozenset[str]] = {}
+    """Return axes changed to fit what is asked of them: fewer draws are in vain."""
+    out = dict(axes)
 
-    def take(v: Node, name: Node, *, has: bool) -> None:
-        a = name.text if name.kind == "string" else axis.get(name.text, "")
-        if v.kind == "symbol" and v.text in axes and types[v.text] != "weak" and a:
-            out[v.text] = out.get(v.text, axes[v.text]) | {a} if has else out.get(v.text, axes[v.text]) - {a}
+    def named(k: Node) -> frozenset[str]:
+        return frozenset((k.text if k.kind == "string" else axis.get(k.text, k.text),))
 
-    for n in equation.left.walk():
-        row = BY_CONSTRUCTOR.get(n.head)
-        if row is not None and row.kind in (Kind.REDUCE, Kind.ACCESS):
-            take(n.args[-1], n.args[0], has=True)
-    for g in equation.guards:
-        if g.head in ("has", "free-of"):
-            take(g.args[1], g.args[0], has=g.head == "has")
-    return out
+    for head, args in needs:
+        v = args[-1].text
+        if v not in out or types[v] == "weak":
+            continue
+        match head, args:
+            case "has", (k, _):
+                out[v] |= named(k)
+            case "free-of", (k, _):
+                out[v] -= named(k)
+            case "scalar", _:
+                out[v] = frozenset()
+            case "within", (a, _) if types.get(a.text) != "weak" and a.text in out:
+                out[a.text] &= out[v]
+            case "same-axes", (a, _) if a.text in out:
+                out[v] = out[a.text]
+            case "alike-but", (k, a, m, _) if a.text in out:
+                out[v] = (out[a.text] - named(k)) | named(m)
+    return {v: fitted for v, fitted in out.items() if fitted != axes[v]}
 
 
 def _number(sort: str, literals: list[float], rng: random.Random) -> Number:
@@ -330,6 +353,10 @@ def _holds(guard: Node, draw: Draw, numbers: Mapping[str, Number]) -> bool:
         sets = [axes_of(a, draw) for a in args]
         known = [s for s in sets if s is not None]
         return len(known) == len(sets) and _AXES[head](*known)
+    if head == "alike-but":
+        rests = [axes_of(a, draw) for a in (args[1], args[3])]
+        one, other = (None if r is None else r - {draw.name(k)} for r, k in zip(rests, (args[0], args[2]), strict=True))
+        return one is not None and one == other
     if head == "inside":
         index, name = index_of(args[0], draw, numbers), draw.name(args[1])
         low, high = index.bounds(draw.extents)
