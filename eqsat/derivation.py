@@ -225,7 +225,7 @@ class _Search:
     def read_ends(self, sources: Sequence[Expr], targets: Sequence[Expr]) -> list[Pair]:
         """Write all expressions for the engine, and read them back as terms."""
         targets = _read_alike(sources, targets)
-        writer = signature.TermWriter({i.name for i in self._program.inputs if i.constant})
+        writer = signature.TermWriter(signature.constant_inputs(self._program))
         ends = [(f"$source{n}", e) for n, e in enumerate(sources)] + [(f"$target{n}", e) for n, e in enumerate(targets)]
         for _, expr in ends:
             self.extents |= {a: n for node in expr.walk() for a, n in node.type.axes}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from eqsat.rulefile import Rule
-from eqsat.saturation import EgglogRule
+from eqsat.saturation import PHASES, EgglogRule, Phase
 
 _CALL = re.compile(r"\(([A-Za-z][A-Za-z0-9-]*)")
 _RELATION = re.compile(r"\(relation ([a-z0-9-]+)")
@@ -16,7 +16,7 @@ _ALWAYS = frozenset({"constant"})  # relations that the analysis of every progra
 AnyRule = TypeVar("AnyRule", bound=EgglogRule)
 
 
-def relevant(rules: Sequence[AnyRule], *texts: str) -> tuple[list[AnyRule], frozenset[str]]:
+def relevant(rules: Sequence[AnyRule], *texts: str, phases: Sequence[Phase] = PHASES) -> tuple[list[AnyRule], frozenset[str]]:
     """Return the rules that can fire, in order, and every constructor and relation that the e-graph can come to hold.
 
     Parameters
@@ -25,22 +25,31 @@ def relevant(rules: Sequence[AnyRule], *texts: str) -> tuple[list[AnyRule], froz
         One that is no `Rule` says nothing about itself and is kept.
     *texts : str
         egglog text with the facts and terms to start from.
+    phases : sequence of Phase
+        The course: what a late phase makes, rules of earlier ones never meet.
 
     Notes
     -----
     A rule fires only if every constructor and relation that it matches is there, from the start or made by another rule that
-    fires. What this leaves out would never match; which of the rest do is for the e-graph to find.
+    fires in time. What this leaves out would never match; which of the rest do is for the e-graph to find.
     """
-    held = set(_ALWAYS).union(*(_CALL.findall(t) for t in texts))
-    waiting = [(i, needs, makes) for i, rule in enumerate(rules) for needs, makes in _ways(rule)]
+    runs = {name: [i for i, p in enumerate(phases) if name in p.rules] for p in phases for name in p.rules}
+    runs["analysis"] = list(range(len(phases)))
+    since = dict.fromkeys(_ALWAYS.union(*(_CALL.findall(t) for t in texts)), 0)  # phase from which on a name is there
+    ways = [(i, runs.get(r.phase, [0]), needs, makes) for i, r in enumerate(rules) for needs, makes in _ways(r)]
     kept: set[int] = set()
     while True:
-        fires = [(i, makes) for i, needs, makes in waiting if needs <= held]
-        if not fires:
-            return [rules[i] for i in sorted(kept)], frozenset(held)
-        waiting = [way for way in waiting if not way[1] <= held]
-        kept.update(i for i, _ in fires)
-        held = held.union(*(makes for _, makes in fires))
+        before = dict(since)
+        for i, at, needs, makes in ways:
+            if not needs <= since.keys():
+                continue
+            first = max((since[n] for n in needs), default=0)
+            fires = next((t for t in at if t >= first), None)
+            if fires is not None:
+                kept.add(i)
+                since |= {name: min(fires, since.get(name, fires)) for name in makes}
+        if since == before:
+            return [rules[i] for i in sorted(kept)], frozenset(since)
 
 
 def needed_text(declarations: str, rules: Sequence[EgglogRule]) -> str:

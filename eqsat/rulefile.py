@@ -21,7 +21,7 @@ from eqsat.signature import RANGES
 
 RuleKind = Literal["rewrite", "birewrite", "rule"]
 
-PHASES = ("analysis", "algebra", "distribute", "fold", "lowering", "schedule")
+PHASES = ("analysis", "algebra", "distribute", "fold", "pack", "lowering", "schedule")
 NUMERICS = ("exact", "reassociates", "approximates", "unstable")
 DEFAULT_NUMERICS = ("exact", "reassociates")
 """Classes of rules that a search admits unless told otherwise."""

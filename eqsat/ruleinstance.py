@@ -37,8 +37,11 @@ def program(equation: Equation, side: Node, draw: Draw) -> Program:
     return Program(inputs or empty.inputs, (Output("y", expr, tuple(sorted(expr.axes)), expr.dtype),))
 
 
-def load_text(equation: Equation, draw: Draw) -> str:
-    """Return the left side as it stands, with what the e-graph must know: no way through expressions, which join accesses."""
+def load_text(equation: Equation, draw: Draw, *beside: Node) -> str:
+    """Return the left side as it stands, with what the e-graph must know: no way through expressions, which join accesses.
+
+    `beside` are the other terms that the rule matches.
+    """
     writer = TermWriter(())
     lines = extent_facts(draw.extents)
     terms: dict[str, Node] = {}
@@ -47,7 +50,8 @@ def load_text(equation: Equation, draw: Draw) -> str:
         lines += writer.take_lines()
         terms[v] = _in_range(name, [g.head for g in equation.guards if g.args[0].text == v])
     facts = [_ground(g, draw, terms) for g in equation.guards if is_menu(g)]
-    return "\n".join([*lines, *map(str, facts), f"(let $left {_ground(equation.left, draw, terms)})"])
+    ground = [_ground(term, draw, terms) for term in (equation.left, *beside)]
+    return "\n".join([*lines, *map(str, facts), *(f"(let $left{i} {term})" for i, term in enumerate(ground))])
 
 
 def _read(variable: str, draw: Draw) -> Expr:

@@ -27,6 +27,7 @@ FUNCTIONS: Mapping[str, Signature] = {
     "index-high": (("Index",), "i64"),
     "constant": (("T",), ""),
     "program-axis": (("String",), ""),
+    "constant-read": (("T", "i64"), ""),
     **dict.fromkeys(RANGES, (("T",), "")),
 }
 """Analyses of the e-graph, and the relations it always has."""
@@ -44,6 +45,7 @@ MACROS: Mapping[str, Signature] = {
     "typed": (("T",), ""),
     "numeric": (("T",), ""),
     "same-dtype": (("T", "T"), ""),
+    "alike-but": (("String", "T", "String", "T"), ""),
     "inside": (("Index", "String"), ""),
     "index-free-of": (("String", "Index"), ""),
 }
@@ -278,6 +280,9 @@ def expand(guards: Sequence[Node]) -> tuple[Node, ...]:
                 out.append(listed("!=", analysis("dtype", a), Node("string", "bool"), at=g))
             case "same-dtype", (a, b):
                 out.append(listed("=", analysis("dtype", a), analysis("dtype", b), at=g))
+            case "alike-but", (j, a, k, b):
+                left = listed("set-remove", analysis("axes", a), j, at=g)
+                out.append(listed("=", left, listed("set-remove", analysis("axes", b), k, at=g), at=g))
             case "inside", (ix, k):
                 out.append(listed(">=", analysis("index-low", ix), Node("int", "0"), at=g))
                 out.append(listed("<", analysis("index-high", ix), analysis("extent", k), at=g))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from eqsat.errors import UsageError
@@ -68,6 +67,8 @@ PHASES: tuple[Phase, ...] = (
     # (research: 180 rows after one round at n = 4, over 600,000 without a bound).
     Phase("distribute", ("distribute",), rounds=1),
     Phase("algebra after distribution", ("algebra", "fold")),
+    # What is laid side by side is taken apart again by the algebra, which therefore does not see it.
+    Phase("pack", ("pack",)),
     Phase("lowering", ("lowering",), grows=False),
     Phase("analysis after lowering", ("analysis",), grows=False),
 )
@@ -157,6 +158,15 @@ class SaturationReport:
         cut = [p.stop for p in self.phases if p.stop in ("nodes", "time", "memory")]
         return cut[0] if cut else "saturated"
 
+    @property
+    def why(self) -> str:
+        """Say where growth ended, and which rule had matched most by then."""
+        cut = [p for p in self.phases if p.stop in ("nodes", "time", "memory")]
+        if not cut:
+            return "saturated"
+        most = max(self.rules, key=lambda r: (r.matches if r.name != "analysis" else -1, r.name))
+        return f"{cut[0].stop} in phase {cut[0].name} at {cut[0].nodes} nodes; {most.name} matched most, {most.matches} times"
+
     def __str__(self) -> str:
         head = f"{self.stop}: {self.nodes} nodes in {self.classes} classes, {self.steps} steps, {self.time_ms:.1f} ms"
         lines = [head, *(f"replayed: {why}" for why in self.replays)]
@@ -167,23 +177,3 @@ class SaturationReport:
             lines.append(f"{'rule':<40}{'matches':>9}{'ms':>9}")
             lines += [f"{r.name:<40}{r.matches:>9}{r.time_ms:>9.2f}" for r in fired]
         return "\n".join(lines)
-
-
-def together(reports: Sequence[SaturationReport]) -> SaturationReport:
-    """Return one report of several saturations: phases in a row, matches and times summed."""
-    if len(reports) == 1:
-        return reports[0]
-    phases = [replace(p, name=f"region {n}: {p.name}") for n, report in enumerate(reports, 1) for p in report.phases]
-    rules: dict[str, RuleCount] = {}
-    for r in (r for report in reports for r in report.rules):
-        old = rules.get(r.name, RuleCount(r.name, 0, 0.0))
-        rules[r.name] = RuleCount(r.name, old.matches + r.matches, old.time_ms + r.time_ms)
-    return SaturationReport(
-        tuple(phases),
-        tuple(rules[name] for name in sorted(rules)),
-        sum(r.nodes for r in reports),
-        sum(r.classes for r in reports),
-        sum(r.steps for r in reports),
-        sum(r.time_ms for r in reports),
-        tuple(why for r in reports for why in r.replays),
-    )

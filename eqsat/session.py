@@ -276,7 +276,7 @@ def _saturation(
 ) -> SaturateTask:
     """Lay out what the worker loads; rules of phases that do not run (analyses always do) and that cannot fire are left out."""
     running = [r for r in rules if r.phase == "analysis" or any(r.phase in p.rules for p in phases)]
-    used, held = relevant(running, declarations, load_text)
+    used, held = relevant(running, declarations, load_text, phases=phases)
     rulesets, rule_texts = _in_rulesets(used)
     own = signature.declarations(accesses="Access" in held)
     needed = needed_text(declarations, used)

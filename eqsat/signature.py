@@ -76,6 +76,7 @@ def declarations(*, accesses: bool = True) -> str:
         "(function counting (String) String :no-merge)",
         "(relation constant (T))",
         "(relation program-axis (String))",
+        "(relation constant-read (T i64))",
         *(f"(relation {name} (T))" for name in RANGES),
         "(ruleset rs-analysis)",
         *index_declarations(rules=accesses),
@@ -108,12 +109,17 @@ def load_text(program: Program, roots: Sequence[str]) -> str:
             f"expected one global name starting with $ for each of the {len(program.outputs)} outputs; got {list(roots)}"
         )
     lines = extent_facts(program.extents)
-    writer = TermWriter({i.name for i in program.inputs if i.constant})
+    writer = TermWriter(constant_inputs(program))
     for root, out in zip(roots, program.outputs, strict=True):
         term = writer.strong(out.expr)
         lines += writer.take_lines()
         lines.append(f"(let {root} {term})")
     return "\n".join(lines) + "\n"
+
+
+def constant_inputs(program: Program) -> tuple[str, ...]:
+    """Return the names of the inputs that are the same in every call, in order."""
+    return tuple(i.name for i in program.inputs if i.constant)
 
 
 def extent_facts(extents: Mapping[str, int]) -> list[str]:
@@ -234,12 +240,12 @@ class TermWriter:
 
     Parameters
     ----------
-    constant_inputs : set of str
-        Names of the inputs that are the same in every call.
+    constant_inputs : sequence of str
+        Names of the inputs that are the same in every call; their order says which are neighbours.
     """
 
-    def __init__(self, constant_inputs: set[str]) -> None:
-        self._constant_inputs = constant_inputs
+    def __init__(self, constant_inputs: Sequence[str]) -> None:
+        self._constant_inputs = list(constant_inputs)
         self._written: dict[str, tuple[str, str]] = {}  # digest -> term, its dtype in the e-graph
         self._depth: dict[str, int] = {}
         self._lines: list[str] = []
@@ -284,6 +290,8 @@ class TermWriter:
         yield f"(set (dtype {name}) {quoted(node.dtype.value)})"
         if node.attrs[0] in self._constant_inputs:
             yield f"(constant {name})"
+            if len(node.axes) > 1:
+                yield f"(constant-read {name} {self._constant_inputs.index(node.attrs[0])})"
 
 
 def _meet(names: Sequence[str]) -> str:

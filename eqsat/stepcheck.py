@@ -68,6 +68,8 @@ class StepChecker:
             return False
         self._bind_conditions(equation.conditions, bound)
         known = set(bound)
+        self._read_off(equation.right, after, bound)
+        self._bind_conditions(equation.conditions, bound)
         return self._agrees(equation.right, after, bound) and self._defined(equation.conditions, bound, set(bound) - known)
 
     def guards_hold(self, equation: Equation, before: int) -> bool | None:
@@ -135,7 +137,10 @@ class StepChecker:
             if isinstance(a, Index):
                 if not self._match_index(p, a, bound):
                     return False
-            elif not _same(bound.setdefault(p.text, a) if p.kind == "symbol" else _literal(p), a):
+            elif p.kind == "symbol":
+                if not _same(bound.setdefault(p.text, a), a):
+                    return False
+            elif not self._agrees_literal(p, a, bound):
                 return False
         return True
 
@@ -154,14 +159,32 @@ class StepChecker:
                 return False
         return True
 
+    def _read_off(self, pattern: Node, term: int, bound: dict[str, Value]) -> None:
+        """Bind variables that only a fact binds, or another match of the same use, to what stands in their place."""
+        if pattern.kind == "symbol":
+            bound.setdefault(pattern.text, Term(term))
+            return
+        args = self._terms.args(term)
+        if pattern.head != self._terms.op(term) or len(pattern.args) != len(args):
+            return
+        for p, a in zip(pattern.args, args, strict=True):
+            if isinstance(a, int):
+                self._read_off(p, a, bound)
+                continue
+            value = _value_of(a)
+            if isinstance(value, Index):
+                self._match_index(p, value, bound)
+            elif p.kind == "symbol":
+                bound.setdefault(p.text, value)
+
     def _agrees_literal(self, pattern: Node, value: Value, bound: dict[str, Value]) -> bool:
-        """Whether a literal is what the pattern computes; a variable that only a fact of a relation binds is read off it."""
+        """Whether a literal is what the pattern computes."""
         if isinstance(value, Index):
             return self._match_index(pattern, value, bound)
         try:
             return _same(self._value(pattern, bound), value)
         except UnknownFunctionError:
-            return pattern.kind == "symbol" and _same(bound.setdefault(pattern.text, value), value)
+            return False
 
     def _defined(self, conditions: Sequence[Node], bound: dict[str, Value], read_off: set[str]) -> bool:
         """Whether the variables that were read off the right side are what the conditions define them to be."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from eqsat.access import Index
@@ -162,3 +164,24 @@ def test_an_access_moves_to_the_reads_and_joins_the_ones_there():
     inner = Index.axis("p") * 2 + Index.const(-1)
     target = reduce("sum", "i", apply("exp", accessed(a, "k", inner, {"p": 4})))
     assert derived(source, target, given) == "derived"
+
+
+def packed(x: Expr, v: Expr, w: Expr) -> tuple[Expr, str, dict[str, int]]:
+    """Σ_k x·(v ‖ w), the axis along which they lie side by side, and its extent."""
+    n, m = v.type.extents["n"], w.type.extents["m"]
+    both = made_axis("n+m", "o", n + m)
+    index, extents = Index.axis(both), {both: n + m}
+    joined = add(accessed(v, "n", index, extents), accessed(w, "m", index + Index.const(-n), extents))
+    return reduce("sum", "k", mul(x, joined)), both, extents
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_products_with_neighbouring_constants_are_stretches_of_one(constant):
+    (x, given_x), (v, given_v), (w, given_w) = input_of("x", i=5, k=6), input_of("v", k=6, n=3), input_of("w", k=6, m=4)
+    given_v, given_w = replace(given_v, constant=constant), replace(given_w, constant=constant)
+    source = apply("tanh", mul(reduce("sum", "k", mul(x, v)), reduce("sum", "k", mul(x, w))))
+    product, both, _ = packed(x, v, w)
+    left = accessed(product, both, Index.axis("n"), {"n": 3})
+    right = accessed(product, both, Index.axis("m") + Index.const(3), {"m": 4})
+    status = derived(source, apply("tanh", mul(left, right)), given_x, given_v, given_w)
+    assert (status == "derived") == constant

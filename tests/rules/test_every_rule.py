@@ -40,7 +40,8 @@ def test_it_fires_on_its_own_left_side(rule: Rule, equation: Equation):
     graph.run(declarations())
     graph.run("\n".join(map(str, RULES.declarations)))
     graph.run("\n".join(r.egglog("rs-analysis") for r in RULES.phase("analysis")))
-    graph.run(f"(ruleset rs-rule)\n{rule.egglog('rs-rule')}\n{load_text(equation, situation(equation))}")
+    others = [e.left for e in equations(rule) if rule.kind == "rule"]
+    graph.run(f"(ruleset rs-rule)\n{rule.egglog('rs-rule')}\n{load_text(equation, situation(equation), *others)}")
     graph.step(graph.parse("(run-schedule (saturate (run rs-analysis)))"))
     assert graph.step(graph.parse("(run-schedule (run rs-rule))"))[1] > 0
 
