@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -214,11 +215,15 @@ add_commands(rules_group, _emit, program_in)
 @commands.command("explain")
 @click.argument("folder", type=click.Path(path_type=Path, exists=True))
 @click.option("--all", "everything", is_flag=True, help="Show commutations and regroupings too.")
-def explain_command(folder: Path, everything: bool) -> int:
-    """Tell the story of a receipt: FOLDER is one that --emit bundle or save() wrote, or a receipt.json."""
-    from eqsat.search.explain import explain
+@click.option("--width", type=click.IntRange(40), default=None, help="Characters of a line; the terminal's by default.")
+@_json
+def explain_command(folder: Path, everything: bool, width: int | None, as_json: bool) -> int:
+    """Tell the story of a receipt as a proof: FOLDER is one that --emit bundle or save() wrote, or a receipt.json."""
+    from eqsat.search.explain import explain, proof_of
 
-    click.echo(explain(read_receipt(folder), everything=everything))
+    record = read_receipt(folder)
+    columns = width or max(60, shutil.get_terminal_size((120, 24)).columns)
+    _emit(proof_of(record) if as_json else {}, lambda: explain(record, everything=everything, width=columns), as_json)
     return OK
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from eqsat.access import AccessMap, Index
 from eqsat.ir import Expr
 from eqsat.ops import Kind
@@ -15,8 +17,14 @@ _NAMES = {"maximum": "max", "minimum": "min", "sqrt": "√", "sigmoid": "σ"}
 _ATOM, _UNARY, _SUM, _LONG = 9.0, 6.0, 4.5, 16
 
 
-def show(expr: Expr) -> str:
+def show(expr: Expr, names: Mapping[str, str] | None = None) -> str:
     """Return `expr` as one line; longer parts that occur more than once are written once, after `where`.
+
+    Parameters
+    ----------
+    expr : Expr
+    names : mapping of str to str, optional
+        What to write for subexpressions with these digests; then nothing else is named.
 
     Examples
     --------
@@ -37,6 +45,9 @@ def show(expr: Expr) -> str:
     named: list[str] = []
     for e in nodes:
         text, level = _node(e, [shown[a.digest] for a in e.args])
+        if names is not None:
+            shown[e.digest] = (names[e.digest], _ATOM) if e.digest in names else (text, level)
+            continue
         if e.args and uses.get(e.digest, 0) > 1 and len(text) > _LONG:
             name = _letter(len(named))
             named.append(f"{name} = {text}")

@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +100,7 @@ def build(
     alternatives: Sequence[Mapping[str, Any]],
     interrupted: bool,
     notes: Sequence[str],
+    regions: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the record of a finished search: plain data, equal to what is read back from its JSON text."""
     program = executable.plan.program
@@ -131,6 +132,8 @@ def build(
         "not_proved": list(LIMITS),
         "notes": list(notes),
     }
+    if regions is not None:
+        record["regions"] = dict(regions)
     plain: dict[str, Any] = _plain(record)
     return plain
 
@@ -203,6 +206,7 @@ def _lines(r: Mapping[str, Any]) -> list[str]:
         lines.append(f"{kind} " + "\n         ".join([*made, *_once(k), f"{k['family']}: {k['schedule']}"]))
     checks = (r["verification"] or {}).get("checks", ())
     lines += [f"check    {c['name']}: worst {c['worst']:.3g} of its bound" for c in checks]
+    lines += _regions(r["regions"]) if "regions" in r else []
     steps = r["derivation"]["steps"]
     steps = [s for s in steps if s["rule"]]
     shown = [s["rule"] + (" (reversed)" if s["direction"] == "reverse" else "") for s in steps if not s["rearranges"]]
@@ -215,11 +219,19 @@ def _lines(r: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _regions(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each different region, and one for the borders."""
+    for p in found["parts"]:
+        kernels = p["kernels"][1] - p["kernels"][0]
+        yield f"region   {p['count']}× {p['operations']} operations in {kernels} kernels, {p['saturation']['nodes']} nodes: {p['search']['verdict']}"
+    stored, most_ns = (sum(float(b[k]) for b in found["borders"]) for k in ("bytes", "saves_ns"))
+    yield f"borders  {len(found['borders'])} store {stored / 2**20:.1f} MiB; fusing across them could save {most_ns / 1e3:.2f} µs at most"
+
+
 def _proof(proof: Mapping[str, Any]) -> str:
     """Return in words how the plan is known to be the program."""
     value = proof["value"]["note"]
     if proof["method"] != "derived":
         return f"plan and program are {value}" if proof["value"]["method"] != "untested" else value
-    weakest = {"field": "tested in prime fields", "fuzz": "tested in floats", "structural": "about no values"}
-    resting = "" if proof["weakest"] is None else f" by rules that are {weakest.get(proof['weakest'], proof['weakest'])} at least"
+    resting = "" if proof["weakest"] is None else f" (weakest evidence of a rule: {proof['weakest']})"
     return f"derived{resting}; and {value}"

@@ -272,7 +272,7 @@ def test_explain_takes_a_folder_or_a_file(saved: Path, capsys: pytest.CaptureFix
     story = capsys.readouterr().out
     assert cli.run(["explain", str(saved / "receipt.json")]) == cli.OK
     assert capsys.readouterr().out == story
-    assert "Rewrites (derived)" in story
+    assert "Proof that the plan is the program: " in story
 
 
 def test_explain_refuses_what_is_no_receipt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,7 +70,7 @@ def test_the_receipt_says_how_the_plan_is_known_to_be_the_program() -> None:
     assert proof["method"] == "derived"
     assert proof["weakest"] in ("proved", "field", "fuzz")
     assert proof["value"]["method"] in ("field", "normal form")
-    assert "proof    derived by rules that are" in str(found)
+    assert "proof    derived (weakest evidence of a rule: " in str(found)
 
 
 def test_without_a_derivation_the_comparison_of_values_counts() -> None:
