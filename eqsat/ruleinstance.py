@@ -42,7 +42,7 @@ def load_text(equation: Equation, draw: Draw, *beside: Node) -> str:
 
     `beside` are the other terms that the rule matches.
     """
-    writer = TermWriter(())
+    writer = TermWriter([g.args[0].text for g in equation.guards if g.head == "constant"])
     lines = extent_facts(draw.extents)
     terms: dict[str, Node] = {}
     for v in equation.tensors:

@@ -28,6 +28,10 @@ FUNCTIONS: Mapping[str, Signature] = {
     "constant": (("T",), ""),
     "program-axis": (("String",), ""),
     "constant-read": (("T", "i64"), ""),
+    "elements": (("Axes",), "i64"),
+    "counted-axes": (("Axes",), ""),
+    "turn-asked": (("String", "T", "T", "T", "Axes", "Axes", "Axes"), ""),
+    "turn-pays": (("String", "T", "T", "T"), ""),
     **dict.fromkeys(RANGES, (("T",), "")),
 }
 """Analyses of the e-graph, and the relations it always has."""

@@ -28,6 +28,19 @@ RANGES: Mapping[str, tuple[str, float]] = {
 }
 """Relations about the range of a value, found by rules: each means that the value equals this op of itself and the number."""
 
+COSTS = frozenset({"turn-pays"})
+"""Relations that say what pays, not what holds: a law is tested without them, and a step is right without them."""
+
+# The points of each box of axes that a rule asks for by `(counted-axes …)`: the set is taken apart axis by axis.
+_COUNTS = (
+    "(relation counted-axes (Axes))",
+    "(function elements (Axes) i64 :no-merge)",
+    '(rule ((counted-axes x) (= 0 (set-length x))) ((set (elements x) 1)) :ruleset rs-analysis :name "analysis/elements-none")',
+    "(rule ((counted-axes x) (< 0 (set-length x)) (= a (set-get x 0))) ((counted-axes (set-remove x a)))"
+    ' :ruleset rs-analysis :name "analysis/elements-rest")',
+    "(rule ((counted-axes x) (< 0 (set-length x)) (= a (set-get x 0)) (= r (set-remove x a)) (= n (elements r)) (= m (extent a)))"
+    ' ((set (elements x) (* n m))) :ruleset rs-analysis :name "analysis/elements")',
+)
 _LEAVES = {"read": "String String", "const": "f64", "iota": "String"}
 _GIVEN = {"access": "String Index T", "cast": "T String"}
 _NAMES = (*(d.value for d in DType), WEAK)
@@ -78,7 +91,10 @@ def declarations(*, accesses: bool = True) -> str:
         "(relation program-axis (String))",
         "(relation constant-read (T i64))",
         *(f"(relation {name} (T))" for name in RANGES),
+        "(relation turn-asked (String T T T Axes Axes Axes))",
+        "(relation turn-pays (String T T T))",
         "(ruleset rs-analysis)",
+        *_COUNTS,
         *index_declarations(rules=accesses),
     ]
     for op in TABLE:

@@ -13,7 +13,7 @@ from eqsat.indexterms import INDEX_CONSTRUCTORS, canonical, extent_in, read_inde
 from eqsat.ir import Program
 from eqsat.ops import BY_CONSTRUCTOR, Kind, Result
 from eqsat.sexpr import Node
-from eqsat.signature import WEAK, weak_dtype
+from eqsat.signature import COSTS, WEAK, weak_dtype
 
 Value = Any
 """A term's number wrapped in `Term`, an index expression, an axis set, a string, or a number."""
@@ -207,6 +207,8 @@ class StepChecker:
                     continue
 
     def _true(self, condition: Node, bound: dict[str, Value]) -> bool:
+        if condition.head in COSTS:
+            return True
         if condition.head in _COMPARISONS:
             return _COMPARISONS[condition.head](*(self._value(a, bound) for a in condition.args))
         return bool(self._value(condition, bound))
