@@ -84,7 +84,7 @@ class Limits:
     nodes : int
         E-nodes of values and regions, looked at between steps.
     soft_s : float
-        Seconds of saturation, looked at between steps.
+        Seconds of the worker's own processor time, looked at between steps: what else the machine does changes nothing.
     hard_s : float
         Seconds after which the worker is killed inside a step and the run repeated up to the step before.
     memory_bytes : int
@@ -93,7 +93,7 @@ class Limits:
 
     nodes: int = 20_000
     soft_s: float = 2.0
-    hard_s: float = 10.0
+    hard_s: float = 20.0
     memory_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:

@@ -147,6 +147,7 @@ class Course:
     def __init__(self, task: SaturateTask, tell: Tell, goal: str = "") -> None:
         self._task, self._tell, self._goal = task, tell, goal
         self._start_s = time.perf_counter()
+        self._start_cpu_s = time.process_time()
         self._graph = EGraph()
         for file, text in task.texts:
             self._graph.run(text, file)
@@ -252,7 +253,7 @@ class Course:
         limits = self._task.limits
         if self._nodes >= limits.nodes:
             return "nodes"
-        if time.perf_counter() - self._start_s >= limits.soft_s:
+        if time.process_time() - self._start_cpu_s >= limits.soft_s:
             return "time"
         return "memory" if resident_bytes() - self._worker_bytes >= limits.memory_bytes else None
 

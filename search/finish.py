@@ -13,9 +13,10 @@ from eqsat.codegen.plan import Executable, Step
 from eqsat.errors import CompileError, KernelFaultError, NoKernelError, WrongResultError
 from eqsat.evidence import Evidence
 from eqsat.ir import Program
+from eqsat.regions import Partition
 from eqsat.rulefile import RuleSet
 from eqsat.saturation import SaturationReport
-from eqsat.search import receipt
+from eqsat.search import receipt, regional
 from eqsat.search.beside import misled
 from eqsat.search.candidates import PREPARED, Candidate, Sweep
 from eqsat.search.compose import compose
@@ -193,6 +194,42 @@ def record(
         alternatives=decided.alternatives,
         interrupted=interrupted,
         notes=(*decided.notes, *notes),
+    )
+
+
+def record_regions(
+    partition: Partition,
+    made: Mapping[str, Optimized],
+    options: Options,
+    place: Place,
+    decided: Decision,
+    rates: Rates,
+    *,
+    interrupted: bool,
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """Return the receipt's record of a search by regions; `made` has the result of each different one."""
+    parts = [made[p.digest].receipt.record for p in partition.distinct]
+    executables = {digest: found.executable for digest, found in made.items()}
+    return receipt.build(
+        decided.executable,
+        target=place.target.name,
+        device=place.name,
+        fingerprint=place.fingerprint,
+        options=dataclasses.asdict(options) | {"rules": [p.name for p in options.rules]},
+        rules=list({r["name"]: r for part in parts for r in part["rules"]}.values()),
+        saturation=regional.saturation(parts),
+        derivation=regional.derivation(partition, parts),
+        proof=regional.proof(partition, parts),
+        certificate=regional.certificate(partition, {p.digest: made[p.digest].receipt.record for p in partition.distinct}),
+        counts=regional.counted(parts),
+        kernels=list(regional.kernels(decided.executable, partition, made)),
+        verdict=decided.verdict,
+        timing=decided.timing,
+        alternatives=decided.alternatives,
+        interrupted=interrupted,
+        notes=(*decided.notes, *notes),
+        regions=regional.record(partition, made, executables, rates),
     )
 
 

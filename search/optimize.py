@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eqsat.codegen.kernel import Rates, Schedule
+from eqsat.codegen.kernel import KernelBinary, KernelSource, Rates, Schedule
 from eqsat.codegen.plan import Executable, Plan, Step
 from eqsat.debug import CANDIDATES, COMPILER, RULES, SOURCES, SUMMARY, inspector
 from eqsat.errors import CompileError, NoKernelError, WrongResultError
 from eqsat.evidence import Evidence
+from eqsat.frozen import Frozen
 from eqsat.ir import Program
 from eqsat.kernelgraph import KernelGraph
+from eqsat.region_borders import Order
+from eqsat.regions import REGION_OPERATIONS, Partition, split
 from eqsat.rulefile import RuleSet
 from eqsat.saturation import SaturationReport
-from eqsat.search import bundle, finish, machine
+from eqsat.search import bundle, finish, machine, regional
 from eqsat.search.candidates import Candidate, Sweep, Timed, bound_candidates, candidates_of, mark_prepared
 from eqsat.search.device import Device
 from eqsat.search.extraction import Certificate, Extraction, Floors, unmeasured_choice
@@ -28,7 +32,7 @@ from eqsat.search.options import Options, parse_budget
 from eqsat.search.progress import Progress, progress_for
 from eqsat.search.proofs import Proofs, RuleAtFaultError
 from eqsat.search.result import Optimized, from_bundle
-from eqsat.search.rulebase import admitted_rules, code_digest, declarations, package_rules
+from eqsat.search.rulebase import admitted_rules, code_digest, declarations, for_target, package_rules
 from eqsat.search.schedules import family_of, points, space_term
 from eqsat.search.store import Store, default_path
 from eqsat.search.sweep import Sweeper
@@ -120,15 +124,17 @@ def optimize(
         kept = store if isinstance(store, Store) else Store(store if store is not None else default_path())
         if kept is not store:
             stack.callback(kept.close)
-        key = _result_key(program, options, place)
-        if baseline is None and (known := kept.result(key)):
-            return from_bundle(bundle.unpack(known[1]))
+        if baseline is None and (known := _known(program, options, place, kept)):
+            return known
         tell = stack.enter_context(progress_for(progress))
         search = Search(program, options, place, kept, tell, began + options.budget_s)
-        found = stack.enter_context(contextlib.closing(search)).run(baseline)
-        if not found.receipt.interrupted and found.receipt.closed:
-            kept.put_result(key, {"median_ns": found.receipt.median_ns}, bundle.pack(found.files()))
-        return found
+        return stack.enter_context(contextlib.closing(search)).run(baseline)
+
+
+def _known(program: Program, options: Options, place: Place, store: Store) -> Optimized | None:
+    """Return the result that the store has, if the search for it was closed."""
+    kept = store.result(_result_key(program, options, place))
+    return from_bundle(bundle.unpack(kept[1])) if kept else None
 
 
 def apart_bytes(program: Program, rates: Rates) -> int:
@@ -147,15 +153,25 @@ def _result_key(program: Program, options: Options, place: Place) -> str:
 
 
 class Search:
-    """One search: its stages in order, and what an interrupt keeps."""
+    """One search: its stages in order, and what an interrupt keeps.
+
+    A large program is searched region by region, each by a search of its own that works with the `host`'s session and device.
+    """
 
     def __init__(
-        self, program: Program, options: Options, place: Place, store: Store, progress: Progress, deadline_s: float
+        self,
+        program: Program,
+        options: Options,
+        place: Place,
+        store: Store,
+        progress: Progress,
+        deadline_s: float,
+        host: Search | None = None,
     ) -> None:
         self.program, self.options, self.place, self.store = program, options, place, store
-        self.progress, self.deadline_s = progress, deadline_s
-        self.session = Session()
-        self.device: Device | None = None
+        self.progress, self.deadline_s, self.host = progress, deadline_s, host
+        self.session: Session = host.session if host else Session()
+        self.device: Device | None = host.device if host else None
         self.interrupted = False
         self.apart_bytes = 0
         self.look = inspector()
@@ -163,28 +179,45 @@ class Search:
 
     def close(self) -> None:
         """End the worker processes."""
+        if self.host is not None:
+            return  # they are the host's
         self.session.close()
         if self.device is not None:
             self.device.close()
 
     def run(self, baseline: Callable[..., Any] | None) -> Optimized:
-        """Run the stages and return the result."""
+        """Search, and keep the result if nothing is left open."""
+        partition = split(self.program, REGION_OPERATIONS)
+        found = self.run_regions(partition, baseline) if len(partition.regions) > 1 else self.run_whole(baseline)
+        if not found.receipt.interrupted and found.receipt.closed:
+            key = _result_key(self.program, self.options, self.place)
+            self.store.put_result(key, {"median_ns": found.receipt.median_ns}, bundle.pack(found.files()))
+        return found
+
+    def run_whole(self, baseline: Callable[..., Any] | None) -> Optimized:
+        """Run the stages on the program as one region; it is split if it outgrows the limits of saturation."""
         began = time.monotonic()
-        ruleset, evidence = admitted_rules(self.options)
+        admitted, evidence = admitted_rules(self.options)
+        ruleset = for_target(admitted, self.place.target)
         self.deadline_s += time.monotonic() - began  # a law is checked once and then remembered: no part of the budget
-        if self.options.measure and self.place.open_device is not None:
-            self.device = self.place.open_device(self.store)
+        self.open_device()
         while True:
             self.proofs = Proofs(self.program, ruleset, self.session)
             try:
-                return self._run(ruleset, evidence, baseline)
+                return self.run_under(ruleset, evidence, baseline)
             except RuleAtFaultError as wrong:
                 self.notes.append(str(wrong))
                 ruleset = ruleset.admit(self.options.numerics, [wrong.rule])
 
-    def _run(self, ruleset: RuleSet, evidence: Mapping[str, Evidence], baseline: Callable[..., Any] | None) -> Optimized:
-        """Run the stages under these rules."""
-        report, graph = self.saturate(ruleset)
+    def run_under(self, ruleset: RuleSet, evidence: Mapping[str, Evidence], baseline: Callable[..., Any] | None) -> Optimized:
+        """Run the stages under these rules; RuleAtFaultError if one of them makes a plan wrong."""
+        report, frozen = self.saturate(ruleset)
+        if report.stop != "saturated":
+            finer = split(self.program, Order.of(self.program).size // 2)
+            if len(finer.regions) > 1:
+                self.notes.append(f"split into {len(finer.regions)} regions, as one outgrew a limit of saturation: {report.why}")
+                return self.run_regions(finer, baseline)
+        graph = KernelGraph(self.program, frozen)
         candidates, rates = self.lower(graph, ruleset)
         if self.device is None:
             executable, certificate, sweeps, counts = self.choose_by_model(candidates, graph, rates)
@@ -202,20 +235,59 @@ class Search:
             self.proofs,
             interrupted=self.interrupted, notes=self.notes,
         )  # fmt: skip
-        found = finish.result(decided, record)
+        return self.shown(finish.result(decided, record))
+
+    def run_regions(self, partition: Partition, baseline: Callable[..., Any] | None) -> Optimized:
+        """Search each different region, and put the plans together."""
+        self.open_device()
+        self.progress.note(str(partition).splitlines()[0])
+        made: dict[str, Optimized] = {}
+        for n, program in enumerate(partition.distinct):
+            now = time.monotonic()
+            deadline_s = now + (self.deadline_s - now) * _SHARE / (len(partition.distinct) - n)
+            known = _known(program, self.options, self.place, self.store)
+            search = Search(program, self.options, self.place, self.store, self.progress, deadline_s, host=self)
+            made[program.digest] = known or search.run(None)
+            self.interrupted |= search.interrupted
+            self.notes += [note for note in search.notes if note not in self.notes]
+        executables = {digest: found.executable for digest, found in made.items()}
+        whole = regional.assemble(partition, executables, self.compiled)
+        self.progress.stage("select")
+        decided = finish.Decision(whole) if self.device is None else finish.select(self.device, [whole], baseline)
+        rates = machine.rates_of(self.place, self.device, self.store)
+        record = finish.record_regions(
+            partition, made, self.options, self.place, decided, rates, interrupted=self.interrupted, notes=self.notes
+        )
+        return self.shown(finish.result(decided, record))
+
+    def open_device(self) -> None:
+        """Open the device, if kernels are to be measured on one."""
+        if self.device is None and self.options.measure and self.place.open_device is not None:
+            self.device = self.place.open_device(self.store)
+
+    def compiled(self, source: KernelSource) -> KernelBinary:
+        """Compile a kernel; CompileError if it does not."""
+        compile_sources = functools.partial(machine.compile_for, self.place) if self.device is None else self.device.compile
+        ((_, binary),) = compile_sources([source])
+        if isinstance(binary, CompileError):
+            raise binary
+        return binary
+
+    def shown(self, found: Optimized) -> Optimized:
+        """Show a result at the stages that the debug dial opens."""
         self.look.show(SUMMARY, "result", lambda: str(found))
         self.look.show(CANDIDATES, "leaderboard", lambda: str(found.leaderboard))
         self.look.show(SOURCES, "sources", lambda: found.source, suffix="c" if self.place.target.kind == "cpu" else "cu")
         self.look.show(COMPILER, "compiler", lambda: "\n".join(str(s.binary.resources) for s in found.executable.steps))
         return found
 
-    def saturate(self, ruleset: RuleSet) -> tuple[SaturationReport, KernelGraph]:
-        """Saturate the program under the rules and enumerate its kernels."""
+    def saturate(self, ruleset: RuleSet) -> tuple[SaturationReport, Frozen]:
+        """Saturate the program under the rules."""
         self.progress.stage("saturate")
         report, frozen = self.session.saturate(self.program, ruleset.rules, declarations=declarations(ruleset))
         self.progress.note(f"{report.nodes} nodes, {report.stop}")
         self.look.show(RULES, "saturation", lambda: str(report))
-        return report, KernelGraph(self.program, frozen)
+        return report, frozen
 
     def lower(self, graph: KernelGraph, ruleset: RuleSet) -> tuple[list[Candidate], Rates]:
         """Find each kernel's problem, its legal schedules and its lower bound."""
@@ -229,7 +301,7 @@ class Search:
         )
         offered: dict[Any, tuple[Schedule, ...]] = {s: points(p) for s, p in zip(spaces, found, strict=True)}
         rates = machine.rates_of(self.place, self.device, self.store)
-        self.apart_bytes = apart_bytes(self.program, rates)
+        self.apart_bytes = apart_bytes(self.host.program if self.host else self.program, rates)
         bound_candidates(candidates, offered, self.place.target, rates)
         self.progress.note(f"{len(candidates)} kernels, {refused} served by no family")
         self.look.show(CANDIDATES, "kernels", lambda: "\n".join(map(str, candidates)))
@@ -239,7 +311,7 @@ class Search:
         """Measure kernels until no unmeasured plan can be better, or the budget ends."""
         limits = graph.limits
         space = (
-            f"{len(candidates)} kernels of ≤ {limits.loads} loads and ≤ {limits.per_class} regions a class, "
+            f"{len(candidates)} kernels of ≤ {limits.loads} loads and ≤ {graph.cuts.per_class} regions a class, "
             f"{graph.cuts.truncated} regions dropped"
         )
         known = self.store.fact(self._floors_key())
@@ -322,12 +394,7 @@ class Search:
             assert best is not None, "a finalist's kernels are all measured"
             source = family_of(best.schedule).emit(c.problem, best.schedule)
             binary = best.binary if best.binary is not None and best.binary.source == source else None
-            if binary is None:
-                ((_, compiled),) = self.device.compile([source])
-                if isinstance(compiled, CompileError):
-                    raise compiled
-                binary = compiled
-            steps.append(Step(c.kernel, best.schedule, binary))
+            steps.append(Step(c.kernel, best.schedule, self.compiled(source) if binary is None else binary))
         return Executable(Plan(self.program, tuple(s.kernel for s in steps)), tuple(steps))
 
     def choose_by_model(

@@ -1,16 +1,26 @@
-"""A plan for a whole program out of plans for its regions: buffers called as outside, equal kernels compiled once."""
+"""A plan for a whole program out of plans for its regions, and what the receipt says of them.
+
+Buffers are called as outside, equal kernels compiled once. The receipt keeps for each different region its program, derivation,
+proof and certificate, and for each border what it stores: what fusing across it could have saved is at most that traffic.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from eqsat.codegen.kernel import Arg, KernelBinary, KernelSource, WorkspaceArg
+from eqsat import text
+from eqsat.codegen.kernel import Arg, KernelBinary, KernelSource, Rates, WorkspaceArg
 from eqsat.codegen.plan import Executable, Kernel, Plan, Step
 from eqsat.ir import Expr, Input, Output, Program, read, rebuild
-from eqsat.regions import Partition, Region
+from eqsat.planproof import agree
+from eqsat.regions import Partition, Region, rejoin
+from eqsat.search import receipt
 from eqsat.search.bundle import find_problem
+from eqsat.search.extraction import Certificate
+from eqsat.search.result import Optimized
 from eqsat.search.schedules import family_of
 
 Compile = Callable[[KernelSource], KernelBinary]
@@ -27,13 +37,16 @@ def assemble(partition: Partition, made: Mapping[str, Executable], compile_sourc
     compile_source : callable
         Compiles a kernel whose text differs in more than names from the region's own.
     """
-    taken = {i.name for i in partition.program.inputs} | {name for r in partition.regions for name in r.outputs}
     steps: list[Step] = []
-    for n, region in enumerate(partition.regions):
-        part = made[region.program.digest]
-        names = _outer_names(region, part, f"r{n}_", taken)
-        steps += [renamed_step(s, names, compile_source) for s in part.steps]
+    for region, names in zip(partition.regions, buffer_names(partition, made), strict=True):
+        steps += [renamed_step(s, names, compile_source) for s in made[region.program.digest].steps]
     return Executable(Plan(partition.program, tuple(s.kernel for s in steps)), tuple(steps))
+
+
+def buffer_names(partition: Partition, made: Mapping[str, Executable]) -> list[dict[str, str]]:
+    """Return for each region the name in the whole plan of every buffer of the region's plan."""
+    taken = {i.name for i in partition.program.inputs} | {name for r in partition.regions for name in r.outputs}
+    return [_outer_names(r, made[r.program.digest], f"r{n}_", taken) for n, r in enumerate(partition.regions)]
 
 
 def _outer_names(region: Region, part: Executable, stem: str, taken: set[str]) -> dict[str, str]:
@@ -90,3 +103,119 @@ def _skeleton(text: str, names: Sequence[str]) -> str:
         return code
     known = "|".join(sorted(map(re.escape, number), key=len, reverse=True))
     return re.sub(rf"(?<=_)({known})\b", lambda found: f"#{number[found[1]]}", code)
+
+
+def certificate(partition: Partition, parts: Mapping[str, Mapping[str, Any]]) -> Certificate:
+    """Return what is settled of the whole program: the sum over its regions, which store what crosses their borders."""
+    found = [(partition.count(p), parts[p.digest]["search"]) for p in partition.distinct]
+    best = sum(n * float(c["best_ns"]) for n, c in found)
+    bound = sum(n * min(float(c["bound_ns"]), float(c["best_ns"])) for n, c in found)
+    verdicts = [str(c["verdict"]) for _, c in found]
+    verdict = "unmeasured" if "unmeasured" in verdicts else "open" if "open" in verdicts else max(verdicts, key=len)
+    gap = 1.0 if verdict == "unmeasured" or not 0 < best < float("inf") else max(0.0, 1 - bound / best)
+    empirical = " and ".join(dict.fromkeys(str(c["empirical"]) for _, c in found if c["empirical"]))
+    mib = partition.border_bytes / 2**20
+    space = (
+        f"{len(partition.regions)} regions, {len(found)} different, whose {len(partition.borders)} borders store {mib:.1f} MiB: "
+    )
+    space += "; ".join(f"{n}× {c['space']}" for n, c in found)
+    measured, rounds = (sum(int(c[k]) for _, c in found) for k in ("measured", "rounds"))
+    return Certificate(verdict, gap, float(found[0][1]["epsilon"]), bound, best, empirical, space, measured, rounds)
+
+
+def counted(parts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return the sums of what the searches of the regions counted."""
+    out: dict[str, int] = {}
+    for part in parts:
+        for what, n in part["search"]["counts"].items():
+            out[what] = out.get(what, 0) + n
+    return out
+
+
+def saturation(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return one report of the regions' saturations: phases in a row, matches and times summed."""
+    reports = [p["saturation"] for p in parts]
+    rules: dict[str, dict[str, Any]] = {}
+    for r in (r for report in reports for r in report["rules"]):
+        old = rules.setdefault(r["name"], {"name": r["name"], "matches": 0, "time_ms": 0.0})
+        old["matches"], old["time_ms"] = old["matches"] + r["matches"], old["time_ms"] + r["time_ms"]
+    cut = [r["stop"] for r in reports if r["stop"] != "saturated"]
+    return {
+        "phases": [p | {"name": f"region {n}: {p['name']}"} for n, r in enumerate(reports) for p in r["phases"]],
+        "rules": [rules[name] for name in sorted(rules)],
+        **{k: sum(r[k] for r in reports) for k in ("nodes", "classes", "steps", "time_ms")},
+        "replays": [why for r in reports for why in r["replays"]],
+        "stop": cut[0] if cut else "saturated",
+        "rules_digest": reports[0]["rules_digest"],
+    }
+
+
+def proof(partition: Partition, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the weakest of the regions' proofs, or that of their being the program together, if that is weaker."""
+    joined = agree([o.expr for o in partition.program.outputs], [o.expr for o in rejoin(partition).outputs])
+    value = {f.name: getattr(joined, f.name) for f in dataclasses.fields(joined)} | {"note": f"regions put together: {joined}"}
+    found = [*(p["proof"] for p in parts), {"method": joined.method, "weakest": None, "value": value}]
+    return max(found, key=lambda p: _PROOFS.index(p["method"]))
+
+
+_PROOFS = ("derived", "identical", "normal form", "field", "laws", "float", "untested", "refuted")
+
+
+def derivation(partition: Partition, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return whether all regions have derivations; the chains stand with the regions."""
+    missing = [p["derivation"]["status"] for p in parts if p["derivation"]["status"] != "derived"]
+    ends = [{"output": o.name, "from": "", "to": ""} for o in partition.program.outputs]
+    return {"status": missing[0] if missing else "derived", "goals": 0, "parts": [], "names": [], "steps": [], "ends": ends}
+
+
+def record(
+    partition: Partition, made: Mapping[str, Optimized], executables: Mapping[str, Executable], rates: Rates
+) -> dict[str, Any]:
+    """Return what the receipt says of regions and borders.
+
+    `saves_ns` is the most that fusing across a border could have saved: what it stores written and read once.
+    """
+    names = buffer_names(partition, executables)
+    first: dict[str, int] = {}
+    starts = [0]
+    for n, region in enumerate(partition.regions):
+        first.setdefault(region.program.digest, n)
+        starts.append(starts[-1] + len(executables[region.program.digest].steps))
+    parts = []
+    for program in partition.distinct:
+        n, found = first[program.digest], made[program.digest].receipt.record
+        parts.append(
+            {
+                "program": text.dumps(program),
+                "digest": program.digest,
+                "count": partition.count(program),
+                "operations": partition.regions[n].operations,
+                "kernels": [starts[n], starts[n + 1]],
+                "buffers": names[n],
+                "saturation": {k: found["saturation"][k] for k in ("nodes", "classes", "stop", "time_ms")},
+                "derivation": found["derivation"],
+                "proof": found["proof"],
+                "search": found["search"],
+                **({"regions": found["regions"]} if "regions" in found else {}),
+            }
+        )
+    borders = [
+        {"name": b.name, "shape": list(b.shape), "dtype": b.dtype, "bytes": b.bytes, "saves_ns": 2 * b.bytes / rates.read}
+        for b in partition.borders
+    ]
+    return {"borders": borders, "parts": parts}
+
+
+def kernels(executable: Executable, partition: Partition, made: Mapping[str, Optimized]) -> Iterator[dict[str, Any]]:
+    """Yield what the receipt says of each kernel, with the trials of the region's own."""
+    trials = [k["trials"] for r in partition.regions for k in made[r.program.digest].receipt.record["plan"]["kernels"]]
+    for n, found in enumerate(trials):
+        yield receipt.kernel_record(executable, n, found)
+
+
+def region_plan(plan: Plan, part: Mapping[str, Any]) -> Plan:
+    """Return the plan of a region, under the region's own names, out of the plan of the whole."""
+    inner = {outer: name for name, outer in part["buffers"].items()}
+    kernels = plan.kernels[slice(*part["kernels"])]
+    found = [find_problem(renamed(k.program, inner), k.problem.family) for k in kernels]
+    return Plan(text.loads(part["program"], file="receipt.json"), tuple(map(Kernel, found)))

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eqsat.codegen.plan import Executable
+from eqsat.codegen.plan import Executable, Plan
 from eqsat.errors import CompileError, EnvironmentMissingError
 from eqsat.rulefile import builtin_rules
 from eqsat.search import machine
-from eqsat.search.finish import derivation_record
 from eqsat.search.machine import Place
 from eqsat.search.proofs import Proofs
+from eqsat.search.regional import region_plan
 from eqsat.search.result import load
 from eqsat.search.schedules import family_of
 from eqsat.search.store import Store
@@ -72,13 +72,28 @@ def replay(folder: str | Path) -> Report:
 
 
 def _derived(executable: Executable, record: Mapping[str, Any]) -> Finding:
-    program = executable.plan.program
-    proofs = Proofs(program, builtin_rules().admit(record["options"]["numerics"]))
-    found = derivation_record(program, executable, proofs)
-    before = [s["rule"] for s in record["derivation"].get("steps", ())]
-    now = [s["rule"] for s in found["steps"]]
-    detail = f"{len(now)} steps, {'the same rules' if before == now else 'by other rules'}: {found['status']}"
-    return Finding("derivation", found["status"] == "derived", detail)
+    rules = builtin_rules().admit(record["options"]["numerics"])
+    before: list[str] = []
+    now: list[str] = []
+    missing: list[str] = []
+    for plan, kept in _searched(executable.plan, record):
+        found = Proofs(plan.program, rules).derived(plan)
+        before += [s["rule"] for s in kept["steps"]]
+        now += [s.rule for s in found.steps]
+        missing += [] if found.found else [found.status]
+    status = missing[0] if missing else "derived"
+    return Finding(
+        "derivation", not missing, f"{len(now)} steps, {'the same rules' if before == now else 'by other rules'}: {status}"
+    )
+
+
+def _searched(plan: Plan, record: Mapping[str, Any]) -> Iterator[tuple[Plan, Mapping[str, Any]]]:
+    """Yield each plan that was searched as one, with its derivation: the whole, or those of the different regions."""
+    if "regions" not in record:
+        yield plan, record["derivation"]
+        return
+    for part in record["regions"]["parts"]:
+        yield from _searched(region_plan(plan, part), part)
 
 
 def _compiled(n: int, executable: Executable, place: Place) -> Finding:
