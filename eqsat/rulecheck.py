@@ -41,6 +41,7 @@ from eqsat.rulegate_value import (
     PrimeField,
     UntestableError,
 )
+from eqsat.rulegate_whole import fraction_among_whole
 
 PRIMES = (2147483647, 2147483629)
 """The two largest primes below 2^31: products of residues fit 64 bits."""
@@ -290,6 +291,13 @@ class _Tester:
                     f"{self._head()} changes the dtype: with {given} the left side is {left} and the right side {right}.\n"
                     f"  left   {e.left}\n  right  {e.right}\n"
                     "A constant has no dtype (weak) and takes that of what it meets; guard with (float a), (typed a) or (same-dtype a b)."
+                )
+            if (constant := fraction_among_whole(e, types)) is not None:
+                given = ", ".join(f"{v}: {types[v]}" for v in e.tensors)
+                raise FalseRuleError(
+                    f"{self._head()} lets a fraction meet whole numbers: with {given} the constant {constant} takes a whole dtype.\n"
+                    f"  left   {e.left}\n  right  {e.right}\n"
+                    "Guard with (float a), or write the law with whole constants."
                 )
 
     def _field(self) -> float:
