@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from eqsat.trace import as_program, with_constants
 from eqsat.types import DType
 from tests.codegen.fake_cuda import build, run
 from tests.search.fake_device import FakeDevice
+from tests.search.test_cuda_worker import PRELUDE as CUDA_DEVICE
 from tests.search.test_runner import PRELUDE
 
 F32, N = DType.F32, 5000
@@ -370,3 +372,23 @@ def test_what_is_far_larger_than_the_inputs_is_not_favoured_for_being_prepared()
 
     assert made(64) == {True, False}
     assert made(4096) == {False}  # 64 MiB from 48 KiB
+
+
+def test_on_cuda_a_plan_is_timed_without_its_preparation(fake: Path) -> None:
+    script = """
+import dataclasses
+def timed(constant):
+    made = plan("negate", "negate_b", "negate")
+    inputs = tuple(dataclasses.replace(i, constant=constant) for i in made.plan.program.inputs)
+    whole = dataclasses.replace(made.plan, program=Program(inputs, made.plan.program.outputs))
+    return dataclasses.replace(made, plan=whole)
+once, always = timed(True), timed(False)
+assert [len(p.call.steps) for p in (once, always)] == [1, 3]
+print(json.dumps([m.median_ns for m in device.time_plans([once, always, once])] + [device.verify_plan(once).ok]))
+device.close()
+"""
+    out, _ = run(fake, CUDA_DEVICE + script)
+    once, always, again, right = json.loads(out)
+    assert once == again == pytest.approx(2000, rel=0.01)  # a launch takes 2 µs there
+    assert always == pytest.approx(6000, rel=0.01)
+    assert right
