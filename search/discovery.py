@@ -20,6 +20,7 @@ from eqsat.codegen.targets import parse_target
 from eqsat.derivation import derive
 from eqsat.errors import EqsatError, NoKernelError, UsageError
 from eqsat.ir import Program
+from eqsat.kernelgraph import KernelGraph
 from eqsat.rulefile import RuleSet
 from eqsat.saturation import SaturationReport
 from eqsat.search.compose import compose
@@ -31,7 +32,7 @@ from eqsat.search.machine import Place
 from eqsat.search.optimize import Search
 from eqsat.search.options import Options
 from eqsat.search.progress import progress_for
-from eqsat.search.rulebase import admitted_rules, declarations, for_target
+from eqsat.search.rulebase import admitted_rules, declarations, for_target, for_target
 from eqsat.search.store import Store
 from eqsat.session import Session
 
@@ -96,7 +97,8 @@ class Chooser:
             search.session.close()
             search.session = self.session  # one worker for all rows
             began = time.monotonic()
-            report, graph = search.saturate(self.ruleset)
+            report, frozen = search.saturate(self.ruleset)
+            graph = KernelGraph(program, frozen)
             candidates, _ = search.lower(graph, self.ruleset)
         picked = unmeasured_choice(candidates, graph.goals)
         if not picked:
