@@ -289,6 +289,8 @@ def product_over(form: Poly, variable: Atom) -> Poly:
     for a, p in mono.factors:
         if name in a.free and a.kind == "base" and len(a.args[0].terms) == 1:
             out = out * raised(product_over(a.args[0], variable), p)
+        elif name in a.free and a.kind == "exp":
+            out = out * exponential(sum_over(a.args[0] * p, variable))
         elif name in a.free:
             out = out * single(_prod(a.args[0] if a.kind == "base" else single(a), variable), p)
     return out
