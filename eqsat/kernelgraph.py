@@ -100,12 +100,14 @@ class KernelGraph:
             for cut in self.cuts.of[c]:
                 if cut.mode.family in ("reduce", "online"):
                     groups[cut.mode.family, cut.mode.over, cut.mode.score].setdefault(c, cut)
+                elif cut.mode.family == "point":
+                    groups["point", frozenset(self.frozen.axes[c]), None].setdefault(c, cut)
         for (family, over, _), found in groups.items():
             loads = [cut.loads for cut in found.values()]
             common = frozenset.intersection(*loads)
-            if family == "reduce":  # one that every row of every result walks along: else this is no single pass
-                rows = frozenset(over).union(*(cut.mode.free for cut in found.values()))
-                common = frozenset(x for x in common if rows <= self._load_axes(x))
+            if family != "online":  # one that every element of every result walks along: else this is no single pass
+                walked = frozenset(over).union(*(cut.mode.free for cut in found.values()))
+                common = frozenset(x for x in common if walked <= self._load_axes(x))
             apart = not any(("buf", c) in load for c in found for load in loads)
             if len(found) > 1 and apart and common and len(frozenset().union(*loads)) <= self.limits.loads:
                 yield tuple(found.items())

@@ -46,7 +46,9 @@ def test_normalisation_before_a_matmul_can_be_one_kernel_with_a_row_statistic(gr
 
 def test_softmax_is_one_reduce_kernel_with_two_statistics(graph_of: Callable[[Array], KernelGraph]) -> None:
     graph = graph_of(np_.softmax(tensor("x", (6, 8))))
-    found = [reduce_problem(k.program) for k in graph.kernels if k.family == "reduce" and set(k.writes) <= graph.goals and not k.needs]
+    found = [
+        reduce_problem(k.program) for k in graph.kernels if k.family == "reduce" and set(k.writes) <= graph.goals and not k.needs
+    ]
     assert any(not isinstance(p, str) and len(p.reductions) == 2 and p.keeps for p in found)
 
 
@@ -114,3 +116,11 @@ def test_renaming_a_free_axis_to_a_bound_ones_name_keeps_the_value() -> None:
     free = min(expr.axes)
     renamed = rename(expr, {free: bound})
     assert renamed.axes == (expr.axes - {free}) | {bound}
+
+
+def test_values_of_one_shape_over_the_same_arrays_can_be_written_by_one_kernel(graph_of: Callable[[Array], KernelGraph]) -> None:
+    x, y, w = tensor("x", (6, 8)), tensor("y", (6, 8)), tensor("w", (6, 8))
+    graph = graph_of([np_.exp(x * y), np_.maximum(x * y, 0.0), x - y])  # type: ignore[arg-type]
+    assert [k for k in graph.kernels if set(k.writes) == graph.goals and k.family == "point"]
+    apart = graph_of([np_.exp(x * y), np_.abs(w)])  # type: ignore[arg-type]
+    assert not [k for k in apart.kernels if len(k.writes) > 1]
