@@ -17,17 +17,17 @@ from typing import Any, Literal
 from eqsat import signature
 from eqsat.access import AccessMap, Index
 from eqsat.compressed import Evaluation, TooLargeError
-from eqsat.congruence import Closure, Terms, literal_text
+from eqsat.congruence import Closure, Terms
 from eqsat.errors import EqsatError
 from eqsat.floats import Floats
 from eqsat.ir import Expr, Program, access, read, rebuild
-from eqsat.mirror import equations_of, logging_rule, mirror_declarations
+from eqsat.mirror import equations_of, grounded, logging_rule, mirror_declarations
 from eqsat.prooflines import Line, Pair, Part, parts_of
 from eqsat.relevance import relevant
 from eqsat.rulefile import Rule
 from eqsat.saturation import PHASES, Limits, Phase, RuleText
 from eqsat.session import Session
-from eqsat.sexpr import Node, read_forms
+from eqsat.sexpr import read_forms
 from eqsat.stepcheck import StepChecker
 from eqsat.terms import from_term
 from eqsat.worker import UseLog
@@ -219,7 +219,6 @@ class _Search:
         self.load_text = ""
         self.extents = program.extents
         self._program, self._rules = program, rules
-        self._sorts = signature.constructors()
         self._equations = {f"{r.name}#{n}": e for r in rules for n, e in enumerate(equations_of(r))}
 
     def read_ends(self, sources: Sequence[Expr], targets: Sequence[Expr]) -> list[Pair]:
@@ -262,7 +261,8 @@ class _Search:
         waiting = [g for g in goals if not closure.equal(*g)]
         for name, left, right in found.uses:
             late()
-            closure.equate(self._ground(left, found, ground), self._ground(right, found, ground), name)
+            a, b = (grounded(self.terms, found.terms, m, ground) for m in (left, right))
+            closure.equate(a, b, name)
             while waiting and closure.equal(*waiting[-1]):
                 waiting.pop()
             if not waiting:
@@ -270,23 +270,6 @@ class _Search:
         else:
             raise _NotFoundError("the log of rule uses does not connect the two terms")
         return self._checked(parts_of(self.terms, closure, goals, late), len(goals), late)
-
-    def _ground(self, mirror: int, found: UseLog, ground: dict[int, int]) -> int:
-        """Return the term that a mirror term spells."""
-        stack = [(mirror, False)]
-        while stack:
-            m, ready = stack.pop()
-            if m in ground:
-                continue
-            op, args = found.terms[m]
-            sorts = self._sorts[op][0]
-            if not ready:
-                stack.append((m, True))
-                stack.extend((a, False) for a, s in zip(args, sorts, strict=True) if s == "T")
-                continue
-            plain = (ground[a] if s == "T" else str(a) if s == "Index" else _text_of(a) for a, s in zip(args, sorts, strict=True))
-            ground[m] = self.terms.add(op, tuple(plain))
-        return ground[mirror]
 
     def _checked(self, parts: Sequence[Part], goals: int, late: Callable[[], None]) -> Derivation:
         """Check every line of every part, then write all of it out."""
@@ -383,13 +366,6 @@ def _read_alike(sources: Sequence[Expr], targets: Sequence[Expr]) -> list[Expr]:
                 entries = tuple((a, Index.axis(b)) for a, b in calls.items())
                 memo[node.digest] = access(own, AccessMap(entries, tuple((b, extents[b]) for b in calls.values())))
     return [memo[e.digest] for e in targets]
-
-
-def _text_of(value: str | float | int) -> str:
-    """Canonical text of a literal that came out of the engine."""
-    if isinstance(value, str):
-        return literal_text(Node("string", value))
-    return repr(value)
 
 
 def first_departure(derivation: Derivation, program: Program, seed: int = 1) -> int | None:

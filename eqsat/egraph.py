@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from eqsat.errors import SaturationError, TextError
+from eqsat.errors import ContradictionError, SaturationError, TextError
 
 _PRINT_LIMIT = 400
 _ERROR_PLACE = re.compile(r"In (\d+):(\d+)[^ ]* of ([^\n]*?): ([^\n]*)\n(.*)", re.DOTALL)
@@ -203,19 +203,23 @@ def _our_errors(file: str, text: str) -> Iterator[None]:
     except engine().EggSmolError as error:
         place = _ERROR_PLACE.match(str(error))
         if place is None:
-            raise SaturationError(_said(error)) from None
+            raise _stopped(_said(error)) from None
         line, column, _, _, reason = place.groups()
         reason = " ".join(reason.split())
         raise TextError(reason, file=file, line=int(line), column=int(column), source=text) from None
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise SaturationError(f"the e-graph engine stopped: {_said(error)}") from None
+        raise _stopped(f"the e-graph engine stopped: {_said(error)}") from None
+
+
+def _stopped(message: str) -> SaturationError:
+    return ContradictionError(message) if "Illegal merge" in message else SaturationError(message)
 
 
 def _said(error: BaseException) -> str:
     text = str(error)
     if "Illegal merge" in text:
-        text += ". A rule made two values equal that differ in dtype, extent or another fact that must not change; find it "
-        text += "with `eqsat rules check`."
+        function = text.rpartition("function ")[2].strip(" .")
+        text = f"Illegal merge: rules made two values equal that differ in {function or 'a fact that never changes'}"
     return text if len(text) <= _PRINT_LIMIT else text[:_PRINT_LIMIT] + " …"

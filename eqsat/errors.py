@@ -46,6 +46,17 @@ class SaturationError(EqsatError):
     """The e-graph worker failed in a way that replay could not mend."""
 
 
+class ContradictionError(SaturationError):
+    """Rules made two values equal that differ in a fact which never changes, such as the dtype.
+
+    `rules` names those that met: the one that equated the values, then those that brought the values in.
+    """
+
+    def __init__(self, message: str, rules: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.rules = rules
+
+
 class ExtractionError(EqsatError):
     """No plan could be extracted from the e-graph."""
 

@@ -7,11 +7,15 @@ with representatives, into a relation.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from eqsat import signature
+from eqsat.congruence import Terms, literal_text
 from eqsat.rulefile import Rule
 from eqsat.sexpr import Node, listed, symbol
 from eqsat.stepcheck import Equation
-from eqsat.worker import MIRROR
+from eqsat.worker import MIRROR, PROBED
 
 
 def mirror_declarations() -> str:
@@ -30,7 +34,8 @@ def mirror_declarations() -> str:
             f"(rule ((= e ({name} {' '.join(variables)})){body}) ((set (mirror-of e) ({MIRROR}{name} {' '.join(mirrored)})))"
             f' :ruleset rs-analysis :name "mirror/{name}")'
         )
-    lines += ["(function mirror-of (T) MirrorTerm :merge old)", "(relation used-rule (String MirrorTerm MirrorTerm))"]
+    lines += ["(function mirror-of (T) MirrorTerm :merge old)"]
+    lines += [f"(relation {table} (String MirrorTerm MirrorTerm))" for table in ("used-rule", PROBED)]
     return "\n".join(lines + rules)
 
 
@@ -75,8 +80,11 @@ def _spell(node: Node, named: dict[str, Node]) -> Node:
     return listed(*(_spell(i, named) for i in node.items))
 
 
-def logging_rule(rule: Rule) -> str:
-    """Return the rule as egglog text that also logs each use; `{ruleset}` stands for its ruleset."""
+def logging_rule(rule: Rule, *, probe: bool = False) -> str:
+    """Return the rule as egglog text that also logs each use; `{ruleset}` stands for its ruleset.
+
+    With `probe` it logs what it would equate, into a table of its own, and does nothing else.
+    """
     sorts = dict(rule.sorts)
     declared = " ".join(str(m.action) for m in rule.made)
     out = []
@@ -84,15 +92,44 @@ def logging_rule(rule: Rule) -> str:
         mirrored = {v for side in (equation.left, equation.right) for v in _term_variables(side, sorts)}
         reps = " ".join(f"(= {v}--mirror (mirror-of {v}))" for v in sorted(mirrored))
         sides = [_mirror(side, mirrored) for side in (equation.left, equation.right)]
-        used = f'(used-rule "{rule.name}#{n}" {sides[0]} {sides[1]})'
+        used = f'({PROBED if probe else "used-rule"} "{rule.name}#{n}" {sides[0]} {sides[1]})'
         if rule.directions:
             body = f"(= matched--class {equation.left}) {reps} {' '.join(map(str, equation.conditions))}"
             actions = f"{declared} (union matched--class {equation.right}) {used}"
         else:
             body = f"{' '.join(map(str, rule.conditions))} {reps}"
             actions = f"{declared} {' '.join(map(str, rule.actions))} {used}"
-        out.append(f'(rule ({body}) ({actions}) :ruleset {{ruleset}} :name "{rule.name}#{n}")')
-    return "\n".join(out) or rule.egglog("{ruleset}")
+        name = f"{rule.name}#{n}--probe" if probe else f"{rule.name}#{n}"
+        out.append(f'(rule ({body}) ({used if probe else actions}) :ruleset {{ruleset}} :name "{name}")')
+    return "\n".join(out) or ("" if probe else rule.egglog("{ruleset}"))
+
+
+def grounded(terms: Terms, mirrors: Mapping[int, tuple[str, tuple[Any, ...]]], mirror: int, known: dict[int, int]) -> int:
+    """Return the term that a mirror term out of a log spells; `known` keeps what was read."""
+    if mirror in known:
+        return known[mirror]
+    sorts_of = signature.constructors()
+    stack = [(mirror, False)]
+    while stack:
+        m, ready = stack.pop()
+        if m in known:
+            continue
+        op, args = mirrors[m]
+        sorts = sorts_of[op][0]
+        if not ready:
+            stack.append((m, True))
+            stack.extend((a, False) for a, s in zip(args, sorts, strict=True) if s == "T")
+            continue
+        plain = (known[a] if s == "T" else str(a) if s == "Index" else _text_of(a) for a, s in zip(args, sorts, strict=True))
+        known[m] = terms.add(op, tuple(plain))
+    return known[mirror]
+
+
+def _text_of(value: str | float | int) -> str:
+    """Canonical text of a literal that came out of the engine."""
+    if isinstance(value, str):
+        return literal_text(Node("string", value))
+    return repr(value)
 
 
 def _term_variables(node: Node, sorts: dict[str, str]) -> set[str]:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -16,12 +16,12 @@ from typing import IO, Any, Self
 
 from eqsat import signature
 from eqsat.egraph import check_syntax
-from eqsat.errors import EnvironmentMissingError, EqsatError, SaturationError
+from eqsat.errors import ContradictionError, EnvironmentMissingError, EqsatError, SaturationError
 from eqsat.frozen import Frozen
 from eqsat.ir import Program
 from eqsat.relevance import needed_text, relevant
 from eqsat.saturation import PHASES, EgglogRule, Limits, Phase, RuleCount, SaturationReport, Stop
-from eqsat.worker import LogTask, PointsTask, SaturateTask, UseLog
+from eqsat.worker import Clash, ContradictionTask, LogTask, PointsTask, SaturateTask, UseLog
 
 __all__ = ["Session", "check_syntax"]
 
@@ -107,8 +107,10 @@ class Session:
         ------
         TextError
             If a rule's text is malformed or uses a name that is not declared.
+        ContradictionError
+            If rules make two values equal that differ in dtype; it names the rules that met.
         SaturationError
-            If rules contradict each other, or the worker fails even with no growth at all.
+            If the worker fails even with no growth at all.
         """
         start_s = time.perf_counter()
         roots = tuple(f"$root{i}" for i in range(len(program.outputs)))
@@ -128,6 +130,10 @@ class Session:
                     ) from None
                 task = replace(task, cut=_earlier(task.cut, lost, last=len(replays) == _REPLAYS))
                 continue
+            except ContradictionError as error:
+                from eqsat.contradiction import explained  # it needs rules as this module does not
+
+                raise explained(self, error, program, rules, declarations, task.limits, phases) from None
             passed_ms = (time.perf_counter() - start_s) * 1e3
             counts = {r.name: RuleCount(r.name, 0, 0.0) for r in rules if r.phase != "analysis" and r.phase in ran}
             counts |= {c.name: c for c in report.rules}
@@ -167,6 +173,27 @@ class Session:
             found: UseLog = self._ask(task, task.limits.hard_s)
         except _WorkerLostError as lost:
             raise SaturationError(f"the replay with logged rules failed: {lost.why}") from None
+        return found
+
+    def look_into(
+        self,
+        load_text: str,
+        rules: Sequence[EgglogRule],
+        probes: Mapping[str, str],
+        *,
+        declarations: str,
+        limits: Limits,
+        phases: Sequence[Phase],
+    ) -> Clash | None:
+        """Saturate until a step contradicts, under rules that log their uses; return what its rule would equate.
+
+        `probes` has, for each rule, text that only logs that. None if nothing contradicts within the limits.
+        """
+        task = ContradictionTask(_saturation(load_text, (), rules, declarations, limits, phases), probes)
+        try:
+            found: Clash | None = self._ask(task, 3 * limits.hard_s)
+        except _WorkerLostError:
+            return None
         return found
 
     def schedule_points(

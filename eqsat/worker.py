@@ -5,25 +5,27 @@ The parent watches: it hears of every step, and kills the process when a step ta
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from eqsat.egraph import EGraph
-from eqsat.errors import EqsatError, SaturationError
+from eqsat.egraph import EGraph, Table
+from eqsat.errors import ContradictionError, EqsatError, SaturationError
 from eqsat.frozen import Frozen, Row, build
 from eqsat.indexterms import index_texts
 from eqsat.saturation import Limits, Phase, PhaseReport, RuleCount, SaturationReport, Stop
 
 _PLAIN_SORTS = ("i64", "f64", "String", "bool")
 MIRROR = "Mirror"
+PROBED = "probed-rule"
 OUT_OF_MEMORY = 3
 ANALYSIS = "(run-schedule (saturate (run rs-analysis)))"
 
@@ -119,6 +121,37 @@ class UseLog:
 
 
 @dataclass(frozen=True, slots=True)
+class ContradictionTask:
+    """What a worker needs to look into a contradiction.
+
+    Parameters
+    ----------
+    saturation : SaturateTask
+        Its rules log their uses.
+    probes : mapping of str to str
+        For each rule, text that only logs what the rule would equate; `{ruleset}` stands for its ruleset.
+    """
+
+    saturation: SaturateTask
+    probes: Mapping[str, str]
+
+    @property
+    def limits(self) -> Limits:
+        """Limits of the saturation."""
+        return self.saturation.limits
+
+
+@dataclass(frozen=True, slots=True)
+class Clash:
+    """The rule that contradicts, what it would equate, and the uses of rules before it: all as in `UseLog`."""
+
+    rule: str
+    terms: dict[int, tuple[str, tuple[Any, ...]]]
+    uses: list[tuple[str, int, int]]
+    probed: list[tuple[str, int, int]]
+
+
+@dataclass(frozen=True, slots=True)
 class PointsTask:
     """What a worker needs to list the points of schedule spaces: texts as above, rulesets to saturate, space terms."""
 
@@ -141,11 +174,29 @@ def log(task: LogTask, tell: Tell) -> UseLog:
     return Course(task.saturation, tell, task.goal).run_to_goal()
 
 
+def clash(task: ContradictionTask, tell: Tell) -> Clash | None:
+    """Find the step that contradicts, stop before it, and see what its rule would equate; None if there is none."""
+    first = Course(task.saturation, tell)
+    try:
+        first.run_phases()
+    except ContradictionError as error:
+        if not error.rules:
+            raise  # the program's own facts contradict
+        (rule,) = error.rules
+    else:
+        return None
+    return Course(task.saturation, tell, halt=first.steps).run_to_clash(rule, task.probes.get(rule, ""))
+
+
+class _HaltedError(Exception):
+    """The step at which a course was to halt has come."""
+
+
 class Course:
     """One saturation under way; it stops growing when the fact `goal` holds."""
 
-    def __init__(self, task: SaturateTask, tell: Tell, goal: str = "") -> None:
-        self._task, self._tell, self._goal = task, tell, goal
+    def __init__(self, task: SaturateTask, tell: Tell, goal: str = "", halt: int | None = None) -> None:
+        self._task, self._tell, self._goal, self._halt = task, tell, goal, halt
         self._start_s = time.perf_counter()
         self._start_cpu_s = time.process_time()
         self._graph = EGraph()
@@ -155,7 +206,7 @@ class Course:
         self._commands = {name: self._graph.parse(f"(run-schedule (run {ruleset}))") for name, _, ruleset in task.rules}
         self._matches = dict.fromkeys(["analysis", *self._commands], 0)
         self._time_s = dict.fromkeys(self._matches, 0.0)
-        self._steps = 0
+        self.steps = 0
         self._version = 0  # counts changes of the e-graph
         self._seen: dict[str, int] = {}  # rule -> version at which it last had nothing to add
         self._goal_seen = -1  # version at which the goal was last looked for
@@ -165,36 +216,39 @@ class Course:
 
     def run(self) -> tuple[SaturationReport, Frozen]:
         """Run the phases, then freeze."""
-        phases = self._phases()
+        phases = self.run_phases()
         frozen = self._freeze()
         rules = tuple(RuleCount(n, self._matches[n], self._time_s[n] * 1e3) for n in sorted(self._matches))
         passed_ms = (time.perf_counter() - self._start_s) * 1e3
-        return SaturationReport(phases, rules, frozen.node_count, frozen.class_count, self._steps, passed_ms), frozen
+        return SaturationReport(phases, rules, frozen.node_count, frozen.class_count, self.steps, passed_ms), frozen
 
     def run_to_goal(self) -> UseLog:
         """Run the phases until the goal holds, then read the log; a mirror's name is its constructor's without the prefix."""
-        self._phases()
+        self.run_phases()
         tables = self._graph.tables()
-        indices = index_texts(tables)
-        terms = {
-            result: (
-                name.removeprefix(MIRROR),
-                tuple(indices[a] if s == "Index" else a for a, s in zip(args, table.arguments, strict=True)),
-            )
-            for name, table in tables.items()
-            if name.startswith(MIRROR)
-            for args, result in table.rows
-        }
         stop = self._stopped or "saturated"
-        return UseLog(self._graph.holds(self._goal), stop, terms, [args for args, _ in tables["used-rule"].rows])
+        uses = [args for args, _ in tables["used-rule"].rows]
+        return UseLog(self._graph.holds(self._goal), stop, mirror_terms(tables), uses)
 
-    def _phases(self) -> tuple[PhaseReport, ...]:
+    def run_to_clash(self, rule: str, probe: str) -> Clash:
+        """Run until the course halts, then look at what the rule would equate."""
+        with contextlib.suppress(_HaltedError):
+            self.run_phases()
+        if probe:
+            self._graph.run("(ruleset rs-probe)\n" + probe.replace("{ruleset}", "rs-probe"), "<probe>")
+            self._graph.run("(run-schedule (run rs-probe))", "<probe>")
+        tables = self._graph.tables()
+        used, probed = ([args for args, _ in tables[name].rows] for name in ("used-rule", PROBED))
+        return Clash(rule, mirror_terms(tables), used, probed)
+
+    def run_phases(self) -> tuple[PhaseReport, ...]:
+        """Run all phases; ContradictionError names the rule whose step contradicts, none where it is the program itself."""
         self._analyse()
         self._nodes = self._count()
         return tuple(self._phase(p) for p in self._task.phases)
 
     def _phase(self, phase: Phase) -> PhaseReport:
-        start_s, first = time.perf_counter(), self._steps
+        start_s, first = time.perf_counter(), self.steps
         rules = [name for name, of, _ in self._task.rules if of in phase.rules]
         rounds = 0
         stop: Stop | None = "skipped" if phase.grows and self._stopped else None
@@ -216,12 +270,22 @@ class Course:
         if phase.grows and stop in ("nodes", "time", "memory", "goal"):
             self._stopped = stop
         passed_ms = (time.perf_counter() - start_s) * 1e3
-        return PhaseReport(phase.name, stop, rounds, self._steps - first, self._nodes, passed_ms)
+        return PhaseReport(phase.name, stop, rounds, self.steps - first, self._nodes, passed_ms)
 
     def _step(self, name: str) -> None:
         """Run one rule once over everything that is new to it, then bring the analysis up to date."""
         if self._seen.get(name) == self._version:
             return
+        if self.steps == self._halt:
+            raise _HaltedError
+        try:
+            self._step_once(name)
+        except ContradictionError as error:
+            raise ContradictionError(str(error), (name,)) from None
+        self.steps += 1
+        self._tell(self.steps)
+
+    def _step_once(self, name: str) -> None:
         start_s = time.perf_counter()
         updated, matches = self._graph.step(self._commands[name])
         self._time_s[name] += time.perf_counter() - start_s
@@ -232,8 +296,6 @@ class Course:
             self._nodes = self._count()
         else:
             self._seen[name] = self._version
-        self._steps += 1
-        self._tell(self._steps)
 
     def _analyse(self) -> None:
         start_s = time.perf_counter()
@@ -249,7 +311,7 @@ class Course:
             if self._graph.holds(self._goal):
                 return "goal"
         if self._task.cut is not None:
-            return self._task.cut[1] if self._steps >= self._task.cut[0] else None
+            return self._task.cut[1] if self.steps >= self._task.cut[0] else None
         limits = self._task.limits
         if self._nodes >= limits.nodes:
             return "nodes"
@@ -286,6 +348,20 @@ class Course:
             arguments,
             {args[0]: value for args, value in tables["extent"].rows},
         )
+
+
+def mirror_terms(tables: Mapping[str, Table]) -> dict[int, tuple[str, tuple[Any, ...]]]:
+    """Return mirror terms by number; a mirror's name is its constructor's without the prefix."""
+    indices = index_texts(tables)
+    return {
+        result: (
+            name.removeprefix(MIRROR),
+            tuple(indices[a] if s == "Index" else a for a, s in zip(args, table.arguments, strict=True)),
+        )
+        for name, table in tables.items()
+        if name.startswith(MIRROR)
+        for args, result in table.rows
+    }
 
 
 def points(task: PointsTask, tell: Tell) -> list[list[tuple[str, tuple[Any, ...]]]]:
@@ -339,4 +415,6 @@ def cap_memory(grow_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
-_TASKS: dict[type, Callable[[Any, Tell], Any]] = {SaturateTask: saturate, LogTask: log, PointsTask: points}
+_TASKS: dict[type, Callable[[Any, Tell], Any]] = {
+    SaturateTask: saturate, LogTask: log, ContradictionTask: clash, PointsTask: points,
+}  # fmt: skip
