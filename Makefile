@@ -67,6 +67,10 @@ receipts: .venv/base  ## optimize every example for this CPU and keep its receip
 	for e in $(notdir $(wildcard examples/receipts/*)); do \
 	  $(PY) -m eqsat optimize examples/$$e.py --target cpu --emit receipt --out examples/receipts/$$e || exit; done
 
+.PHONY: evidence
+evidence: .venv/test  ## prove and test every built-in rule anew; writes rules/evidence.json
+	$(PY) -m eqsat rules check --shipped --write
+
 .PHONY: wheel
 wheel: .venv/test  ## sdist and wheel
 	$(PY) -m pip install -q build && $(PY) -m build

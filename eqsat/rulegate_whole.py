@@ -54,6 +54,13 @@ def _is_whole(node: Node, numbers: set[str]) -> bool:
         row = BY_CONSTRUCTOR.get(node.head)
         if row is not None and row.kind in (Kind.REDUCE, Kind.ACCESS):
             return known and _is_whole(node.args[-1], numbers)
+        if node.head == "^":
+            base, exponent = node.args
+            return (
+                exponent.kind in ("int", "float")
+                and exponent.number >= 0
+                and all(_is_whole(a, numbers) for a in (base, exponent))
+            )
         return node.head == "extent" or (known and all(_is_whole(a, numbers) for a in node.args))
     if node.kind == "symbol":
         return node.text in numbers

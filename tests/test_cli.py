@@ -261,6 +261,23 @@ def test_a_malformed_rule_file_ends_with_2_and_its_place(tmp_path: Path, body: s
     assert "^" in err
 
 
+def test_rules_check_reports_every_rule_of_several_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "good").mkdir()
+    files = [str(rule_file(tmp_path, FALSE)), str(rule_file(tmp_path / "good", GOOD).rename(tmp_path / "other.egg"))]
+    assert cli.run(["rules", "check", *files, "--json"]) == cli.FAILED
+    false, good = answer(capsys)
+    assert (false["name"], false["admitted"], false["file"]) == ("mine/scale-out", False, files[0])
+    assert "extents" in false["counterexample"]
+    assert good["admitted"]
+    assert good["method"] == "proved"
+    assert {"how", "trials", "time_ms", "bound", "line"} <= good.keys()
+
+
+def test_evidence_is_written_for_the_built_in_rules_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["rules", "check", str(rule_file(tmp_path, GOOD)), "--write"]) == cli.USAGE
+    assert "leave FILES out" in capsys.readouterr().err
+
+
 def test_a_false_rule_stops_optimize_with_1(program: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["optimize", str(program), "--target", "cpu", "--rules", str(rule_file(tmp_path, FALSE))]
     assert cli.run([*arguments, "--store", str(tmp_path / "s.sqlite")]) == cli.FAILED

@@ -11,7 +11,7 @@ import pytest
 import eqsat
 
 PACKAGE = Path(eqsat.__file__).parent
-HEAVY = {"black", "click", "cuda", "cupy", "egglog", "joblib", "networkx", "numpy", "rich", "scipy", "torch", "ziglang"}
+HEAVY = {"black", "click", "cuda", "cupy", "egglog", "joblib", "networkx", "numpy", "rich", "scipy", "torch", "z3", "ziglang"}
 
 
 def loaded_by(code: str) -> set[str]:
@@ -56,6 +56,7 @@ def imports() -> Iterator[tuple[str, str]]:
         ("cuda.bindings.nvrtc", {"eqsat.codegen.cuda.nvrtc"}),
         ("cuda.bindings.driver", {"eqsat.codegen.cuda.driver"}),
         ("egglog", {"eqsat.egraph"}),
+        ("z3", {"eqsat.prove_solver"}),
         ("scipy", {"eqsat.planchoice"}),
     ],
 )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 
 import pytest
 
+from eqsat import evidence
 from eqsat.errors import FalseRuleError, RuleError
+from eqsat.evidence import committed
 from eqsat.rulecheck import Evidence, check_rule, check_rules
 from eqsat.rulefile import Rule, builtin_rules, load_rules
 
@@ -44,6 +47,31 @@ def test_every_shipped_rule_that_claims_values_is_proved_or_tested_in_fields_wit
     assert all(e.log2_bound is not None and e.log2_bound <= -40 for e in shipped.values() if e.method == "field")
 
 
+def test_the_committed_evidence_is_up_to_date(shipped):
+    for rule in builtin_rules(unstable=True):
+        kept, found = committed(rule.digest, rule.name), shipped[rule.name]
+        assert kept is not None, f"no committed evidence for {rule.name} as it is now; run: make evidence"
+        assert (kept.method, kept.how, kept.numerics) == (found.method, found.how, found.numerics), rule.name
+
+
+def test_loading_the_shipped_rules_with_committed_evidence_takes_no_time():
+    rules = builtin_rules(unstable=True)
+    began = time.perf_counter()
+    check_rules(rules)
+    assert time.perf_counter() - began < 0.05
+
+
+def test_committed_evidence_of_another_gate_does_not_count(monkeypatch):
+    rule = builtin_rules().rules[0]
+    assert committed(rule.digest, rule.name) is not None
+    monkeypatch.setattr("eqsat.evidence.judge_digest", lambda: "another")
+    evidence._shipped.cache_clear()
+    try:
+        assert committed(rule.digest, rule.name) is None
+    finally:
+        evidence._shipped.cache_clear()
+
+
 def test_each_axis_of_a_law_has_extent_one_once():
     factor = next(r for r in builtin_rules() if r.name == "sum-factor")
     assignments = [dict(a.split("=") for a in text.split()) for text in check_rule(factor).extents]
@@ -52,8 +80,8 @@ def test_each_axis_of_a_law_has_extent_one_once():
 
 
 def test_lowering_and_schedule_rules_are_structural():
-    evidence = check_rules(builtin_rules().phase("lowering"))
-    assert {e.method for e in evidence} == {"structural"}
+    found = check_rules(builtin_rules().phase("lowering"))
+    assert {e.method for e in found} == {"structural"}
 
 
 def test_the_same_rule_gives_the_same_evidence():
@@ -92,8 +120,8 @@ TRUE = {
 
 @pytest.mark.parametrize("case", TRUE)
 def test_a_true_rule_is_admitted(load, case):
-    evidence = check_rule(load(TRUE[case]))
-    assert evidence.compared >= (8 if evidence.method == "proved" else 24)
+    found = check_rule(load(TRUE[case]))
+    assert found.compared >= (8 if found.method == "proved" else 24)
 
 
 FALSE = {
@@ -401,8 +429,8 @@ def test_a_folder_that_cannot_be_written_is_said_and_costs_only_time(tmp_path, c
     taken.write_text("")
     rule = next(r for r in builtin_rules() if r.name == "neg-neg")
     with caplog.at_level(logging.WARNING):
-        (evidence,) = check_rules([rule], taken, use_committed=False)
-    assert evidence.method == "proved"
+        (found,) = check_rules([rule], taken, use_committed=False)
+    assert found.method == "proved"
     assert "could not be kept" in caplog.text
 
 
