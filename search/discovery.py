@@ -32,7 +32,7 @@ from eqsat.search.machine import Place
 from eqsat.search.optimize import Search
 from eqsat.search.options import Options
 from eqsat.search.progress import progress_for
-from eqsat.search.rulebase import admitted_rules, declarations, for_target, for_target
+from eqsat.search.rulebase import admitted_rules, declarations, for_target
 from eqsat.search.store import Store
 from eqsat.session import Session
 
