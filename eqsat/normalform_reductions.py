@@ -127,6 +127,11 @@ def _sum_of_product(mono: Mono, coefficient: Fraction, variable: Atom) -> Poly:
             rest = product([f for f in mono.factors if f[0] != a], coefficient)
             low = sum_over(rename(rest, {name: single(shorter := index(name, cut[1]))}), shorter)
             return sum_over(rest, variable) - low if cut[0] else low
+    if (shift := _shift(inside, variable)) is not None:
+        body, extent = product(mono.factors, coefficient), _extent(variable)
+        longer, shorter = (index(name, e) for e in (extent + shift, shift))
+        whole, before = (sum_over(rename(body, {name: single(v) - shift}), v) for v in (longer, shorter))
+        return whole - before
     bounds, opened = [variable], UNIT
     taken = set(mono.free) | {name}
     for a, p in inside:
@@ -156,6 +161,17 @@ def _cut(bracket: Atom, variable: Atom) -> tuple[bool, Poly] | None:
         place = number(c + 1) - rest if sign == 1 else rest - number(c)
         if is_nonnegative(place) and is_nonnegative(_extent(variable) - place):
             return sign == 1, place
+    return None
+
+
+def _shift(factors: Sequence[tuple[Atom, Fraction]], variable: Atom) -> Poly | None:
+    """Return s > 0 if a tensor is read at v + s: the sum is then taken over v + s itself, from s on."""
+    at = single(variable)
+    for a, _ in factors:
+        for _, place in a.args[2] if a.kind == "tensor" else ():
+            shift: Poly = place - at
+            if variable.args[0] in place.free and not shift.free and shift != ZERO and is_nonnegative(shift):
+                return shift
     return None
 
 

@@ -322,6 +322,7 @@ class _Side:
             if v in matched:
                 self.numbers[v] = self._unknown(v, sort, facts)
         self._divide_extents(facts)
+        self._exceed_extents(facts)
         waiting = [g for g in facts if self._numeric(g)]
         while waiting:
             later = []
@@ -354,6 +355,22 @@ class _Side:
                     continue
                 self._divide(c, by, exact=g.head == "=")
 
+    def _exceed_extents(self, facts: Sequence[Node]) -> None:
+        """Where a guard says that a whole number lies below extent(k), write extent(k) as that number and a rest."""
+        named = {v.text: e for g in facts if g.head == "=" for v, e in (g.args, g.args[::-1]) if v.kind == "symbol"}
+        for g in facts:
+            low, high = g.args if g.head in ("<", "<=") else g.args[::-1]
+            high = high.args[0] if high.head == "to-f64" else high
+            high = named.get(high.text, high) if high.kind == "symbol" else high
+            if g.head not in ("<", "<=", ">", ">=") or high.head != "extent" or self._waits(low) or low.kind in ("int", "float"):
+                continue
+            c = self.case.axis[axis_key(high.args[0])]
+            below = self._calculated(low)
+            if c in self.extents and self.extents[c].lone is not None and below is not None and below.integer:
+                strictly = g.head in ("<", ">")
+                rest = Atom("number", (f"{c} rest",), integer=True, positive=strictly, nonnegative=True)
+                self.extents[c] = below + single(rest)
+
     def _divide(self, c: str, by: Node, *, exact: bool) -> None:
         q, r, s = (single(Atom("number", (f"{c} {x}",), integer=True, positive=True)) for x in "qrs")
         if exact:
@@ -385,7 +402,8 @@ class _Side:
                     nonnegative |= head == ">=" and b.number >= 0
                     nonzero |= head == "!=" and b.number == 0
         positive |= any(m.extent.kind == "symbol" and m.extent.text == v for m in self.equation.made)  # an extent is ≥ 1
-        atom = Atom("number", (v,), integer=sort == "i64", positive=positive or negative, nonnegative=nonnegative)
+        whole = sort == "i64" or any(g.head == "whole" and g.args[0].text == v for g in self.equation.guards)
+        atom = Atom("number", (v,), integer=whole, positive=positive or negative, nonnegative=nonnegative)
         if nonzero:
             self.nonzero.append(atom)
         return -single(atom) if negative else single(atom)
@@ -428,6 +446,8 @@ class _Side:
         if node.head not in _CALCULATIONS:
             raise UndecidedError(f"the prover cannot calculate {node}")
         args = [self.calculate(a, meaning) for a in node.args]
+        if node.head == "to-i64" and not args[0].integer:
+            raise UndecidedError(f"the prover cannot calculate {node}; guard with (whole …)")
         if node.head in ("/", "%"):
             known = self.divided.get((args[0].key, args[1].key))
             return _divided(node, args, meaning) if known is None else known[node.head == "%"]
@@ -468,6 +488,7 @@ _HOLDS: Mapping[str, Callable[[Fraction], bool]] = {
     "<=": lambda d: d <= 0, ">": lambda d: d > 0, ">=": lambda d: d >= 0,
 }  # fmt: skip
 _CALCULATIONS: Mapping[str, Callable[..., Poly]] = {
+    "to-i64": lambda a: a,
     "+": lambda a, b: a + b,
     "-": lambda a, b: a - b,
     "*": lambda a, b: a * b,

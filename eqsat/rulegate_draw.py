@@ -353,6 +353,9 @@ def _holds(guard: Node, draw: Draw, numbers: Mapping[str, Number]) -> bool:
         sets = [axes_of(a, draw) for a in args]
         known = [s for s in sets if s is not None]
         return len(known) == len(sets) and _AXES[head](*known)
+    if head == "whole":
+        value = number(args[0], draw, numbers)
+        return np.isfinite(float(value)) and value == int(value)
     if head == "alike-but":
         rests = [axes_of(a, draw) for a in (args[1], args[3])]
         one, other = (None if r is None else r - {draw.name(k)} for r, k in zip(rests, (args[0], args[2]), strict=True))

@@ -49,6 +49,7 @@ MACROS: Mapping[str, Signature] = {
     "typed": (("T",), ""),
     "numeric": (("T",), ""),
     "same-dtype": (("T", "T"), ""),
+    "whole": (("f64",), ""),
     "alike-but": (("String", "T", "String", "T"), ""),
     "inside": (("Index", "String"), ""),
     "index-free-of": (("String", "Index"), ""),
@@ -284,6 +285,8 @@ def expand(guards: Sequence[Node]) -> tuple[Node, ...]:
                 out.append(listed("!=", analysis("dtype", a), Node("string", "bool"), at=g))
             case "same-dtype", (a, b):
                 out.append(listed("=", analysis("dtype", a), analysis("dtype", b), at=g))
+            case "whole", (c,):
+                out.append(listed("=", c, listed("to-f64", listed("to-i64", c, at=g), at=g), at=g))
             case "alike-but", (j, a, k, b):
                 left = listed("set-remove", analysis("axes", a), j, at=g)
                 out.append(listed("=", left, listed("set-remove", analysis("axes", b), k, at=g), at=g))

@@ -10,7 +10,7 @@ from eqsat.access import Index
 from eqsat.derivation import derive
 from eqsat.errors import FalseRuleError, RuleError
 from eqsat.indexterms import made_axis
-from eqsat.ir import Expr, Input, Output, Program, apply, const, read, reduce
+from eqsat.ir import Expr, Input, Output, Program, apply, const, iota, read, reduce
 from eqsat.rulecheck import check_rule
 from eqsat.rulefile import Rule, builtin_rules, load_rules
 from eqsat.terms import accessed
@@ -185,3 +185,23 @@ def test_products_with_neighbouring_constants_are_stretches_of_one(constant):
     right = accessed(product, both, Index.axis("m") + Index.const(3), {"m": 4})
     status = derived(source, apply("tanh", mul(left, right)), given_x, given_v, given_w)
     assert (status == "derived") == constant
+
+
+def masked(op: str, bound: float, a: Expr) -> Expr:
+    where = {"below": ("lt", 0), "from": ("le", 1)}[op]
+    sides = [iota("k", 6), const(bound, DType.I64)]
+    return apply("where", apply(where[0], *(sides[::-1] if where[1] else sides)), a, const(0, F32))
+
+
+@pytest.mark.parametrize(("op", "length", "shift"), [("below", 4, 0), ("from", 2, 4)])
+def test_a_masked_sum_is_a_sum_over_a_shorter_axis(op, length, shift):
+    a, given = input_of("a", i=2, k=6)
+    shorter = made_axis("k", "m", length)
+    target = reduce("sum", shorter, accessed(a, "k", Index.axis(shorter) + Index.const(shift), {shorter: length}))
+    assert derived(reduce("sum", "k", masked(op, 4, a)), target, given) == "derived"
+
+
+@pytest.mark.parametrize(("op", "bound", "stays"), [("below", 6, True), ("below", 5, False), ("from", 0, True)])
+def test_a_mask_that_holds_all_along_the_axis_vanishes(op, bound, stays):
+    a, given = input_of("a", i=2, k=6)
+    assert (derived(masked(op, bound, a), a, given) == "derived") == stays
