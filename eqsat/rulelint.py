@@ -32,6 +32,8 @@ FUNCTIONS: Mapping[str, Signature] = {
     "counted-axes": (("Axes",), ""),
     "turn-asked": (("String", "T", "T", "T", "Axes", "Axes", "Axes"), ""),
     "turn-pays": (("String", "T", "T", "T"), ""),
+    "clash-asked": (("String", "String", "T", "T", "T", "Axes", "Axes", "Axes"), ""),
+    "clash-pays": (("String", "String", "T", "T", "T"), ""),
     **dict.fromkeys(RANGES, (("T",), "")),
 }
 """Analyses of the e-graph, and the relations it always has."""

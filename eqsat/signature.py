@@ -28,7 +28,7 @@ RANGES: Mapping[str, tuple[str, float]] = {
 }
 """Relations about the range of a value, found by rules: each means that the value equals this op of itself and the number."""
 
-COSTS = frozenset({"turn-pays"})
+COSTS = frozenset({"turn-pays", "clash-pays"})
 """Relations that say what pays, not what holds: a law is tested without them, and a step is right without them."""
 
 # The points of each box of axes that a rule asks for by `(counted-axes …)`: the set is taken apart axis by axis.
@@ -93,6 +93,8 @@ def declarations(*, accesses: bool = True) -> str:
         *(f"(relation {name} (T))" for name in RANGES),
         "(relation turn-asked (String T T T Axes Axes Axes))",
         "(relation turn-pays (String T T T))",
+        "(relation clash-asked (String String T T T Axes Axes Axes))",
+        "(relation clash-pays (String String T T T))",
         "(ruleset rs-analysis)",
         *_COUNTS,
         *index_declarations(rules=accesses),

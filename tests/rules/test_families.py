@@ -289,6 +289,13 @@ def test_a_common_factor_of_many_products_is_taken_out(session, count):
     assert finds(frozen, f'(Sum "k" (Mul {X} {total}))')
 
 
+def test_the_squares_of_a_product_sum_to_those_of_two_small_matrices(session):
+    tall, thin = read("x", ("i", "k"), (512, 8), F32), read("w", ("k", "n"), (8, 512), F32)
+    product = contract("k", tall, thin)
+    frozen = saturated(session, reduce("sum", "n", reduce("sum", "i", mul(product, product))))
+    assert multiplications_found(frozen) == 2 * 8 * 8 * 512 + 8 * 8 + 8
+
+
 def test_linear_attention_multiplies_keys_with_values_first(session):
     scores = contract("d", leaf("q", "id"), leaf("h", "jd"))
     frozen = saturated(session, contract("j", scores, leaf("v", "je")))
