@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 from eqsat.codegen.cuda.online_simt import OnlineSimtFamily
+from eqsat.codegen.cuda.online_wgmma import OnlineWgmmaFamily
 from eqsat.codegen.cuda.point import PointFamily
 from eqsat.codegen.cuda.reduce import ReduceFamily
 from eqsat.codegen.cuda.simt import SimtFamily
@@ -13,7 +14,7 @@ from eqsat.codegen.cuda.wgmma import WgmmaFamily
 from eqsat.codegen.kernel import Family, Schedule
 from eqsat.errors import UsageError
 
-FAMILIES: tuple[Family, ...] = (PointFamily(), ReduceFamily(), WgmmaFamily(), SkinnyFamily(), SimtFamily(), OnlineSimtFamily())
+FAMILIES: tuple[Family, ...] = (PointFamily(), ReduceFamily(), WgmmaFamily(), SkinnyFamily(), SimtFamily(), OnlineWgmmaFamily(), OnlineSimtFamily())
 
 
 @functools.cache

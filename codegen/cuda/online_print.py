@@ -19,12 +19,16 @@ LOWEST = {DType.F32: "-3e38f", DType.F64: "-1.7e308"}  # shifts start here, so t
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Prints expressions of one problem at a position: flat C variables for each group of axes are given by name."""
+    """Prints expressions of one problem at a position: flat C variables for each group of axes are given by name.
+
+    `load` is the function that loads one element: `load_one` stays where it is printed, `at` may be moved.
+    """
 
     problem: OnlineProblem
     places: Mapping[str, str]
     at_hand: Mapping[Expr, str]
     prefix: str = "t"
+    load: str = "load_one"
 
     def lines(self, roots: Sequence[Expr]) -> tuple[list[str], list[str]]:
         """Return the statements that compute `roots`, and the C expression of each."""
@@ -34,7 +38,7 @@ class Code:
         for i, e in enumerate(loads_of(roots, self.at_hand)):
             name = (e.args[0] if e.op == "access" else e).attrs[0]
             leaves[e] = f"{self.prefix}x{i}"
-            load = scalar_load(e, known[name], "load_one", pointers[name], self.places)
+            load = scalar_load(e, known[name], self.load, pointers[name], self.places)
             lines.append(f"const {register_type(e.dtype)} {leaves[e]} = {load};")
 
         def leaf(e: Expr) -> str | None:

@@ -108,7 +108,7 @@ def emulated_wgmma(source: KernelSource) -> KernelSource:
         "TRANSPOSED_A": instruction[2], "TRANSPOSED_B": instruction[3],
     }  # fmt: skip
     text = re.sub(ORDERED, "", source.text, flags=re.DOTALL | re.MULTILINE)
-    text = re.sub(r"^DEV void wgmma\(.*?^}\n", "", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^DEV void wgmma(?:_scores|_values)?\(.*?^}\n", "", text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"^DEV (u32 smem_u32|void named_arrive).*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^DEV Raw<16> shared16\(.*?^}\n", "", text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"^#define KERNEL.*$", "#define KERNEL(threads, cluster, resident) static void", text, flags=re.MULTILINE)
@@ -145,10 +145,17 @@ class Map(ctypes.Structure):
 def run_wgmma(
     entry: Any, source: KernelSource, program: Program, inputs: Mapping[str, np.ndarray[Any, Any]]
 ) -> np.ndarray[Any, Any]:
-    """Run an emulated wgmma kernel once and return its output; a write outside it is an error."""
-    out = program.outputs[0]
-    result = aligned(np.full(math.prod(out.shape) * out.dtype.bytes, 0xCB, np.uint8))
-    arrays = {name: aligned(a) for name, a in inputs.items()} | {out.name: result}
+    """Run an emulated wgmma kernel with one output once and return it; a write outside it is an error."""
+    (found,) = run_maps(entry, source, program, inputs)
+    return found
+
+
+def run_maps(
+    entry: Any, source: KernelSource, program: Program, inputs: Mapping[str, np.ndarray[Any, Any]]
+) -> list[np.ndarray[Any, Any]]:
+    """Run an emulated kernel that may take tensor maps once and return its outputs; a write outside them is an error."""
+    results = {o.name: aligned(np.full(math.prod(o.shape) * o.dtype.bytes, 0xCB, np.uint8)) for o in program.outputs}
+    arrays = {name: aligned(a) for name, a in inputs.items()} | results
     keep, pointers = [], []
     for arg in source.args:
         if isinstance(arg, TensorMapArg):
@@ -169,8 +176,9 @@ def run_wgmma(
             assert isinstance(arg, BufferArg)
             pointers.append(arrays[arg.name].ctypes.data)
     entry((ctypes.c_void_p * len(pointers))(*pointers), source.grid[0], source.block)
-    around = np.asarray(result.base)
-    start = result.ctypes.data - around.ctypes.data
-    assert np.all(around[:start] == 0xA5), "written before the output"
-    assert np.all(around[start + result.nbytes :] == 0xA5), "written behind the output"
-    return result.view(out.dtype.numpy).reshape(out.shape)
+    for result in results.values():
+        around = np.asarray(result.base)
+        start = result.ctypes.data - around.ctypes.data
+        assert np.all(around[:start] == 0xA5), "written before the output"
+        assert np.all(around[start + result.nbytes :] == 0xA5), "written behind the output"
+    return [results[o.name].view(o.dtype.numpy).reshape(o.shape) for o in program.outputs]

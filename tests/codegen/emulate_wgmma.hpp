@@ -97,10 +97,17 @@ static float operand_value(u64 d, int mn, int k, int transposed, bool f16) {
   memcpy(&bits, here(swizzled(at, 128)), 2);
   return f16 ? f16_value(bits) : bits_as<float>((u32)bits << 16);
 }
-struct Issue { float* d; int n; u64 a, b; int accumulate, group; };
+struct Issue { float* d; int n; u64 a, b; int accumulate, group; bool registers; u32 w[4]; };
 static Issue issues[1024][64];
 static int issue_first[1024], issue_end[1024], issue_group[1024];
-template <int R> static void wgmma(float (&d)[R], u64 a, u64 b, int accumulate) { issues[current][issue_end[current]++ % 64] = {d, 2 * R, a, b, accumulate, issue_group[current]}; }
+template <int R> static void wgmma(float (&d)[R], u64 a, u64 b, int accumulate) { issues[current][issue_end[current]++ % 64] = {d, 2 * R, a, b, accumulate, issue_group[current], false}; }
+// The forms of dependent folds: both operands in shared memory, and the left one in registers (PTX ISA, "Register fragments for
+// wgmma.mma_async.m64nNk16"), with a right one that lies MN-major. All lanes of a warp issue before one of them goes on.
+template <int R> static void wgmma_scores(float (&d)[R], u64 a, u64 b, int accumulate) { wgmma(d, a, b, accumulate); }
+template <int R> static void wgmma_values(float (&d)[R], u32 a0, u32 a1, u32 a2, u32 a3, u64 b) {
+  issues[current][issue_end[current]++ % 64] = {d, 2 * R, 0, b, 1, issue_group[current], true, {a0, a1, a2, a3}};
+  warp_barrier();
+}
 static void wg_fence() {}
 static void wg_commit() { ++issue_group[current]; }
 template <int N> static void wg_wait() {
@@ -109,12 +116,16 @@ template <int N> static void wg_wait() {
     const int t = current % BLOCK % 128, row0 = t / 32 * 16 + t % 32 / 4;
     float left[2][16];
     for (int h = 0; h < 2; ++h)
-      for (int k = 0; k < 16; ++k) left[h][k] = operand_value(s.a, row0 + 8 * h, k, TRANSPOSED_A, HALF);
+      for (int k = 0; k < 16; ++k)
+        if (s.registers) {
+          const u32 w = issues[current - t % 4 + k % 8 / 2][at % 64].w[k / 8 * 2 + h], bits = k & 1 ? w >> 16 : w & 0xffff;
+          left[h][k] = HALF ? f16_value((u16)bits) : bits_as<float>(bits << 16);
+        } else left[h][k] = operand_value(s.a, row0 + 8 * h, k, TRANSPOSED_A, HALF);
     for (int j = 0; j < s.n / 8; ++j)
       for (int e = 0; e < 2; ++e)
         for (int h = 0; h < 2; ++h) {
           float sum = s.accumulate ? s.d[4 * j + 2 * h + e] : 0.f;
-          for (int k = 0; k < 16; ++k) sum += left[h][k] * operand_value(s.b, 8 * j + t % 4 * 2 + e, k, TRANSPOSED_B, HALF);
+          for (int k = 0; k < 16; ++k) sum += left[h][k] * operand_value(s.b, 8 * j + t % 4 * 2 + e, k, s.registers || TRANSPOSED_B, HALF);
           s.d[4 * j + 2 * h + e] = sum;
         }
   }
@@ -126,9 +137,8 @@ template <int R> static void reg_dec() {}
 
 // The first thread of a cluster makes everything new; shared memory starts as NaN.
 static void enter() {
-  static int block = -1;
-  if (block == (int)blockIdx.x) return;
-  block = blockIdx.x;
+  static int entered = 0;
+  if (entered++ % (BLOCK * CLUSTER)) return;
   memset(shared, 0xff, sizeof shared); memset(gates, 0, sizeof gates); memset(barriers, 0, sizeof barriers); whole = {};
   memset(store_first, 0, sizeof store_first); memset(store_end, 0, sizeof store_end); memset(store_group, 0, sizeof store_group);
   memset(issue_first, 0, sizeof issue_first); memset(issue_end, 0, sizeof issue_end); memset(issue_group, 0, sizeof issue_group);

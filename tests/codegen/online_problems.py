@@ -42,7 +42,7 @@ def fold(s: Expr, v: Expr | None, over: str = "k", floor: float | None = None) -
     """Return Σ e^(s − M)·v, or Σ e^(s − M) without `v`; M is at least `floor`."""
     top = nested("max", over, s)
     if floor is not None:
-        top = apply("maximum", top, const(floor, s.dtype.accumulator))
+        top = apply("maximum", top, const(floor, s.dtype))
     weight = apply("exp", apply("sub", s, top))
     return nested("sum", over, weight if v is None else apply("mul", weight, v))
 
@@ -165,4 +165,38 @@ def _attentions() -> dict[str, Program]:
     }  # fmt: skip
 
 
-FOLDS: dict[str, Program] = _statistics() | _attentions()
+def _short() -> dict[str, Program]:
+    """Return folds of 16-bit operands, in every layout that the matrix units take."""
+    q, k, v = (
+        array(n, BF16, b=2, **{x: size}, h=3, **{y: 8 * w})
+        for n, x, size, y, w in (("q", "m", 66, "d", 2), ("K", "k", 50, "d", 2), ("V", "k", 50, "n", 3))
+    )
+    s = causal(scores(q, k))
+    lse = apply("add", nested("max", "k", s), apply("log", fold(s, None)))
+    gate = apply("sigmoid", array("g", BF16, m=66, h=3, n=24))
+    parts = scores(array("q", BF16, m=40, d=16), array("K", BF16, o=4, k=32, d=16))
+    bias, scale = array("b", BF16, h=2, m=70, k=90), array("r", BF16, m=70)
+    return {
+        "short-causal": attention(BF16, 150, 150, 64, 64, h=2, mask=causal),
+        "short-ragged": attention(F16, 130, 100, 80, 72, h=2),
+        "short-window": attention(BF16, 150, 150, 24, 16, mask=lambda s: window(s, 40)),
+        "short-masked-rows": attention(BF16, 100, 70, 16, 16, mask=lambda s: causal(s, shift=-9)),
+        "short-bias": attention(BF16, 70, 90, 32, 40, h=2, mask=lambda s: apply("add", s, bias)),
+        "short-lengths": attention(BF16, 24, 64, 16, 16, h=3, mask=lambda s: masked(s, apply("lt", iota("k", 64), array("L", I64, h=3)))),
+        "short-cap": attention(BF16, 70, 90, 32, 40, mask=lambda s: apply("mul", apply("tanh", s), const(3.0, BF16))),
+        "short-row-scale": attention(BF16, 70, 90, 32, 40, mask=lambda s: apply("mul", s, scale)),
+        "short-several": several(
+            o=(attend(s, v), "bmhn", BF16), lse=(lse, "bhm", F32), gated=(apply("mul", attend(s, v), gate), "bmhn", F32)
+        ),
+        "short-parts": several(
+            top=(nested("max", "k", parts), "mo", F32),
+            total=(fold(parts, None, floor=-3e38), "mo", F32),
+            o=(fold(parts, array("V", BF16, o=4, k=32, n=16), floor=-3e38), "mon", F32),
+        ),
+        "short-finite-mask": attention(
+            BF16, 70, 70, 16, 16, mask=lambda s: apply("where", apply("le", iota("k", 70), iota("m", 70)), s, const(-3e38, BF16))
+        ),
+    }  # fmt: skip
+
+
+FOLDS: dict[str, Program] = _statistics() | _attentions() | _short()

@@ -13,21 +13,32 @@ import pytest
 from eqsat.codegen.cuda import nvrtc
 from eqsat.codegen.cuda.nvrtc import compile_many
 from eqsat.codegen.cuda.online_simt import OnlineSimtFamily, OnlineSimtTile
+from eqsat.codegen.cuda.online_wgmma import OnlineWgmmaFamily, OnlineWgmmaTile
 from eqsat.codegen.kernel import KernelBinary, KernelSource
 from eqsat.codegen.online import OnlineProblem, online_problem
 from eqsat.codegen.problem import point_problem
 from eqsat.codegen.targets import TARGETS, parse_target
 from eqsat.errors import EnvironmentMissingError, IllegalScheduleError
-from eqsat.ir import Program
+from eqsat.ir import Program, apply, reduce
+from eqsat.rulefile import builtin_rules
+from eqsat.search.schedules import points, space_of, space_term
 from eqsat.search.verify import check_outputs, prepare
+from eqsat.session import Session
 from tests.codegen import emulate
-from tests.codegen.online_problems import BF16, F32, FOLDS, attention, causal
-from tests.codegen.problems import PROBLEMS
+from tests.codegen.emulate_mma import emulated_wgmma, run_maps
+from tests.codegen.online_problems import BF16, F16, F32, FOLDS, attend, attention, causal, scores, several
+from tests.codegen.online_problems import fold as weighted
+from tests.codegen.problems import PROBLEMS, array
 
-SIMT = OnlineSimtFamily()
+SIMT, WGMMA = OnlineSimtFamily(), OnlineWgmmaFamily()
 MENU = (
     OnlineSimtTile(4, 32, 32, 128), OnlineSimtTile(4, 32, 0, 128), OnlineSimtTile(32, 64, 64, 128), OnlineSimtTile(32, 64, 0, 128),
     OnlineSimtTile(1, 128, 32, 32), OnlineSimtTile(4, 64, 64, 64), OnlineSimtTile(2, 256, 0, 64),
+)  # fmt: skip
+
+TILES = (
+    OnlineWgmmaTile(16, 1, 2, 0, 1), OnlineWgmmaTile(48, 2, 2, 1, 1), OnlineWgmmaTile(32, 2, 1, 0, 2), OnlineWgmmaTile(64, 3, 2, 0, 1),
+    OnlineWgmmaTile(64, 1, 3, 0, 2),
 )  # fmt: skip
 
 
@@ -59,17 +70,105 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the emu
 
 
 @needs_compiler
-def test_every_fold_is_right_with_one_of_its_schedules(tmp_path: Path) -> None:
+def test_folds_are_right_without_tensor_cores(tmp_path: Path) -> None:
+    names = ("statistics", "parts", "pooling", "ragged", "causal", "lengths", "two-values", "short-several")
     rng = random.Random(1)
-    cases = [(n, SIMT.emit(fold(FOLDS[n]), rng.choice(serving(n)))) for n in FOLDS]
-    assert wrong(cases, tmp_path, suites=2) == []
+    assert wrong([(n, SIMT.emit(fold(FOLDS[n]), rng.choice(serving(n)))) for n in names], tmp_path, suites=1) == []
 
 
 @needs_compiler
 @pytest.mark.slow
-def test_every_fold_is_right_with_all_schedules(tmp_path: Path) -> None:
-    for n in FOLDS:
-        assert wrong([(n, SIMT.emit(fold(FOLDS[n]), s)) for s in serving(n)], tmp_path, suites=5) == []
+def test_every_fold_is_right_without_tensor_cores(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    assert wrong([(n, SIMT.emit(fold(FOLDS[n]), rng.choice(serving(n)))) for n in FOLDS], tmp_path, suites=2) == []
+
+
+SHORT = [n for n in FOLDS if any(WGMMA.legal(fold(FOLDS[n]), s) is None for s in TILES)]
+
+
+def test_the_matrix_units_serve_all_folds_of_short_operands() -> None:
+    assert {n for n in FOLDS if n.startswith("short")} | {"bf16", "f16-narrow", "grouped-bf16"} <= set(SHORT)
+
+
+def wrong_on_matrix_units(cases: Sequence[tuple[str, OnlineWgmmaTile]], folder: Path, suites: int) -> list[str]:
+    """Emulate kernels; return what the verifier says of those that are wrong."""
+    sources = [WGMMA.emit(fold(FOLDS[n]), s) for n, s in cases]
+    out = []
+    for (name, s), source, entry in zip(
+        cases, sources, emulate.compile_kernels([emulated_wgmma(x) for x in sources], folder), strict=True
+    ):
+        prepared = prepare(FOLDS[name], 1)[:suites]
+        assert prepared, f"{name}: nothing can be compared"
+        for p in prepared:
+            got = run_maps(entry, source, FOLDS[name], {k: np.asarray(v) for k, v in p.inputs.items()})
+            check = check_outputs(got, p.expected, p.suite)
+            if not check.passed:
+                out.append(f"{name} with {s}: suite {check.name}: {check.note}")
+    return out
+
+
+@needs_compiler
+def test_folds_of_short_operands_are_right_on_the_matrix_units(tmp_path: Path) -> None:
+    cases = [
+        ("short-several", TILES[1]),
+        ("short-window", TILES[0]),
+        ("short-parts", TILES[0]),
+        ("grouped-bf16", TILES[0]),
+        ("short-ragged", TILES[3]),
+    ]
+    assert wrong_on_matrix_units(cases, tmp_path, suites=1) == []
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_every_fold_of_short_operands_is_right_on_the_matrix_units(tmp_path: Path) -> None:
+    rng = random.Random(2)
+    cases = [(n, rng.choice([s for s in TILES if WGMMA.legal(fold(FOLDS[n]), s) is None])) for n in SHORT]
+    assert wrong_on_matrix_units(cases, tmp_path, suites=5) == []
+
+
+def test_what_the_matrix_units_cannot_take_is_refused_with_the_reason() -> None:
+    q, k, v = array("q", BF16, m=64, d=64), array("K", BF16, k=64, d=64), array("V", BF16, k=64, n=64)
+    tile = OnlineWgmmaTile(64, 1, 2, 0, 1)
+    across = reduce("sum", "d", apply("mul", q, array("K", BF16, d=64, k=64)))
+    for o, words in (
+        (attend(scores(q, array("K", F16, k=64, d=64)), v), "operands are"),
+        (attend(scores(q, k), array("V", F32, k=64, n=64)), "an operand is f32"),
+        (attend(apply("cast", scores(q, k), dtype=F32), v), "its weights are f32"),
+        (attend(scores(apply("neg", q), k), v), "computed, not a plain read"),
+        (attend(across, v), "not contiguous"),
+        (attend(scores(q, k), array("V", BF16, k=64, n=60)), "multiples of 16 bytes"),
+        (attend(scores(q, k), array("V", BF16, k=64, n=264)), "up to 256"),
+        (weighted(scores(q, k), v, floor=0.0), "at least 0.0"),
+    ):
+        assert words in str(WGMMA.legal(fold(several(o=(o, "mn", BF16))), tile)), words
+    plain = fold(several(o=(attend(scores(q, k), v), "mn", BF16)))
+    for schedule, words in (
+        (OnlineWgmmaTile(40, 1, 2, 0, 1), "steps of 16"),
+        (OnlineWgmmaTile(64, 1, 2, 1, 1), "ping-pong"),
+        (OnlineWgmmaTile(64, 3, 2, 0, 1), "192 rows for 64"),
+        (OnlineWgmmaTile(256, 1, 2, 0, 1), "do not fit"),
+        (OnlineWgmmaTile(64, 1, 64, 0, 1), "bytes of tiles"),
+        (OnlineWgmmaTile(64, 1, 2, 0, 2), "batches"),
+    ):
+        assert words in str(WGMMA.legal(plain, schedule)), schedule
+
+
+def test_the_rule_files_offer_legal_points_of_both_kinds() -> None:
+    rules = builtin_rules()
+    problems = [fold(p) for p in FOLDS.values()]
+    problems += [
+        fold(attention(BF16, m, k, d, d, h=h))
+        for m, k, d, h in ((4096, 4096, 128, 64), (1, 8192, 128, 32), (2048, 2048, 256, 16))
+    ]
+    text = "\n".join(map(str, (*rules.declarations, *rules.facts)))
+    with Session() as session:
+        found = session.schedule_points([space_term("cuda", space_of(p)) for p in problems], rules.rules, declarations=text)
+    for problem, some in zip(problems, found, strict=True):
+        legal = [s for s in points(some) if (SIMT if isinstance(s, OnlineSimtTile) else WGMMA).legal(problem, s) is None]
+        assert any(isinstance(s, OnlineSimtTile) for s in legal)
+        assert len(legal) <= 48
+    assert any(isinstance(s, OnlineWgmmaTile) for s in legal)
 
 
 def test_schedules_that_cannot_serve_say_why() -> None:
@@ -94,6 +193,9 @@ def test_bounds_are_below_predictions() -> None:
     for name in FOLDS:
         for s in serving(name):
             assert rates.launch_ns <= SIMT.bound_ns(fold(FOLDS[name]), rates) <= SIMT.predict_ns(fold(FOLDS[name]), s, rates)
+    for name in SHORT:
+        for t in TILES:
+            assert rates.launch_ns <= WGMMA.bound_ns(fold(FOLDS[name]), rates) <= WGMMA.predict_ns(fold(FOLDS[name]), t, rates)
 
 
 def _usable() -> bool:
@@ -107,12 +209,15 @@ def _usable() -> bool:
 @pytest.mark.skipif(not _usable(), reason="NVRTC is not installed")
 def test_the_compiler_takes_it_without_spills() -> None:
     big = fold(attention(F32, 512, 512, 64, 64, h=4, mask=causal))
-    narrow = fold(attention(BF16, 512, 512, 128, 128))
     sources = [
         SIMT.emit(big, OnlineSimtTile(32, 64, 64, 128)),
-        SIMT.emit(narrow, OnlineSimtTile(32, 64, 128, 128)),
         SIMT.emit(fold(FOLDS["log-sum-exp-bf16"]), OnlineSimtTile(4, 128, 0, 128)),
+        WGMMA.emit(fold(attention(BF16, 4096, 4096, 128, 128, h=8, mask=causal)), OnlineWgmmaTile(176, 2, 2, 1, 8)),
+        WGMMA.emit(fold(attention(F16, 4096, 4096, 64, 64, h=8)), OnlineWgmmaTile(128, 3, 2, 0, 1)),
+        WGMMA.emit(fold(attention(BF16, 2048, 2048, 256, 256, h=8)), OnlineWgmmaTile(80, 2, 2, 0, 1)),
+        WGMMA.emit(fold(FOLDS["short-several"]), OnlineWgmmaTile(48, 2, 2, 1, 1)),
     ]
     for _, made in compile_many(sources, parse_target("sm_90")):
         assert isinstance(made, KernelBinary), made
         assert made.resources.spill_bytes == made.resources.stack_bytes == 0
+        assert not made.resources.warnings
