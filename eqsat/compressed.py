@@ -99,6 +99,7 @@ class Evaluation:
         self._memo: dict[tuple[str, tuple[tuple[str, Positions], ...]], Any] = {}
         self._special: dict[str, frozenset[str]] = {}
         self._fixed: dict[str, bool] = {}
+        self._split: dict[int, Positions] = {}
 
     def value(self, expr: Expr) -> Any:
         """Return the value of `expr` at a few positions of each of its axes: the first, the last, one of each block."""
@@ -122,15 +123,20 @@ class Evaluation:
         if extent <= BLOCKS:
             return at
         salt = mix(np.asarray([self._seed + np.uint64(extent)]))[0]
-        return (mix(at.astype(np.uint64) ^ salt) % np.uint64(BLOCKS)).astype(np.int64)
+        with np.errstate(over="ignore"):  # a multiplicative hash: an axis may have millions of positions
+            scrambled = (at.astype(np.uint64) + salt) * (salt | np.uint64(1))
+        return np.asarray((scrambled >> np.uint64(40)) % np.uint64(BLOCKS), np.int64)
 
     def _whole(self, extent: int, *, special: bool) -> Positions:
         """Return positions that stand for the whole axis."""
         if special or extent <= BLOCKS:
             return Positions(tuple(range(extent)))
-        block = self.blocks(np.arange(extent), extent)
-        _, first, counts = np.unique(block, return_index=True, return_counts=True)
-        return Positions(tuple(map(int, first)), tuple(map(int, counts)))
+        if extent not in self._split:
+            block = self.blocks(np.arange(extent), extent)
+            members = [block == b for b in range(BLOCKS)]
+            found = sorted((int(m.argmax()), int(m.sum())) for m in members if m.any())
+            self._split[extent] = Positions(tuple(first for first, _ in found), tuple(count for _, count in found))
+        return self._split[extent]
 
     def _mark(self, expr: Expr) -> None:
         """Find the axes along which each subexpression depends on positions, not on blocks alone."""

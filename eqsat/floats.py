@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +26,7 @@ class Floats:
     """
 
     def __init__(self, *, positive: bool, relative: float = 0.0) -> None:
-        self._domain = Float64(relative)
+        self._domain, self._relative = Float64(), relative
         self._positive = positive
 
     def leaf(self, e: Expr, codes: Array) -> Value:
@@ -85,9 +84,9 @@ class Floats:
         """Return the value with 0 where `inside` is false."""
         return np.where(inside, value[0], np.zeros((), value[0].dtype)), np.where(inside, value[1], 0.0)
 
-    def compare(self, a: Value, b: Value) -> tuple[int, int, Any]:
-        """Return how many elements differ by more than rounding, how many were compared, and the largest difference."""
+    def compare(self, a: Value, b: Value, relative: float = 0.0) -> tuple[int, int, float]:
+        """Return how many elements differ by more than rounding and `relative` explain, how many were compared, by how much."""
         with np.errstate(all="ignore"):
-            found = self._domain.compare(a, b)
+            found = Float64(self._relative + relative).compare(a, b)
             apart = abs(a[0].astype(np.float64) - b[0].astype(np.float64))
         return int(found.wrong.sum()), found.compared, float(np.max(apart[np.isfinite(apart)], initial=0.0))

@@ -254,7 +254,7 @@ def derivation_record(program: Program, executable: Executable, proofs: Proofs) 
         {"output": output.name, "from": show(output.expr), "to": show(target)}
         for output, target in zip(program.outputs, compose(executable.plan), strict=True)
     ]
-    return proofs.derived(executable.plan).record() | {"ends": ends}
+    return proofs.checked(executable.plan) | {"ends": ends}
 
 
 def result(decided: Decision, built: Mapping[str, Any]) -> Optimized:

@@ -59,7 +59,7 @@ class Proofs:
         """
         note = f"plan {plan.digest[:12]} was refused before it was compiled: {self.of(plan)}"
         found = self.derived(plan)
-        at = first_departure(found, self.program) if found.found else None
+        at = self._departure(found)
         if at is not None:
             rule = found.steps[at - 1].rule
             raise RuleAtFaultError(rule, f"{note}; step {at} is the first that changes a value: rule {rule} is left out")
@@ -74,6 +74,20 @@ class Proofs:
         sources = [o.expr for o in self.program.outputs]
         facts = declarations(self.ruleset)
         return derive_all(self.program, sources, compose(plan), self.ruleset.rules, declarations=facts, session=self.session)
+
+    def _departure(self, found: Derivation) -> int | None:
+        """Return the first step of a derivation that changes a value by more than its rule may."""
+        bounds = {r.name: r.bound for r in self.ruleset.rules if r.bound}
+        return first_departure(found, self.program, bounds) if found.found else None
+
+    def checked(self, plan: Plan) -> dict[str, Any]:
+        """Return the record of the plan's derivation, both sides of every step evaluated too: one that differs is no proof."""
+        found = self.derived(plan)
+        record = found.record()
+        at = self._departure(found)
+        if at is not None:
+            record["status"] = f"refused: step {at}, rule {found.steps[at - 1].rule}, changes a value"
+        return record
 
 
 def proof_record(found: Agreement, derivation: Mapping[str, Any], evidence: Mapping[str, Evidence]) -> dict[str, Any]:

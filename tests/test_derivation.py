@@ -254,3 +254,19 @@ def test_every_shipped_value_rule_can_be_logged(rules):
     for r in rules.rules:
         if r.phase in ("algebra", "distribute", "fold"):
             assert "used-rule" in logging_rule(r), r.name
+
+
+def test_a_rule_that_approximates_may_change_a_value_by_its_bound_and_no_more(session, tmp_path):
+    file = tmp_path / "near.egg"
+    file.write_text(
+        '(rewrite (Exp a) (Mul (Const 1.0001) (Exp (Neg (Neg a)))) :name "near" :phase algebra :numerics approximates :bound "1e-3"\n'
+        '  :law "e^a ≈ 1.0001·e^a")\n'
+    )
+    near = load_rules([file])
+    source = apply("exp", V)
+    target = mul(const(1.0001, F32), apply("exp", apply("neg", apply("neg", V))))
+    program = program_of(source)
+    found = derive(program, source, target, near.rules, session=session)
+    assert found.found
+    assert first_departure(found, program, {"near/near": 1e-3}) is None
+    assert first_departure(found, program, {"near/near": 1e-5}) == 1
