@@ -180,7 +180,7 @@ class _RunningError:
             errors = self._product(e, body, axes, arg.value, total, where)
         else:
             errors = {}
-            for k, p in arg.errors.items():
+            for k, p in self._contenders(e, arg, total, where).items():
                 errors = _add(errors, {_less(k, axes): self._most(p, where)})
         return self._settle(e, value, errors, lambda: self._row_doubt(e, arg, total, where))
 
@@ -297,6 +297,15 @@ class _RunningError:
         return b
 
     # -- other reductions --------------------------------------------------------------------------------------------
+
+    def _contenders(self, e: Expr, arg: Bounded, total: Array | None, where: tuple[int, ...]) -> Errors:
+        """Return the errors of what may be the extremum; those of elements that are out of its reach do not count."""
+        if total is None or not arg.value.size:
+            return arg.errors
+        xp, sign = self._xp, 1.0 if e.op == "max" else -1.0
+        value = sign * arg.value
+        may = value + total >= (value - total).max(where, keepdims=True)
+        return arg.errors if may.all() else {k: xp.where(may, p, 0.0) for k, p in arg.errors.items()}
 
     def _most(self, part: Array, where: tuple[int, ...]) -> Array:
         return part.max(where) if all(part.shape[i] for i in where) else self._xp.zeros(part.sum(where).shape)

@@ -310,6 +310,15 @@ def test_a_maximum_has_the_error_of_the_operand_that_it_takes() -> None:
     assert (bound > 0).all()
 
 
+def test_elements_far_from_the_extremum_do_not_spoil_its_error() -> None:
+    rough = apply("mul", read("x", ("k",), (3,), F32), const(0.1, F32))
+    for op, far in (("max", -3e38), ("min", 3e38)):
+        p = program(reduce(op, "k", rough), (), Input("x", (3,), F32))
+        ((value, bound),) = evaluate_with_bound(p, {"x": np.array([1.0, far, 2.0], np.float32)})
+        assert abs(value) < 1
+        assert 0 < bound < 1e-6
+
+
 def test_a_maximum_of_a_number_and_nan_is_not_compared() -> None:
     x = read("x", ("i",), (2,), F32)
     chosen = apply("maximum", apply("log", x), const(0.0, F32))
