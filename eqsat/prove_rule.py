@@ -115,12 +115,14 @@ def _kinds(equation: Equation, typings: Sequence[Mapping[str, str]]) -> list[dic
     def of(name: str) -> Values:
         return "truth" if name == "bool" else "whole" if name in ("i32", "i64") else "real"
 
-    found = {tuple((v, of(name)) for v, name in t.items()): None for t in typings}
+    targets = {n.args[1].text for t in (equation.left, equation.right) for n in t.walk() if n.head == "Cast"}
+    read = targets | set(equation.tensors)
+    found = {tuple((v, of(name)) for v, name in t.items() if v in read): None for t in typings}
     ways = [dict(f) for f in found]
 
     def covers(general: dict[str, Values], special: dict[str, Values]) -> bool:
         return general != special and all(
-            k == special[v] or (k == "real" and v not in equation.types) for v, k in general.items()
+            k == special[v] or (k == "real" and v not in targets) for v, k in general.items()
         )
 
     return [w for w in ways if not any(covers(g, w) for g in ways)]

@@ -46,7 +46,7 @@ from eqsat.rulegate_whole import fraction_among_whole
 PRIMES = (2147483647, 2147483629)
 """The two largest primes below 2^31: products of residues fit 64 bits."""
 
-_DRAWS = 8  # situations for each extent assignment and number system; half as many of what is proved
+_DRAWS, _DRAWS_PROVED = 8, 4  # situations for each extent assignment and number system; fewer of what is proved
 _LEAST = 24  # elements that must have been compared with a tolerance that says something; a third of it for what is proved
 _WIDE = 4096  # numbers of all magnitudes at which a stated bound is tested, for each situation
 
@@ -211,7 +211,7 @@ class _Tester:
         self._check_types()
         used = self.equation.operations
         self.tally.proof = proof = prove(self.equation, self.typings)
-        self.draws = _DRAWS // 2 if proof.found else _DRAWS
+        self.draws = _DRAWS_PROVED if proof.found else _DRAWS
         self._floats("ordinary")
         if not proof.found and self.rule.numerics == "approximates":
             self.tally.proof = replace(proof, why="what approximates is tested, not proved")
