@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from eqsat.buffers import buffers
 from eqsat.cut import Anchors, Cut, Form, Load, Mode, join
 from eqsat.frozen import Frozen, Node
 from eqsat.groupings import Groupings, one_order
@@ -25,16 +26,16 @@ from eqsat.prices import OPERATIONS, Prices
 
 @dataclass(slots=True)
 class CutLimits:
-    """The stated space: at most `loads` buffers a kernel, and at most `per_class` regions a class.
+    """The stated space: at most `loads` buffers a kernel, and at most `per_class` regions a class of each family.
 
     In a graph of many classes, fewer: some `total` altogether, but always the `least` best ones of a class.
     """
 
     loads: int = 8
-    per_class: int = 96
+    per_class: int = 48
     contractions: int = 3
-    total: int = 12_000
-    least: int = 24
+    total: int = 7_000
+    least: int = 12
 
     def regions(self, classes: int) -> int:
         """Return how many regions of a class are kept in a graph of so many classes."""
@@ -50,7 +51,7 @@ class _Entry(NamedTuple):
     op: str
 
 
-_LOADED = Mode()
+_LOADED = Mode()  # what a load is anchored by: nothing
 
 
 @dataclass(slots=True)
@@ -58,7 +59,7 @@ class Cuts:
     """All cuts of each class of `frozen`; `truncated` counts regions dropped by the limits.
 
     `extents` maps every axis to its extent; `of` lists a class's cuts, the likely cheap ones first; `per_class` is how many
-    are kept of each.
+    are kept of each, by family.
     """
 
     frozen: Frozen
@@ -68,7 +69,9 @@ class Cuts:
     of: dict[int, list[Cut]] = field(default_factory=lambda: defaultdict(list))
     buffers: frozenset[int] = frozenset()
     per_class: int = 0
-    _table: dict[int, list[_Entry]] = field(default_factory=lambda: defaultdict(list))
+    _table: dict[int, dict[str, list[_Entry]]] = field(default_factory=lambda: defaultdict(dict))  # by family, best first
+    _joined: dict[tuple[Any, ...], Mode | None] = field(default_factory=dict)
+    _modes: dict[Mode, Mode] = field(default_factory=dict)  # one object for equal ones
     _serial: int = 0
     _since: int = -1  # the last evaluation of the node at hand
     _evaluated: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -78,12 +81,14 @@ class Cuts:
     _groupings: Groupings = field(init=False)
 
     def __post_init__(self) -> None:
+        self._modes[_LOADED] = _LOADED
         self._prices = Prices(self.frozen, self.extents)
         self._groupings = Groupings(self.frozen)
         self.per_class = self.limits.regions(len(self.frozen.axes))
-        self.buffers = self._bufferable()
+        self.buffers = buffers(self.frozen, self.extents, self._prices)
         self._fixpoint()
-        self.of.update((c, [e.cut for e in found]) for c, found in self._table.items())
+        for c, found in self._table.items():
+            self.of[c] = sorted((e.cut for entries in found.values() for e in entries), key=lambda cut: cut.rank)
 
     def elements(self, axes: frozenset[str] | tuple[str, ...]) -> int:
         """Product of the extents of `axes`."""
@@ -92,58 +97,6 @@ class Cuts:
     def _regions(self, cls: int) -> list[Node]:
         region = self.frozen.anchor_of.get(cls)
         return [] if region is None else list(self.frozen.nodes.get(region, ()))
-
-    def _bufferable(self) -> frozenset[int]:
-        """Return the classes worth a buffer.
-
-        Outputs, reductions, what a contraction or an access needs in memory, what is reduced again after a contraction (its
-        epilogue may then be shared), and what constants give ahead of time.
-        """
-        nodes = self.frozen.nodes
-        leaves = {c for c, found in nodes.items() for n in found if n.op in ("Read", "Const", "Iota")}
-        wanted = set(self.frozen.roots)
-        bodies: set[int] = set()
-        accessed: set[int] = set()  # where no rule moves an access to the leaf, even a position is stored
-        for c, found in nodes.items():
-            for n in found:
-                if n.op == "ContractAnchor":
-                    wanted.update(n.children)
-                if n.op == "Access":
-                    accessed.update(n.children)
-                if n.op in ("ReduceAnchor", "FoldAnchor"):
-                    bodies.update(n.children)
-                if self._is_reduction(n):
-                    wanted.add(c)
-        reads = {c for c, found in nodes.items() for n in found if n.op == "Read"}
-        return frozenset((wanted | (bodies & self._above_contractions()) | self._prepared()) - leaves | (accessed - reads))
-
-    def _prepared(self) -> set[int]:
-        """Classes that depend on constants alone and are used by what does not: they can be computed ahead of time."""
-        constant = self.frozen.constant
-        users = (n for c, found in self.frozen.nodes.items() if c not in constant for n in found)
-        return {x for n in users for x in n.children if x in constant and self.frozen.axes.get(x)}
-
-    def _above_contractions(self) -> set[int]:
-        """Classes that are a contraction, or pointwise over one."""
-        users: dict[int, set[int]] = defaultdict(set)
-        for c, found in self.frozen.nodes.items():
-            for n in found:
-                row = BY_CONSTRUCTOR.get(n.op)
-                if row is not None and row.kind is Kind.POINTWISE:
-                    for child in n.children:
-                        users[child].add(c)
-        stack = [c for c in self.frozen.anchor_of if any(n.op == "ContractAnchor" for n in self._regions(c))]
-        seen = set(stack)
-        while stack:
-            for c in users[stack.pop()] - seen:
-                seen.add(c)
-                stack.append(c)
-        return seen
-
-    @staticmethod
-    def _is_reduction(n: Node) -> bool:
-        row = BY_CONSTRUCTOR.get(n.op)
-        return row is not None and row.kind is Kind.REDUCE
 
     def _fixpoint(self) -> None:
         """Enumerate until nothing is new, operands before users where the classes do not hang together in a circle."""
@@ -182,8 +135,9 @@ class Cuts:
         if len(cut.loads) > self.limits.loads:
             self.truncated += 1
             return False
-        table = self._table[c]
-        if len(table) >= self.per_class and cut.rank >= table[-1].cut.rank:
+        table = self._table[c].setdefault(cut.mode.family, [])
+        full = len(table) >= self.per_class
+        if full and cut.rank >= table[-1].cut.rank:
             self.truncated += 1
             return False
         kind = self._kinds.setdefault((cut.mode, cut.anchors), len(self._kinds))
@@ -201,23 +155,46 @@ class Cuts:
             kept.pop()
         self._serial += 1
         bisect.insort(kept, _Entry(cut, kind, self._serial, op), key=lambda e: e.cut.rank)
-        self._table[c] = kept
+        self._table[c][cut.mode.family] = kept
         return True
 
     def _cut(self, mode: Mode, anchors: Anchors, loads: frozenset[Load], work: float, form: Form) -> Cut:
-        cost = work / OPERATIONS + sum(map(self._prices.of_load, loads))
-        return Cut(mode, anchors, loads, work, form, (cost, len(loads)))
+        return Cut(self._modes.setdefault(mode, mode), anchors, loads, work, form, self._rank(work, loads))
+
+    def _rank(self, work: float, loads: frozenset[Load]) -> tuple[float, int]:
+        return work / OPERATIONS + sum(map(self._prices.of_load, loads)), len(loads)
+
+    def _is_dear(self, c: int, family: str, rank: tuple[float, int]) -> bool:
+        """Whether class `c` is full of better regions of the family, so that the one at hand need not be made."""
+        table = self._table[c].get(family, [])
+        if len(table) < self.per_class or rank < table[-1].cut.rank:
+            return False
+        self.truncated += 1
+        return True
+
+    def _entries(self, c: int) -> Iterator[_Entry]:
+        return itertools.chain.from_iterable(self._table[c].values())
+
+    def _load(self, c: int) -> Cut:
+        return Cut(_LOADED, frozenset(), frozenset([("buf", c)]), 0.0, ("load", c))
+
+    def _join(self, parts: Sequence[Cut], axes: frozenset[str]) -> Mode | None:
+        """Return the mode of a node over these parts; modes are one object each, so their identities tell them apart."""
+        key: tuple[Any, ...] = (axes, *(id(p.mode) for p in parts))
+        if key not in self._joined:
+            found = join([p.mode for p in parts], axes)
+            self._joined[key] = None if found is None else self._modes.setdefault(found, found)
+        return self._joined[key]
 
     def _fresh(self, classes: Sequence[int]) -> Iterator[tuple[Cut, ...]]:
         """Yield the combinations of ways to have each class that the node has not met since its last evaluation."""
         old: list[list[Cut]] = []
         new: list[list[Cut]] = []
         for x in classes:
-            entries = self._table[x]
-            old.append([e.cut for e in entries if e.serial <= self._since])
-            new.append([e.cut for e in entries if e.serial > self._since])
+            old.append([e.cut for e in self._entries(x) if e.serial <= self._since])
+            new.append([e.cut for e in self._entries(x) if e.serial > self._since])
             if x in self.buffers:
-                (new if self._since < 0 else old)[-1].append(Cut(_LOADED, frozenset(), frozenset([("buf", x)]), 0.0, ("load", x)))
+                (new if self._since < 0 else old)[-1].append(self._load(x))
         for i, fresh in enumerate(new):
             if fresh:
                 rest = (p + q for p, q in zip(old[i + 1 :], new[i + 1 :], strict=True))
@@ -231,10 +208,10 @@ class Cuts:
         sides: list[dict[tuple[bool, bool], list[Cut]]] = []  # by (is new, has the op at the root)
         for x in n.children:
             found: dict[tuple[bool, bool], list[Cut]] = {(new, same): [] for new in (False, True) for same in (False, True)}
-            for e in self._table[x]:
+            for e in self._entries(x):
                 found[e.serial > self._since, e.op == n.op].append(e.cut)
             if x in self.buffers:
-                found[self._since < 0, False].append(Cut(_LOADED, frozenset(), frozenset([("buf", x)]), 0.0, ("load", x)))
+                found[self._since < 0, False].append(self._load(x))
             sides.append(found)
         for (new_a, same_a), (new_b, same_b) in itertools.product(sides[0], sides[1]):
             if (new_a or new_b) and not (same_a and same_b):
@@ -275,14 +252,17 @@ class Cuts:
             loads = parts[0].loads.union(*(p.loads for p in parts[1:]))
             if len(loads) > limits.loads:
                 continue
-            mode = join([p.mode for p in parts], axes)
+            mode = self._join(parts, axes)
             if mode is None:
+                continue
+            work = own + sum(p.work for p in parts)
+            rank = self._rank(work, loads)
+            if self._is_dear(c, mode.family, rank):
                 continue
             anchors = parts[0].anchors.union(*(p.anchors for p in parts[1:]))
             if mode.family == "contract" and sum(a[0] == "contract" for a in anchors) > limits.contractions:
                 continue
-            work = own + sum(p.work for p in parts)
-            yield self._cut(mode, anchors, loads, work, (name, n.literals, *(p.form for p in parts)))
+            yield Cut(mode, anchors, loads, work, (name, n.literals, *(p.form for p in parts)), rank)
 
     def _reduce(self, c: int, n: Node) -> Iterator[Cut]:
         op, axes = n.literals

@@ -33,6 +33,10 @@ class Prices:
         self._least = self._estimates()
         self._loads: dict[Load, float] = {}
 
+    def least(self, c: int) -> float:
+        """Return the least cost of a term that computes a class, nothing shared."""
+        return self._least.get(c, math.inf)
+
     def of_read(self, load: Load, c: int) -> None:
         """Note that an input read so is class `c`."""
         self._loads[load] = self.bytes(c)
