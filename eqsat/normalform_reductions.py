@@ -228,10 +228,9 @@ def _component(mono: Mono, bounds: Sequence[Atom]) -> Poly:
                 out = out * functools.reduce(lambda f, v: sum_over(f, v), left_over, together)
                 continue
         named, form = bind(variables, form, rename)
-        inner = is_nonnegative(form)
-        out = out * single(
-            Atom("sum", (form,), named, integer=form.integer, positive=inner and is_positive(form), nonnegative=inner)
-        )
+        least = is_nonnegative(form)
+        positive = least and is_positive(form) and all(is_positive(_extent(v)) for v in named)  # a range cut short may be empty
+        out = out * single(Atom("sum", (form,), named, integer=form.integer, positive=positive, nonnegative=least))
     return out * product(left, Fraction(1))
 
 
