@@ -60,14 +60,16 @@ def package_rules() -> tuple[Path, ...]:
 
 
 _PART = {"cuda": 256, "cpu": 4096}
-"""Elements that one worker reduces by itself before a second stage is worth its launch."""
+"""Elements that one worker reduces by itself where there are two stages."""
+_PARTS = 32  # fewer parts than this are reduced by one worker in about the time that a second launch takes
 
 
 def for_target(ruleset: RuleSet, target: Target) -> RuleSet:
-    """Return the rules with the facts about a target that they ask for: how few rows leave it idle, how long a part is."""
+    """Return the rules with the facts about a target that they ask for: how few rows leave it idle, what axes are split."""
     few = 2 * target.processors if target.kind == "cuda" else target.processors
-    facts = (listed("few-rows", Node("int", str(few))), listed("split-length", Node("int", str(_PART[target.kind]))))
-    return ruleset + RuleSet((), (), facts)
+    part = _PART[target.kind]
+    facts = {"few-rows": few, "split-length": part, "split-from": _PARTS * part}
+    return ruleset + RuleSet((), (), tuple(listed(name, Node("int", str(n))) for name, n in facts.items()))
 
 
 def declarations(ruleset: RuleSet) -> str:

@@ -109,7 +109,7 @@ def mul(a: Expr, b: Expr) -> Expr:
     return apply("mul", a, b)
 
 
-SPLIT = "(few-rows 2)\n(split-length 4)"
+SPLIT = "(few-rows 2)\n(split-length 4)\n(split-from 8)"
 
 
 def split_index(extent: int, length: int) -> tuple[str, str, Index, dict[str, int]]:
