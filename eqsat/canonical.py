@@ -19,61 +19,80 @@ _Scope = tuple[tuple[str, int], ...]  # free axes that are bound further out, wi
 
 def canonical_key(program: Program) -> str:
     """Return a SHA-256 that is equal for programs equal up to names of axes and inputs (and operand order of commutative ops)."""
-    shapes: dict[str, str] = {}
-    for out in program.outputs:
-        for e in out.expr.walk():
-            shapes[e.digest] = _shape(e, program, shapes)
-    axes: dict[str, str] = {}
-    inputs: dict[str, str] = {}
-    lines: list[str] = []
-    visited: dict[str, int] = {}
+    return Keys().of(program)
 
-    def axis(name: str) -> str:
-        return axes.setdefault(name, f"a{len(axes)}") if name else "."
 
-    def visit(e: Expr) -> int:
-        if e.digest in visited:
+class Keys:
+    """Canonical keys of many kernels that share subexpressions: what has no names in it is computed once."""
+
+    def __init__(self) -> None:
+        self._shapes: dict[tuple[str, ...], dict[str, str]] = {}
+
+    def of(self, program: Program) -> str:
+        """Return a SHA-256 that is equal for programs equal up to names, see `canonical_key`."""
+        layout = program.outputs[0].axes
+        shapes = self._shapes.setdefault(layout, {})
+        order = {a: i for i, a in enumerate(a for a in layout if a)}
+        axes: dict[str, str] = {}
+        inputs: dict[str, str] = {}
+        lines: list[str] = []
+        visited: dict[str, int] = {}
+        extents: dict[str, int] = {}
+
+        def axis(name: str) -> str:
+            return axes.setdefault(name, f"a{len(axes)}") if name else "."
+
+        def visit(e: Expr) -> int:
+            if e.digest in visited:
+                return visited[e.digest]
+            args, kind = e.args, e.row.kind
+            if e.row.commutative:
+                args = tuple(sorted(args, key=lambda a: _shape(a, order, shapes)))
+            if e.op == "read":
+                name, read_axes = e.attrs
+                attrs = f"{inputs.setdefault(name, f'b{len(inputs)}')} {' '.join(map(axis, read_axes))}"
+            elif kind is Kind.ACCESS:
+                mapping: AccessMap = e.attrs[0]
+                by = {a: Index.axis(axis(a)) for a, _ in mapping.extents}
+                entries = tuple((axis(a), x.substitute(by)) for a, x in mapping.entries)
+                attrs = str(AccessMap(entries, tuple((axis(a), n) for a, n in mapping.extents)))
+            elif kind is Kind.REDUCE or e.op == "iota":
+                attrs = axis(e.attrs[0])
+            else:
+                attrs = " ".join(map(str, e.attrs))
+            children = " ".join([str(visit(a)) for a in args])
+            extents.update(e.type.axes)
+            lines.append(f"{e.op} {attrs} ({children}) {e.dtype.value}")
+            visited[e.digest] = len(lines) - 1
             return visited[e.digest]
-        args = e.args
-        if e.row.commutative:
-            args = tuple(sorted(args, key=lambda a: shapes[a.digest]))
+
+        for out in program.outputs:
+            root_layout = " ".join(map(axis, out.axes))
+            root = visit(out.expr)
+            lines.append(f"output {root} [{root_layout}] {out.dtype.value}")
+        shapes_of = {i.name: f"{i.shape} {i.dtype.value}" for i in program.inputs}
+        lines += [f"input {b} {shapes_of[name]}" for name, b in inputs.items()]
+        lines.append(" ".join(sorted(f"{axis(a)}={n}" for a, n in extents.items())))
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _shape(root: Expr, order: Mapping[str, int], known: dict[str, str]) -> str:
+    """Digest a node without any names but the order of an output's axes: the sort key of commutative operands."""
+    if root.digest in known:
+        return known[root.digest]
+    for e in root.walk():
+        if e.digest in known:
+            continue
+        extents = sorted([n for _, n in e.type.axes])
         if e.op == "read":
-            name, read_axes = e.attrs
-            attrs = f"{inputs.setdefault(name, f'b{len(inputs)}')} {' '.join(map(axis, read_axes))}"
-        elif e.op == "access":
-            mapping: AccessMap = e.attrs[0]
-            by = {a: Index.axis(axis(a)) for a, _ in mapping.extents}
-            entries = tuple((axis(a), x.substitute(by)) for a, x in mapping.entries)
-            attrs = str(AccessMap(entries, tuple((axis(a), n) for a, n in mapping.extents)))
+            detail = str([order.get(a, -1) for a in e.attrs[1]])
         else:
-            attrs = " ".join(axis(a) if e.row.kind.value == "reduce" or e.op == "iota" else str(a) for a in e.attrs)
-        children = " ".join(str(visit(a)) for a in args)
-        extents = " ".join(sorted(f"{axis(a)}={n}" for a, n in e.type.axes))
-        lines.append(f"{e.op} {attrs} ({children}) {e.dtype} {extents}")
-        visited[e.digest] = len(lines) - 1
-        return visited[e.digest]
-
-    for out in program.outputs:
-        layout = " ".join(map(axis, out.axes))
-        root = visit(out.expr)
-        lines.append(f"output {root} [{layout}] {out.dtype}")
-    shapes_of = {i.name: f"{i.shape} {i.dtype}" for i in program.inputs}
-    lines += [f"input {b} {shapes_of[name]}" for name, b in inputs.items()]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _shape(e: Expr, program: Program, known: dict[str, str]) -> str:
-    """Digest a node without any names: the sort key of commutative operands."""
-    extents = sorted(n for _, n in e.type.axes)
-    if e.op == "read":
-        order = {a: i for i, a in enumerate(a for a in program.outputs[0].axes if a)}
-        detail = str([order.get(a, -1) for a in e.attrs[1]])
-    else:
-        detail = str(e.attrs[0]) if e.op == "const" else ""
-    children = [known[a.digest] for a in e.args]
-    if e.row.commutative:
-        children.sort()
-    return hashlib.sha256(f"{e.op}{extents}{e.dtype}{detail}{children}".encode()).hexdigest()
+            detail = str(e.attrs[0]) if e.op in ("const", "cast") and e.attrs else ""
+        children = [known[a.digest] for a in e.args]
+        if e.row.commutative:
+            children.sort()
+        known[e.digest] = hashlib.sha256(f"{e.op}{extents}{e.dtype.value}{detail}{children}".encode()).hexdigest()
+    return known[root.digest]
 
 
 def shared(program: Program) -> Program:
