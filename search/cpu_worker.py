@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from eqsat.codegen.cpu.compiler import usable_threads
@@ -34,6 +34,7 @@ from eqsat.search.cpu_timing import (
 )
 from eqsat.search.device import Trial, Verdict
 from eqsat.search.statistics import summarize
+from eqsat.search.step_check import Launch, check_steps, undecided
 from eqsat.search.supervised import Begin
 from eqsat.search.verify import KERNEL, PLAN, suites
 from eqsat.search.watched import Finished, SweepJob, Verified
@@ -135,7 +136,12 @@ class CpuBackend:
         yield Begin(None, REFERENCE_LIMIT_S, "computing the references of the program")
         verifier = self._verifier(plan.plan.program, PLAN if len(plan.steps) > 1 else KERNEL)
         yield Begin(0, PLAN_LIMIT_S, "running the plan")
-        verdict, _ = _check(verifier, _load(plan))
+        steps = _load(plan)
+        verdict, _ = _check(verifier, steps)
+        steps.close()
+        if undecided(plan, verdict):
+            yield Begin(0, PLAN_LIMIT_S, "running the plan kernel by kernel")
+            verdict = check_steps(plan, verdict, self._seed, _launch, lambda buffer: int(buffer.array.ctypes.data))
         return verdict
 
     # -- stages of a sweep -------------------------------------------------------------------------------------------
@@ -216,6 +222,16 @@ class CpuBackend:
 
 def _load(plan: Executable) -> LoadedSteps:
     return LoadedSteps([s.binary for s in plan.steps], bytes_of(plan.intermediates))
+
+
+def _launch(binary: KernelBinary) -> Launch:
+    steps = LoadedSteps([binary])
+
+    def run(pointers: Mapping[str, int]) -> None:
+        steps.poison()
+        steps.run(pointers)
+
+    return run
 
 
 def _check(verifier: Verifier, steps: LoadedSteps, enough_ns: float = math.inf) -> tuple[Verdict, float]:

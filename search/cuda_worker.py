@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from eqsat.codegen.cuda import driver
@@ -23,6 +23,7 @@ from eqsat.search.cuda_steps import LoadedSteps, Preparation, bytes_of
 from eqsat.search.cuda_timing import BufferSets, Contestant, Race
 from eqsat.search.device import Trial, Verdict
 from eqsat.search.statistics import summarize
+from eqsat.search.step_check import Launch, check_steps, undecided
 from eqsat.search.supervised import Begin
 from eqsat.search.verify import KERNEL, PLAN, suites
 from eqsat.search.watched import Finished, SweepJob, Verified
@@ -125,7 +126,26 @@ class CudaBackend:
         yield Begin(None, REFERENCE_LIMIT_S, "computing the references of the program")
         verifier = self._verifier(plan.plan.program, PLAN if len(plan.steps) > 1 else KERNEL)
         yield Begin(0, REFERENCE_LIMIT_S, "running the plan")
-        return self._check(verifier, LoadedSteps([s.binary for s in plan.steps]), bytes_of(plan.intermediates))
+        verdict = self._check(verifier, LoadedSteps([s.binary for s in plan.steps]), bytes_of(plan.intermediates))
+        if undecided(plan, verdict):
+            yield Begin(0, REFERENCE_LIMIT_S, "running the plan kernel by kernel")
+            verdict = check_steps(plan, verdict, self._seed, self._launch, lambda buffer: int(buffer.array.data.ptr), self._xp)
+        return verdict
+
+    def _launch(self, binary: KernelBinary) -> Launch:
+        """Return what launches a kernel on the worker's stream and waits for it."""
+        steps = LoadedSteps([binary])
+        handle = self._stream.handle
+        scratch = steps.scratch({}, handle)
+
+        def run(pointers: Mapping[str, int]) -> None:
+            scratch.poison(handle)
+            driver.synchronize()
+            for launch in steps.bind(pointers, scratch):
+                launch(handle)
+            self._stream.synchronize()
+
+        return run
 
     def _admit(
         self, job: SweepJob, index: int, binary: KernelBinary, verifier: Verifier, sets: BufferSets, race: Race, enough_ns: float

@@ -41,6 +41,8 @@ class Verdict:
         failed = next((c for c in self.checks if not c.passed), None)
         if failed:
             return f"{failed.name} (seed {failed.seed}): {failed.note or f'error is {failed.worst:.3g} times its bound'}"
+        if not self.checks:
+            return "nothing could be compared: the error bounds are infinite"
         return "" if self.ok else f"the checker missed {self.power[1] - self.power[0]} of {self.power[1]} seeded faults"
 
 
