@@ -17,7 +17,6 @@ from eqsat.codegen.kernel import KernelBinary
 from eqsat.codegen.plan import Executable, Step
 from eqsat.search.device import Check, Verdict
 from eqsat.search.verify import KERNEL, GuardedBuffer, Suite, SuiteName, check_outputs, comparable, references
-from eqsat.types import DType
 
 Launch = Callable[[Mapping[str, int]], None]  # takes the addresses of buffers by name, and waits for the end
 SUITES: tuple[SuiteName, ...] = ("normal", "uniform")
@@ -79,16 +78,17 @@ def _compared(
     buffers = {i.name: GuardedBuffer(i.shape, i.dtype, xp, is_input=xp is np) for i in program.inputs}
     for name, array in drawn.items():
         buffers[name].fill(array)
-    written = {o.name: (o.shape, o.dtype) for o in program.outputs}
-    written |= {name: (shape, DType(dtype)) for name, (shape, dtype) in plan.intermediates.items()}
-    buffers |= {name: GuardedBuffer(shape, dtype, xp) for name, (shape, dtype) in written.items()}
-    for step, launch in zip(plan.steps, launches, strict=True):
+    last = {name: n for n, s in enumerate(plan.steps) for name in (*s.kernel.reads, *s.kernel.writes)}
+    for n, (step, launch) in enumerate(zip(plan.steps, launches, strict=True)):
         kernel = step.kernel
         before = {name: buffers[name].array.copy() for name in kernel.reads}
-        for name in kernel.writes:
-            buffers[name].poison()
-        launch({name: address(buffers[name]) for name in (*kernel.reads, *kernel.writes)})
-        if damage := _damage(step, buffers, before):
+        buffers |= {o.name: GuardedBuffer(o.shape, o.dtype, xp) for o in kernel.program.outputs}
+        touched = {name: buffers[name] for name in (*kernel.reads, *kernel.writes)}
+        launch({name: address(buffer) for name, buffer in touched.items()})
+        for name in touched:
+            if last[name] == n:
+                del buffers[name]  # no later kernel needs its memory
+        if damage := _damage(step, touched, before):
             yield Check(f"{suite.name}, kernel {kernel.name}", False, math.inf, suite.seed, damage)
             return
         expected = references(kernel.program, before, xp, rounding=KERNEL)
