@@ -94,7 +94,7 @@ def _compared(
         expected = references(kernel.program, before, xp, rounding=KERNEL)
         if not comparable(expected):
             continue
-        check = check_outputs([buffers[name].array for name in kernel.writes], expected, suite, xp)
+        check = check_outputs([touched[name].array for name in kernel.writes], expected, suite, xp)
         yield Check(f"{suite.name}, kernel {kernel.name}", check.passed, check.worst, check.seed, check.note)
         if not check.passed:
             return
