@@ -13,6 +13,7 @@ from eqsat.indexterms import made_axis
 from eqsat.ir import Expr, Input, Output, Program, apply, const, iota, read, reduce
 from eqsat.rulecheck import check_rule
 from eqsat.rulefile import Rule, builtin_rules, load_rules
+from eqsat.session import Session
 from eqsat.terms import accessed
 from eqsat.types import DType
 
@@ -96,9 +97,8 @@ def input_of(name: str, **extents: int) -> tuple[Expr, Input]:
 
 def derived(source: Expr, target: Expr, *inputs: Input, facts: str = "") -> str:
     program = Program(inputs, (Output("o", source, tuple(sorted(source.axes)), F32),))
-    rules = builtin_rules()
-    declarations = "\n".join([*map(str, (*rules.declarations, *rules.facts)), facts])
-    return derive(program, source, target, list(rules), declarations=declarations).status
+    facts = f"{declarations()}\n{facts}"
+    return derive(program, source, target, list(builtin_rules()), declarations=facts).status
 
 
 def add(a: Expr, b: Expr) -> Expr:
@@ -205,3 +205,18 @@ def test_a_masked_sum_is_a_sum_over_a_shorter_axis(op, length, shift):
 def test_a_mask_that_holds_all_along_the_axis_vanishes(op, bound, stays):
     a, given = input_of("a", i=2, k=6)
     assert (derived(masked(op, bound, a), a, given) == "derived") == stays
+
+
+def test_another_name_for_an_axis_stays_where_it_is():
+    a, given = input_of("a", i=4, k=8)
+    renamed = accessed(apply("exp", a), "i", Index.axis("j"), {"j": 4})
+    source = reduce("sum", "k", mul(apply("exp", a), renamed))
+    program = Program((given,), (Output("o", source, ("i", "j"), F32),))
+    with Session() as session:
+        report, _ = session.saturate(program, builtin_rules().rules, declarations=declarations())
+    assert {c.name for c in report.rules if c.name.startswith("access-") and c.matches} == set()
+
+
+def declarations() -> str:
+    rules = builtin_rules()
+    return "\n".join(map(str, (*rules.declarations, *rules.facts)))
