@@ -306,7 +306,8 @@ class Cuts:
         elements = self.elements(free | over)
         for s, v in self._fresh([score, value]):
             loads = s.loads | v.loads
-            single = s.mode.family in ("point", "contract") and not s.mode.over & over and len(s.anchors) <= 1
+            inner = s.mode.family in ("point", "contract") or (s.mode.family == "reduce" and not s.mode.nested)
+            single = inner and not s.mode.over & over and len(s.anchors) <= 1
             if not single or v.mode.family != "point" or len(loads) > self.limits.loads:
                 continue
             key = (score, s.loads, s.anchors)
