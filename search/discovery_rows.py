@@ -107,7 +107,8 @@ def _window(q: Array, k: Array, v: Array) -> Array:
 def _alibi(q: Array, k: Array, v: Array, slope: Array) -> Array:
     s = _scores(q, k)
     i, j = _positions(s)
-    return np.softmax(s - slope.reshape(-1, 1, 1) * (i - j).astype("f32")) @ v
+    bias = slope.reshape(-1, 1, 1) * (i - j).astype("f32")
+    return np.softmax(s - bias.astype("bf16")) @ v
 
 
 def _grouped(q: Array, k: Array, v: Array) -> Array:
@@ -119,7 +120,10 @@ def _grouped(q: Array, k: Array, v: Array) -> Array:
 
 
 def _qk_norm(q: Array, k: Array, v: Array) -> Array:
-    return _attention(np.rms_norm(q), np.rms_norm(k), v)
+    def unit(x: Array) -> Array:
+        return np.rms_norm(x.astype("f32")).astype("bf16")
+
+    return _attention(unit(q), unit(k), v)
 
 
 def _decode(q: Array, k: Array, v: Array) -> Array:
