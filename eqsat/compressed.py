@@ -24,6 +24,7 @@ Array = np.ndarray[Any, Any]
 BLOCKS = 3
 """Blocks of an axis; equalities that hold at extents 1 and 2 alone are told from true ones by 3."""
 _LARGEST = 1 << 21  # elements of one value
+_MOST = 1 << 25  # elements of all values together
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
@@ -100,6 +101,7 @@ class Evaluation:
         self._special: dict[str, frozenset[str]] = {}
         self._fixed: dict[str, bool] = {}
         self._split: dict[int, Positions] = {}
+        self._elements = 0
 
     def value(self, expr: Expr) -> Any:
         """Return the value of `expr` at a few positions of each of its axes: the first, the last, one of each block."""
@@ -153,8 +155,12 @@ class Evaluation:
                 below -= {e.attrs[0]}
             elif e.row.kind is Kind.ACCESS:
                 mapping: AccessMap = e.attrs[0]
-                below -= {a for a, _ in mapping.entries}
-                below = below.union(*(x.axes for _, x in mapping.entries))
+                inner = below
+                below = below - {a for a, _ in mapping.entries}
+                for a, x in mapping.entries:
+                    # Calling an axis otherwise leaves its blocks what they are.
+                    calls = x.op == "axis" and e.type.extents[x.name] == e.args[0].type.extents[a]
+                    below |= x.axes if not calls or a in inner else frozenset()
             self._special[e.digest] = below
 
     def _value(self, expr: Expr, at: Mapping[str, Positions]) -> Any:
@@ -172,7 +178,9 @@ class Evaluation:
             if waiting:
                 stack.extend(waiting)
                 continue
-            if math.prod(len(p.at) for p in here.values()) > _LARGEST:
+            elements = math.prod(len(p.at) for p in here.values())
+            self._elements += elements
+            if elements > _LARGEST or self._elements > _MOST:
                 raise TooLargeError(f"{e.op} over {sorted(here)}")
             self._memo[key] = self._node(e, here, [self._memo[k] for _, k in needs])
             stack.pop()

@@ -7,15 +7,18 @@ ones say nothing; what differs in float64 by more than rounding is refuted.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from eqsat.access import Index
 from eqsat.compressed import Evaluation, TooLargeError
 from eqsat.constants import Constants
 from eqsat.floats import Floats
 from eqsat.ir import Expr, apply
+from eqsat.ops import Kind
 from eqsat.prove import equal
 from eqsat.residues import CHAINS, Residues
 
@@ -33,7 +36,7 @@ class Agreement:
     Parameters
     ----------
     method : str
-        "identical": the same expressions; "normal form": equal as sums of products, whatever the functions in them;
+        "identical": the same expressions up to names of bound axes; "normal form": equal as sums of products, whatever the functions in them;
         "field": equal modulo primes, functions random; "laws": the same in models in which exp, √, |·| and order obey their
         laws; "float": equal in float64 up to rounding; "untested": too large, or nothing was defined; "refuted": they differ.
     log2_bound : float or None
@@ -87,7 +90,7 @@ def agree(left: Sequence[Expr], right: Sequence[Expr], *, seed: int = 1, relativ
     relative : float
         Relative difference allowed in float64: of rules that approximate.
     """
-    pairs = [(a, b) for a, b in zip(left, right, strict=True) if a.digest != b.digest]
+    pairs = [(a, b) for a, b in zip(left, right, strict=True) if a.digest != b.digest and nameless(a) != nameless(b)]
     if not pairs:
         return Agreement("identical")
     for a, b in pairs:
@@ -101,6 +104,60 @@ def agree(left: Sequence[Expr], right: Sequence[Expr], *, seed: int = 1, relativ
     if found.holds and (found.method != "field" or _operations(pairs) <= _SHORT) and all(map(_proved, pairs)):
         return replace(found, method="normal form", note="" if found.method == "untested" else str(found))
     return found
+
+
+def nameless(expr: Expr) -> str:
+    """Return a digest that is equal for expressions that differ in the names of bound axes alone.
+
+    Each node's digest speaks of its free axes by their order of first occurrence, so that a node has one digest wherever it
+    stands, and the names come last.
+    """
+    known: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for e in expr.walk():
+        known[e.digest] = _shape(e, [known[a.digest] for a in e.args])
+    shape, axes = known[expr.digest]
+    return f"{shape} {axes}"
+
+
+def _shape(e: Expr, args: Sequence[tuple[str, tuple[str, ...]]]) -> tuple[str, tuple[str, ...]]:
+    """Return a node's digest, and its axes in the order in which that speaks of them."""
+    if e.op == "read":
+        axes = tuple(a for a in e.attrs[1] if a)
+        return _digest(e, e.attrs[0], [e.type.extents.get(a, 1) for a in e.attrs[1]], [bool(a) for a in e.attrs[1]]), axes
+    if e.op == "iota":
+        return _digest(e, e.type.axes[0][1]), (e.attrs[0],)
+    if e.row.kind is Kind.REDUCE:
+        shape, axes = args[0]
+        return _digest(e, shape, axes.index(e.attrs[0])), tuple(a for a in axes if a != e.attrs[0])
+    if e.row.kind is Kind.ACCESS:
+        shape, inner = args[0]
+        index = dict(e.attrs[0].entries)
+        parts = [index.get(a, Index.axis(a)) for a in inner]
+        axes = tuple(dict.fromkeys(a for part in parts for a in _axes_in_order(part)))
+        if _calls(e):
+            return shape, axes
+        by = {a: Index.axis(f"#{n} {e.type.extents[a]}") for n, a in enumerate(axes)}
+        return _digest(e, shape, *(str(part.substitute(by)) for part in parts)), axes
+    axes = tuple(dict.fromkeys(a for _, own in args for a in own))
+    return _digest(e, e.attrs, *((shape, [axes.index(a) for a in own]) for shape, own in args)), axes
+
+
+def _digest(e: Expr, *parts: object) -> str:
+    return hashlib.sha256(repr((e.op, str(e.dtype), *parts)).encode()).hexdigest()
+
+
+def _axes_in_order(index: Index) -> list[str]:
+    return [index.name] if index.op == "axis" else [a for part in index.args for a in _axes_in_order(part)]
+
+
+def _calls(e: Expr) -> bool:
+    """Whether `e` is an access that does nothing but call axes otherwise."""
+    if e.row.kind is not Kind.ACCESS:
+        return False
+    (arg,) = e.args
+    entries = e.attrs[0].entries
+    new = {x.name for a, x in entries if x.op == "axis" and e.type.extents[x.name] == arg.type.extents[a]}
+    return len(new) == len(entries) and not new & (arg.axes - {a for a, _ in entries})
 
 
 def _operations(pairs: Sequence[tuple[Expr, Expr]]) -> int:

@@ -15,7 +15,7 @@ from eqsat import tensor
 from eqsat.access import AccessMap, Index
 from eqsat.constants import Constants, simplest_between
 from eqsat.ir import Expr, access, apply, const, iota, read, reduce
-from eqsat.planproof import agree
+from eqsat.planproof import agree, nameless
 from eqsat.residues import CHAINS
 from eqsat.trace import to_program
 from eqsat.types import DType
@@ -204,3 +204,22 @@ def test_the_simplest_fraction_lies_in_its_interval_and_is_no_longer_than_a_know
     found = simplest_between(low, high)
     assert low <= found <= high
     assert found.denominator <= q.denominator
+
+
+def test_programs_that_differ_in_names_of_bound_axes_alone_are_the_same() -> None:
+    other = read("a", ("i", "m"), (512, 4096), F32)
+    assert nameless(reduce("sum", "k", mul(A, A))) == nameless(reduce("sum", "m", mul(other, other)))
+    moved = access(reduce("sum", "k", A), AccessMap((("i", Index.axis("o")),), (("o", 512),)))
+    own = reduce("sum", "i", read("a", ("o", "i"), (512, 4096), F32))
+    assert agree([moved], [own]).method == "identical"
+    square, crossed = (apply("mul", reduce("sum", x, A), reduce("sum", "k", S)) for x in ("k", "i"))
+    assert nameless(square) != nameless(crossed)
+
+
+def test_bound_axes_inside_each_other_are_told_apart() -> None:
+    x = read("x", ("p", "q"), (8, 8), F32)
+    y = read("x", ("q", "p"), (8, 8), F32)
+    inner = reduce("sum", "p", reduce("sum", "q", mul(x, x)))
+    assert nameless(inner) == nameless(reduce("sum", "q", reduce("sum", "p", mul(y, y))))
+    assert nameless(reduce("sum", "p", reduce("max", "q", x))) != nameless(reduce("sum", "q", reduce("max", "p", x)))
+    assert nameless(access(x, AccessMap((("q", Index.axis("p")),), (("p", 8),)))) != nameless(x)
