@@ -7,15 +7,20 @@ evaluated once for each tile; nothing here knows a mask by name.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from eqsat.ir import Expr, rebuild
+from eqsat.ir import Expr, Output, Program, apply, const, iota, rebuild, substitute
+from eqsat.ops import Kind
+from eqsat.oracle import evaluate
+from eqsat.types import DType
 
 Uniform = Callable[[Expr], str | None]
 
 ALWAYS, NEVER = "1", ""  # conditions that need no test
+SURE = 0.95  # of a share that was counted on a grid, this much is sure
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +159,17 @@ def _positive(gap: _Affine, least: int, box: Box) -> str:
 
 def both(parts: list[str]) -> str:
     """Return the condition that all of `parts` hold."""
-    tested = [p for p in parts if p != ALWAYS]
-    return NEVER if NEVER in parts else " && ".join(f"({p})" for p in tested) or ALWAYS
+    return NEVER if NEVER in parts else _joined([p for p in parts if p != ALWAYS], " && ") or ALWAYS
 
 
 def either(parts: list[str]) -> str:
     """Return the condition that one of `parts` holds."""
-    return ALWAYS if ALWAYS in parts else " || ".join(f"({p})" for p in parts if p != NEVER)
+    return ALWAYS if ALWAYS in parts else _joined([p for p in parts if p != NEVER], " || ")
+
+
+def _joined(parts: list[str], by: str) -> str:
+    found = list(dict.fromkeys(parts))
+    return found[0] if len(found) == 1 else by.join(f"({p})" for p in found)
 
 
 def vanishes(score: Expr, box: Box) -> str:
@@ -190,6 +199,65 @@ def vanishes(score: Expr, box: Box) -> str:
             return vanishes(e.args[1], box)
         case _:
             return NEVER
+
+
+@functools.lru_cache(maxsize=256)  # asked once for each schedule of a space
+def kept_share(score: Expr) -> float | None:
+    """Return the share of positions whose score is not −inf by its masks; None if that depends on what is loaded.
+
+    Counted on a grid of at most 2^18 positions (masks are affine comparisons, so that a grid shows their areas).
+    """
+    gone = _gone(score)
+    if gone is None or gone.op == "const":
+        return None if gone is None else float(not gone.attrs[0])
+    steps = {a: max(1, n // 512) for a, n in gone.type.axes}
+    by = {
+        e: apply("mul", iota(a, -(-n // steps[a]), e.dtype), const(steps[a], e.dtype))
+        for e in gone.walk()
+        if e.op == "iota"
+        for a, n in e.type.axes
+    }
+    small = substitute(gone, by)
+    axes = tuple(a for a, _ in small.type.axes)
+    (found,) = evaluate(Program((), (Output("gone", small, axes, DType.BOOL),)), {})
+    return 1.0 - float(found.mean())
+
+
+def _gone(e: Expr) -> Expr | None:
+    """Return the truth value that `e` is −inf by a mask of positions; None where that depends on what is loaded."""
+    false = const(False, DType.BOOL)
+    match e.op:
+        case "const":
+            return const(e.attrs[0] == -math.inf, DType.BOOL)
+        case "where":
+            yes, no = _gone(e.args[1]), _gone(e.args[2])
+            if yes == no:
+                return yes
+            if (
+                yes is None
+                or no is None
+                or any(x.op in ("read", "access") or x.row.kind is Kind.REDUCE for x in e.args[0].walk())
+            ):
+                return None
+            condition = e.args[0]
+            return apply("or", apply("and", condition, yes), apply("and", apply("not", condition), no))
+        case "add" | "minimum" | "maximum":
+            a, b = (_gone(x) for x in e.args)
+            op = "and" if e.op == "maximum" else "or"
+            return (
+                None
+                if a is None or b is None
+                else a
+                if b == false and op == "or"
+                else b
+                if a == false and op == "or"
+                else apply(op, a, b)
+            )
+        case "sub" | "cast" | "mul" | "div":
+            found = [_gone(x) for x in (e.args if e.op == "mul" else e.args[:1])]
+            return next((x for x in found if x != false), false)
+        case _:
+            return false
 
 
 def unmasked(score: Expr, box: Box) -> tuple[str, Expr]:

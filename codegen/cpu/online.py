@@ -11,6 +11,7 @@ from eqsat.codegen.cpu.point import VECTOR_BYTES
 from eqsat.codegen.cpu.source import assemble
 from eqsat.codegen.cpu.vector import widest
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
+from eqsat.codegen.masks import SURE, kept_share
 from eqsat.codegen.online import OnlineProblem
 from eqsat.codegen.problem import Problem
 from eqsat.codegen.targets import Target
@@ -102,17 +103,18 @@ class OnlineFamily:
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
         """Return the time of the contractions, of the exponentials or of the bytes, whichever is longest.
 
-        Whole tiles may be masked out, which a bound cannot know: then only the bytes of the outputs and of the rows count.
+        Of positions that are masked out nothing is sure to be computed, nor to be read.
         """
         assert isinstance(problem, OnlineProblem)
         batch, m, _, _, _ = problem.shape
         cores = min(rates.cores, batch * m)  # a row is not shared
-        if _masked(problem):
-            read = sum(o.bytes for o in problem.program.outputs)
-            return max(read / max(rates.issue, rates.cached) / cores, rates.launch_ns)
+        share = kept_share(problem.score)
         rate = rates.rate("f64") if problem.dtype.bytes == 8 else max(rate for _, rate in rates.flops)
         arithmetic = max(problem.flops, 2 * products(problem.program)) / rate
-        return max(arithmetic / cores, memory_bound_ns(problem.program, rates) / cores, rates.launch_ns)
+        if share == 1:
+            return max(arithmetic / cores, memory_bound_ns(problem.program, rates) / cores, rates.launch_ns)
+        written = sum(o.bytes for o in problem.program.outputs) / max(rates.issue, rates.cached)
+        return max(SURE * (share or 0.0) * arithmetic / cores, written / cores, rates.launch_ns)
 
     def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
         """Return the time that a model expects."""
@@ -128,11 +130,6 @@ class OnlineFamily:
 def _nest(problem: OnlineProblem, schedule: CpuOnlineTile) -> OnlineNest:
     tiling = Tiling(schedule.rows, schedule.keys, schedule.tile_rows, schedule.vectors)
     return OnlineNest(problem, tiling, schedule.vector_bytes // problem.dtype.bytes, schedule.threads)
-
-
-def _masked(problem: OnlineProblem) -> bool:
-    """Whether the score can be −inf by a mask, so that tiles may be left out."""
-    return any(e.op == "const" and e.attrs[0] == float("-inf") for e in problem.score.walk())
 
 
 def stack_bytes(problem: OnlineProblem, schedule: CpuOnlineTile) -> int:
@@ -155,11 +152,13 @@ def _predicted_ns(problem: OnlineProblem, s: CpuOnlineTile, rates: Rates) -> flo
     slow = max(1.0, 8.0 / sums) * (1.0 + (s.tile_rows + s.vectors) / (2.0 * sums))
     padded = -(-m // s.tile_rows) * s.tile_rows / m * (1.0 + 0.3 * s.keys / (k + s.keys))
     products_ns = problem.flops / rate * wide * 1.15 * slow * padded
+    share = kept_share(problem.score) or 1.0
+    share = min(1.0, share + 0.5 * (s.rows + s.keys) / k * (share < 1))  # tiles that a mask cuts are computed whole
     pointwise = 2 * max(0.0, work(problem.program) - problem.flops / 2) / rate * wide
     # every tile of rows packs its keys and values again; a tile's maxima and sums are folded once for each row
     packing = batch * -(-m // rows) * k * (d + n) * 0.25 if d or n else 0.0
     folding = batch * m * -(-k // s.keys) * 15.0
     memory = memory_bound_ns(problem.program, rates)
     cores = max(1.0, rates.cores / max(1, min(rates.cores, batch * -(-m // s.rows))))
-    total = max(products_ns + pointwise + packing + folding, memory)
+    total = max(share * (products_ns + pointwise + packing + folding), share * memory)
     return (shared(total, s.threads, rates) * (cores if s.threads != 1 else 1.0)) + rates.launch_ns

@@ -14,7 +14,15 @@ from eqsat.codegen.cuda.wgmma import WgmmaFamily
 from eqsat.codegen.kernel import Family, Schedule
 from eqsat.errors import UsageError
 
-FAMILIES: tuple[Family, ...] = (PointFamily(), ReduceFamily(), WgmmaFamily(), SkinnyFamily(), SimtFamily(), OnlineWgmmaFamily(), OnlineSimtFamily())
+FAMILIES: tuple[Family, ...] = (
+    PointFamily(),
+    ReduceFamily(),
+    WgmmaFamily(),
+    SkinnyFamily(),
+    SimtFamily(),
+    OnlineWgmmaFamily(),
+    OnlineSimtFamily(),
+)
 
 
 @functools.cache

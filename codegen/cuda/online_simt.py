@@ -11,7 +11,7 @@ from eqsat.codegen.cuda.loads import find_loads
 from eqsat.codegen.cuda.online_print import Code, box, groups, offset, outputs_over, places, row_values, shifted
 from eqsat.codegen.cuda.template import fill
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
-from eqsat.codegen.masks import ALWAYS, NEVER, unmasked, vanishes
+from eqsat.codegen.masks import ALWAYS, NEVER, SURE, kept_share, unmasked, vanishes
 from eqsat.codegen.online import Accumulated, OnlineProblem
 from eqsat.codegen.problem import Problem
 from eqsat.codegen.targets import Target
@@ -80,9 +80,12 @@ class OnlineSimtFamily:
         reuse = warp_rows * (s.keys / 32) / (warp_rows + s.keys / 32)
         padded = -(-m // s.rows) * s.rows / m * -(-k // s.keys) * s.keys / k
         products = 2 * batch * m * k * (d * chunks + n) / rates.rate(problem.dtype.value) * padded * (1 + 1 / reuse)
-        total = products + arithmetic_ns(problem.program, rates)
+        total = (products + arithmetic_ns(problem.program, rates)) * computed_share(problem, s.rows, s.keys)
         return (
-            max(total * wave_factor(rates, blocks, max(2048 // s.threads // 4, 1)), traffic_ns(problem.program, rates))
+            max(
+                total * wave_factor(rates, blocks, max(2048 // s.threads // 4, 1)),
+                fold_bound_ns(problem, rates, problem.dtype.value),
+            )
             + rates.launch_ns
         )
 
@@ -94,12 +97,19 @@ class OnlineSimtFamily:
 def fold_bound_ns(problem: OnlineProblem, rates: Rates, path: str) -> float:
     """Return the time that memory or the multiply-adds on a path need at the least.
 
-    Whole tiles may be masked out, which a bound cannot know: then only the outputs are sure to be moved.
+    Of positions that are masked out nothing is sure to be computed, nor to be read.
     """
-    if any(e.op == "const" and e.attrs[0] == float("-inf") for e in problem.score.walk()):
-        written = sum(o.bytes for o in problem.program.outputs)
-        return max(written / max(rates.read, rates.copy), rates.launch_ns)
-    return max(traffic_ns(problem.program, rates), problem.flops / rates.rate(path))
+    share = kept_share(problem.score)
+    if share == 1:
+        return max(traffic_ns(problem.program, rates), problem.flops / rates.rate(path))
+    written = sum(o.bytes for o in problem.program.outputs)
+    return max(written / max(rates.read, rates.copy), SURE * (share or 0.0) * problem.flops / rates.rate(path), rates.launch_ns)
+
+
+def computed_share(problem: OnlineProblem, rows: int, keys: int) -> float:
+    """Return the expected share of the tiles of `rows` by `keys` that are computed: those that a mask cuts are, whole."""
+    share = kept_share(problem.score) or 1.0
+    return min(1.0, share + 0.5 * (rows + keys) / problem.shape[2]) if share < 1 else 1.0
 
 
 def _narrow(problem: OnlineProblem) -> list[Accumulated]:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from eqsat.codegen.cuda.bounds import processors, traffic_ns
+from eqsat.codegen.cuda.bounds import processors
 from eqsat.codegen.cuda.emit import assemble, output_names, parameter_names, part, refuse_illegal, stored_type, used_inputs
 from eqsat.codegen.cuda.online_operand import Sheet, sheet
 from eqsat.codegen.cuda.online_print import Code, box, offset, outputs_over, places, row_values
-from eqsat.codegen.cuda.online_simt import fold_bound_ns
+from eqsat.codegen.cuda.online_simt import computed_share, fold_bound_ns
 from eqsat.codegen.cuda.operand import loads_of
 from eqsat.codegen.cuda.template import fill
 from eqsat.codegen.cuda.wgmma import SHARED_BYTES, SHARED_RESERVED
@@ -125,9 +125,11 @@ class OnlineWgmmaFamily:
         exponentials = 64 * s.groups * keys / 7.0 / 4.0
         # one warpgroup alone, or two without turns, wait for their own exponentials
         beside = {1: 0.9, 2: 0.5 - 0.1 * s.pingpong, 3: 0.45}[s.groups]
-        tiles = waves * (products + beside * exponentials + 1500.0 + 300.0 * (s.stages < 2))
-        streamed = (blocks and batch * k * (d + n) * 2 / rates.read) / min(1.0, blocks / processors(rates))
-        return max(tiles, streamed, traffic_ns(problem.program, rates)) + rates.launch_ns - 0.5 * (s.heads > 1)
+        share = computed_share(problem, 64 * s.groups, s.keys)
+        tiles = waves * (share * (products + beside * exponentials) + 1500.0 + 300.0 * (s.stages < 2))
+        # fewer blocks than multiprocessors do not fill memory's latency
+        streamed = share * problem.program.bytes / rates.read / min(1.0, blocks / processors(rates))
+        return max(tiles, streamed, fold_bound_ns(problem, rates, "bf16")) + rates.launch_ns - 0.5 * (s.heads > 1)
 
     def serves(self, target: Target) -> bool:
         """Return whether its kernels run on a target: wgmma is Hopper's own."""

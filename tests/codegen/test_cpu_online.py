@@ -164,6 +164,15 @@ def test_bounds_use_no_more_cores_than_there_are_rows() -> None:
     assert FAMILY.bound_ns(rows, many) == pytest.approx(FAMILY.bound_ns(rows, rates) / 8)
 
 
+def test_bounds_count_only_what_no_mask_takes_away() -> None:
+    rates = Rates(read=1e6, copy=1e6, flops=(("f32", 100.0),), issue=1e6, launch_ns=1)
+    whole, half = (online_problem(attention(F32, 512, 512, 64, 64, mask=mask)) for mask in (None, causal))
+    assert isinstance(whole, OnlineProblem)
+    assert isinstance(half, OnlineProblem)
+    assert FAMILY.bound_ns(half, rates) == pytest.approx(0.48 * FAMILY.bound_ns(whole, rates), rel=0.02)
+    assert FAMILY.bound_ns(fold_of("lengths"), rates) < FAMILY.bound_ns(fold_of("plain"), rates)  # the lengths may all be 0
+
+
 def test_bounds_are_below_predictions() -> None:
     rates = Rates(read=40, copy=40, flops=(("f32", 256.0), ("f64", 128.0)), issue=512, launch_ns=50, cores=2)
     for name in FOLDS:
