@@ -372,7 +372,7 @@ def _holds(guard: Node, draw: Draw, numbers: Mapping[str, Number]) -> bool:
         raise UncheckableError(f"the gate cannot evaluate the guard {guard}; use the guards of rules/README.md and comparisons")
     if head in ("=", "!=") and any(_is_type(a, draw) for a in args):
         return True
-    if head == "!=" and all(_is_tensor(a, draw) for a in args):
+    if head == "!=" and all(_is_tensor(a, draw) or _is_index(a, draw) for a in args):
         return True  # a premise about classes, not about values: the law is tested without it
     if head in ("=", "!=") and all(a.kind == "string" or a.text in draw.axis for a in args):
         return (draw.name(args[0]) == draw.name(args[1])) == (head == "=")

@@ -220,3 +220,18 @@ def test_another_name_for_an_axis_stays_where_it_is():
 def declarations() -> str:
     rules = builtin_rules()
     return "\n".join(map(str, (*rules.declarations, *rules.facts)))
+
+
+def test_products_with_stretches_of_one_constant_are_stretches_of_the_product_with_all():
+    (x, given_x), (w, given_w) = input_of("x", i=5, k=6), input_of("w", k=6, n=7)
+    given_w = replace(given_w, constant=True)
+    first, rest = Index.axis("p"), Index.axis("q") + Index.const(3)
+    extents = {"p": 3, "q": 4}
+
+    def both(left: Expr, right: Expr) -> Expr:
+        return apply("tanh", mul(left, right))
+
+    source = both(*(reduce("sum", "k", mul(x, accessed(w, "n", index, extents))) for index in (first, rest)))
+    whole = reduce("sum", "k", mul(x, w))
+    target = both(*(accessed(whole, "n", index, extents) for index in (first, rest)))
+    assert derived(source, target, given_x, given_w) == "derived"
