@@ -115,7 +115,10 @@ class RuleCount:
 
 @dataclass(frozen=True, slots=True)
 class PhaseReport:
-    """What one phase did: why it stopped, rounds and steps run, e-nodes after it, and its time."""
+    """What one phase did: why it stopped, rounds and steps run, e-nodes after it, and its time.
+
+    Where a limit was met, `rule` is the rule whose step met it.
+    """
 
     name: str
     stop: Stop
@@ -123,6 +126,7 @@ class PhaseReport:
     steps: int
     nodes: int
     time_ms: float
+    rule: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +164,11 @@ class SaturationReport:
 
     @property
     def why(self) -> str:
-        """Say where growth ended, and which rule had matched most by then."""
+        """Say where growth ended, and the rule whose step met the limit."""
         cut = [p for p in self.phases if p.stop in ("nodes", "time", "memory")]
         if not cut:
             return "saturated"
-        most = max(self.rules, key=lambda r: (r.matches if r.name != "analysis" else -1, r.name))
-        return f"{cut[0].stop} in phase {cut[0].name} at {cut[0].nodes} nodes; {most.name} matched most, {most.matches} times"
+        return f"{cut[0].stop} in phase {cut[0].name} at {cut[0].nodes} nodes, after rule {cut[0].rule}"
 
     def __str__(self) -> str:
         head = f"{self.stop}: {self.nodes} nodes in {self.classes} classes, {self.steps} steps, {self.time_ms:.1f} ms"

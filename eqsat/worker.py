@@ -211,6 +211,7 @@ class Course:
         self._seen: dict[str, int] = {}  # rule -> version at which it last had nothing to add
         self._goal_seen = -1  # version at which the goal was last looked for
         self._nodes = 0
+        self._grown = ""  # the rule that changed the e-graph last
         self._stopped: Stop | None = None
         self._worker_bytes = resident_bytes()
 
@@ -250,7 +251,7 @@ class Course:
     def _phase(self, phase: Phase) -> PhaseReport:
         start_s, first = time.perf_counter(), self.steps
         rules = [name for name, of, _ in self._task.rules if of in phase.rules]
-        rounds = 0
+        rounds, at_fault = 0, ""
         stop: Stop | None = "skipped" if phase.grows and self._stopped else None
         if "analysis" in phase.rules:
             self._analyse()
@@ -258,8 +259,12 @@ class Course:
             rounds += 1
             before = self._version
             for name in rules:
+                if self._seen.get(name) == self._version:
+                    continue
                 stop = self._limit(phase)
                 if stop is not None:
+                    # In a replay the step that failed is the one that is not taken; else it is the last that changed anything.
+                    at_fault = name if self._task.cut is not None else self._grown
                     break
                 self._step(name)
             else:
@@ -270,12 +275,12 @@ class Course:
         if phase.grows and stop in ("nodes", "time", "memory", "goal"):
             self._stopped = stop
         passed_ms = (time.perf_counter() - start_s) * 1e3
-        return PhaseReport(phase.name, stop, rounds, self.steps - first, self._nodes, passed_ms)
+        return PhaseReport(
+            phase.name, stop, rounds, self.steps - first, self._nodes, passed_ms, at_fault if stop != "goal" else ""
+        )
 
     def _step(self, name: str) -> None:
         """Run one rule once over everything that is new to it, then bring the analysis up to date."""
-        if self._seen.get(name) == self._version:
-            return
         if self.steps == self._halt:
             raise _HaltedError
         try:
@@ -292,6 +297,7 @@ class Course:
         self._matches[name] += matches
         if updated:
             self._version += 1
+            self._grown = name
             self._analyse()
             self._nodes = self._count()
         else:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eqsat.canonical import shared
 from eqsat.codegen.kernel import KernelBinary, KernelSource, Rates, Schedule
 from eqsat.codegen.plan import Executable, Plan, Step
 from eqsat.debug import CANDIDATES, COMPILER, RULES, SOURCES, SUMMARY, inspector
@@ -119,6 +120,8 @@ def optimize(
     files = (*package_rules(), *(Path(r) for r in rules))
     options = Options(target, parse_budget(budget), files, precision, tuple(numerics), measure, epsilon, tuple(without))
     program = with_constants(as_program(expr, *specs), (constants,) if isinstance(constants, str) else constants)
+    if Order.of(program).size <= REGION_OPERATIONS:  # a larger one is named anew region by region
+        program = shared(program)
     place = machine.resolve(options.target)
     with contextlib.ExitStack() as stack:
         kept = store if isinstance(store, Store) else Store(store if store is not None else default_path())
