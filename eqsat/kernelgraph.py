@@ -106,15 +106,15 @@ class KernelGraph:
             loads = [cut.loads for cut in found.values()]
             common = frozenset.intersection(*loads)
             if family != "online":  # one that every element of every result walks along: else this is no single pass
-                walked = frozenset(over).union(*(cut.mode.free for cut in found.values()))
-                common = frozenset(x for x in common if walked <= self._load_axes(x))
+                walked = self.cuts.elements(frozenset(over).union(*(cut.mode.free for cut in found.values())))
+                common = frozenset(x for x in common if walked <= self._loaded_elements(x))
             apart = not any(("buf", c) in load for c in found for load in loads)
             if len(found) > 1 and apart and common and len(frozenset().union(*loads)) <= self.limits.loads:
                 yield tuple(found.items())
 
-    def _load_axes(self, load: Load) -> frozenset[str]:
-        kind, source, *axes = load
-        return frozenset(str(axes[0]).split()) - {"."} if kind == "read" else frozenset(self.frozen.axes[int(source)])
+    def _loaded_elements(self, load: Load) -> int:
+        kind, source, *_ = load
+        return self._inputs[str(source)].elements if kind == "read" else self.cuts.elements(self.frozen.axes[int(source)])
 
     def buffer(self, c: int) -> Output | Input:
         """Return the buffer that holds class `c`: an output of the program, or an intermediate called `t<class>`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from eqsat.codegen.cuda.bounds import arithmetic_ns, latency_factor, traffic_ns
+from eqsat.codegen.cuda.bounds import L2_BYTES_PER_PROCESSOR, arithmetic_ns, latency_factor, processors, traffic_ns
 from eqsat.codegen.cuda.emit import refuse_illegal
 from eqsat.codegen.cuda.loads import Load, LoopAxis
 from eqsat.codegen.cuda.reduce_columns import emit_columns
@@ -18,6 +18,8 @@ from eqsat.codegen.targets import Target
 WIDTHS = (1, 2, 4, 8, 16, 32)
 HELD_REGISTERS = 160  # of 255 for each thread; the rest computes
 STATIC_SHARED_BYTES = 48 * 1024
+LARGEST_CLUSTER = 16  # blocks, of which one has all registers of a multiprocessor at most
+REGISTERS = 65536
 
 
 class ReduceFamily:
@@ -63,10 +65,10 @@ class ReduceFamily:
                 return emit_rows(shape, RowTile(warps=1, rows=schedule.rows, width=1, cluster=1, stream=4, hint=0))
 
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
-        """Return the time to move each byte once, to bring every operand to registers, or of the arithmetic: the longest."""
+        """Return the time to move the bytes, to bring every operand to registers, or of the arithmetic: the longest."""
         assert isinstance(problem, ReduceProblem)
-        program = problem.program
-        return max(traffic_ns(program, rates), _issue_ns(reduce_shape(problem), rates), arithmetic_ns(program, rates))
+        program, shape = problem.program, reduce_shape(problem)
+        return max(_traffic_ns(shape, rates), _issue_ns(shape, rates), arithmetic_ns(program, rates))
 
     def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
         """Return a model's time: the bytes at the memory rate, stretched by short or long lanes, extra passes, idle processors."""
@@ -77,6 +79,25 @@ class ReduceFamily:
     def serves(self, target: Target) -> bool:
         """Return whether its kernels run on a target: every CUDA device (clusters are left to the compiler to refuse)."""
         return target.kind == "cuda"
+
+
+def _traffic_ns(shape: ReduceShape, rates: Rates) -> float:
+    """Return the time of memory: each byte once, but for rows that several passes go over.
+
+    One cluster at most works on such a row, since a grid cannot wait for itself; and what the registers of a cluster do not
+    hold is read again.
+    """
+    program, problem = shape.problem.program, shape.problem
+    once = traffic_ns(program, rates)
+    if len(shape.passes) == 1:
+        return once
+    again = len(shape.passes) - (not problem.keeps) if problem.length > LARGEST_CLUSTER * REGISTERS else 0
+    row = sum(x.expr.type.elements * x.dtype.bytes for x in shape.loads if shape.varies(x.expr))
+    busy = min(processors(rates), problem.row_count * LARGEST_CLUSTER)
+    return max(
+        once * (program.bytes + again * row) / max(program.bytes, 1),
+        (program.bytes + again * row) / (busy * L2_BYTES_PER_PROCESSOR),
+    )
 
 
 def _issue_ns(shape: ReduceShape, rates: Rates) -> float:
