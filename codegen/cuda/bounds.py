@@ -42,6 +42,7 @@ def arithmetic_ns(program: Program, rates: Rates) -> float:
 # Models: they order the schedules before any is measured, and choose where none can be. Each constant is a slope seen on an
 # H200 (softmax, RMSNorm, copies, column sums); the exact values matter little, since what is measured overrides them.
 ISSUE_BYTES_PER_PROCESSOR = 243.0  # per ns: 128 bytes a clock at 1.9 GHz, as in the rates of every target
+L2_BYTES_PER_PROCESSOR = 128.0  # per ns, at the most: 64 bytes a clock at 2 GHz
 IN_FLIGHT_BYTES = 32768.0  # for each multiprocessor: latency times bandwidth of HBM3e
 
 
