@@ -157,58 +157,6 @@ def _known_extent(axis: str, extents: Mapping[str, int]) -> int:
     return extent
 
 
-def parse_access(text: str) -> AccessMap:
-    """Read the text that `str(AccessMap)` writes.
-
-    Raises
-    ------
-    TextError
-        If it is not of the form `((axis index) …) ((axis extent) …)`.
-    """
-    forms = read_forms(text, "<access>")
-    if len(forms) != 2 or any(f.kind != "list" for f in forms):
-        raise TextError("expected ((axis index) …) ((axis extent) …)", file="<access>", source=text)
-    entries = [(_name(_pair(e, text)[0], text), _index(_pair(e, text)[1], text)) for e in forms[0].items]
-    extents = [(_name(_pair(e, text)[0], text), _whole(_pair(e, text)[1], text)) for e in forms[1].items]
-    return AccessMap(tuple(entries), tuple(extents))
-
-
-def _pair(node: Node, text: str) -> tuple[Node, Node]:
-    if len(node.items) != 2:
-        raise _malformed("expected a pair (axis value)", node, text)
-    return node.items[0], node.items[1]
-
-
-def _name(node: Node, text: str) -> str:
-    if node.kind == "list":
-        raise _malformed("expected the name of an axis", node, text)
-    return node.text
-
-
-def _whole(node: Node, text: str) -> int:
-    if node.kind != "int":
-        raise _malformed("expected a whole number", node, text)
-    return int(node.text)
-
-
-def _index(node: Node, text: str) -> Index:
-    if node.kind == "int":
-        return Index.const(int(node.text))
-    if node.kind != "list":
-        return Index.axis(node.text)
-    if len(node.items) != 3 or node.head not in ("+", "*", "//", "%"):
-        raise _malformed("expected (+ a b), (* a n), (// a n) or (% a n)", node, text)
-    left, right = node.args
-    if node.head == "+":
-        return Index("add", args=(_index(left, text), _index(right, text)))
-    op = {"*": "mul", "//": "div", "%": "mod"}[node.head]
-    return Index(op, value=_whole(right, text), args=(_index(left, text),))  # type: ignore[arg-type]
-
-
-def _malformed(reason: str, node: Node, text: str) -> TextError:
-    return TextError(f"{reason}; got {node}", file="<access>", line=node.line, column=node.column, source=text)
-
-
 class _Reader:
     """Builds values from the leaves up, without recursion: extracted terms can be deep."""
 
