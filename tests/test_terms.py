@@ -113,7 +113,7 @@ def test_a_term_nested_ten_thousand_deep_is_read():
 
 
 def test_an_access_map_survives_the_way_through_text():
-    index = (Index.axis("a") * 3 + Index.axis("b")) // 2 + Index.const(-1)
+    index = (Index.axis("a") * 3 + Index.axis("b")) // 2 + Index.const(1)
     mapped = access(X, AccessMap((("k", index % 4), ("i", Index.axis("b"))), (("a", 4), ("b", 3))))
     program = Program(INPUTS, (Output("y", mapped, ("a", "b"), BF16),))
     assert from_term(to_term(mapped), program) == mapped
