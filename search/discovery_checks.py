@@ -9,6 +9,7 @@ from typing import Any
 from eqsat.search.discovery_plan import Pass, Picture, buffers, is_read
 
 Check = Callable[[Picture], list[str]]
+HELD = 65536  # elements of a row that registers hold, so that sums which need each other read it once
 
 
 def all_of(*checks: Check) -> Check:
@@ -154,7 +155,7 @@ def one_stable_pass(p: Picture) -> list[str]:
     longest = max((_length(e) for x in readers if x.depth > 1 for e in x.reductions), default=0)
     return _lacks(
         (len(readers) == 1, f"{len(readers)} kernels read x"),
-        (longest <= 16384, f"a sum that needs another one runs over {longest} elements: x is read twice"),
+        (longest <= HELD, f"a sum that needs another one runs over {longest} elements: x is read twice"),
         (not raw, "squares of x itself are summed: unstable"),
     )
 

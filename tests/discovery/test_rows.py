@@ -16,16 +16,10 @@ from eqsat.search.discovery_plan import Picture
 from eqsat.search.discovery_rows import ROWS, Row
 
 NOT_YET: dict[str, str] = {
-    "attention": "dependent folds have no kernel on tensor cores: three kernels are faster than one without",
-    "attention_alibi": "the same",
-    "attention_grouped": "the same",
-    "attention_qk_norm": "the same",
     "attention_decode": "the bound of a dependent fold does not know how few blocks eight rows make",
     "lora": "no kernel adds up two contractions over different axes",
     "qkv": "an output that is a stretch of a buffer costs a copy; contractions write one output",
-    "norm_of_product": "no law renames a bound axis, as a product of a sum with itself needs",
     "cross_entropy": "a dependent fold takes no plain sum beside it; the row is held in registers instead",
-    "variance": "parts about their own means are not taken up to the whole axis",
     "convolution": "a contraction's kernel reads no window of a buffer on tensor cores",
 }
 """Rows that are not found, and what is missing for each."""
