@@ -329,6 +329,29 @@ def test_squared_distances_keep_their_form_by_default(session):
     assert class_of(frozen, f'(Sum "k" (Mul {X} {X}))') is None
 
 
+def test_sums_over_complementary_masks_are_the_sum_over_all(session):
+    x, mask = leaf("x", "ik"), leaf("t", "ik", DType.BOOL)
+    inside, outside = (apply("where", m, x, number(0.0)) for m in (mask, apply("not", mask)))
+    frozen = saturated(session, add(reduce("sum", "k", inside), reduce("sum", "k", outside)))
+    assert finds(frozen, f'(Sum "k" {X})')
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_is_its_own_multiple_does_not_grow_without_end(session, times):
+    x = leaf("x", "ik")
+    zero = functools.reduce(add, [mul(x, number(0.0))] * times)
+    frozen = saturated(session, add(zero, x))
+    assert frozen.node_count < 100
+
+
+def test_a_logarithm_of_a_softmax_subtracts_once_per_element(session):
+    x = leaf("x", "ik")
+    shifted = sub(x, reduce("max", "k", x))
+    frozen = saturated(session, sub(shifted, apply("log", reduce("sum", "k", apply("exp", shifted)))))
+    rows = f'(Add (Max "k" {X}) (Log (Sum "k" (Exp (Sub {X} (Max "k" {X}))))))'
+    assert finds(frozen, f"(Sub {X} {rows})")
+
+
 def test_a_factor_known_to_be_positive_leaves_a_maximum(session):
     scaled = mul(apply("exp", leaf("c", "i")), leaf("s", "ij"))
     frozen = saturated(session, reduce("max", "j", scaled))
