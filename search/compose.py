@@ -9,22 +9,26 @@ from eqsat.ir import Expr, access, const, rebuild, rename
 from eqsat.ops import Kind
 
 
-def compose(plan: Plan) -> tuple[Expr, ...]:
-    """Return what the plan computes for each output of its program, as expressions over the program's inputs alone."""
+def compose(plan: Plan, *, called: bool = False) -> tuple[Expr, ...]:
+    """Return what the plan computes for each output of its program, as expressions over the program's inputs alone.
+
+    With `called` an intermediate that is read along other axes is an access of it, as rules spell it; else the axes are
+    renamed throughout.
+    """
     made: dict[str, tuple[tuple[str, ...], Expr]] = {}
     for kernel in plan.kernels:
         memo: dict[str, Expr] = {}
-        found = {o.name: (o.axes, _inline(o.expr, made, memo)) for o in kernel.program.outputs}
+        found = {o.name: (o.axes, _inline(o.expr, made, memo, called)) for o in kernel.program.outputs}
         made |= found
     return tuple(made[o.name][1] for o in plan.program.outputs)
 
 
-def _inline(expr: Expr, made: dict[str, tuple[tuple[str, ...], Expr]], memo: dict[str, Expr]) -> Expr:
+def _inline(expr: Expr, made: dict[str, tuple[tuple[str, ...], Expr]], memo: dict[str, Expr], called: bool) -> Expr:
     for node in expr.walk():
         if node.digest in memo:
             continue
         if node.op == "read" and node.attrs[0] in made:
-            memo[node.digest] = _read_as(made[node.attrs[0]], node.attrs[1])
+            memo[node.digest] = _read_as(made[node.attrs[0]], node.attrs[1], called)
         else:
             memo[node.digest] = _rebuilt(node, tuple(memo[a.digest] for a in node.args))
     return memo[expr.digest]
@@ -39,7 +43,7 @@ def _rebuilt(node: Expr, args: tuple[Expr, ...]) -> Expr:
     return rebuild(node, args)
 
 
-def _read_as(value: tuple[tuple[str, ...], Expr], axes: tuple[str, ...]) -> Expr:
+def _read_as(value: tuple[tuple[str, ...], Expr], axes: tuple[str, ...], called: bool) -> Expr:
     """Return a value laid out along its own axes as read along `axes`."""
     own, expr = value
     names = {o: a for o, a in zip(own, axes, strict=True) if o and a and o != a}
@@ -48,4 +52,7 @@ def _read_as(value: tuple[tuple[str, ...], Expr], axes: tuple[str, ...]) -> Expr
         expr = access(expr, AccessMap(tuple((o, Index.const(0)) for o in fixed), ()))
     if set(names.values()) & (expr.axes - set(names)):
         raise UsageError(f"an intermediate over {sorted(expr.axes)} is read along {axes}; this is a defect, please report it")
+    if called and names:
+        extents = {a: expr.type.extents[o] for o, a in names.items()}
+        return access(expr, AccessMap(tuple((o, Index.axis(a)) for o, a in names.items()), tuple(extents.items())))
     return rename(expr, names)

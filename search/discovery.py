@@ -110,7 +110,7 @@ class Chooser:
     def steps(self, plan: Plan) -> tuple[int | None, int | None, str]:
         """Return (rewrites, those that are not mere rearrangements, status) of the derivation from program to plan."""
         every = telling = 0
-        for output, target in zip(plan.program.outputs, compose(plan), strict=True):
+        for output, target in zip(plan.program.outputs, compose(plan, called=True), strict=True):
             found = derive(
                 plan.program,
                 output.expr,

@@ -73,7 +73,8 @@ class Proofs:
         """Return the derivation of the plan from the program."""
         sources = [o.expr for o in self.program.outputs]
         facts = declarations(self.ruleset)
-        return derive_all(self.program, sources, compose(plan), self.ruleset.rules, declarations=facts, session=self.session)
+        targets = compose(plan, called=True)
+        return derive_all(self.program, sources, targets, self.ruleset.rules, declarations=facts, session=self.session)
 
     def _departure(self, found: Derivation) -> int | None:
         """Return the first step of a derivation that changes a value by more than its rule may."""
