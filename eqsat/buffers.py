@@ -97,9 +97,26 @@ def _only_renames(frozen: Frozen, extents: Mapping[str, int], n: Node) -> bool:
 
 
 def _prepared(frozen: Frozen) -> set[int]:
-    """Classes that depend on constants alone and are used by what does not: they can be computed ahead of time."""
+    """Classes that depend on constant inputs alone and are used by what does not: they can be computed ahead of time.
+
+    What depends on positions alone (a mask) stays arithmetic: as a buffer it would cost traffic, and hide what it leaves out.
+    """
+    positions = _of_positions(frozen)
     users = (n for c, found in frozen.nodes.items() if c not in frozen.constant for n in found)
-    return {x for n in users for x in n.children if x in frozen.constant and frozen.axes.get(x)}
+    return {x for n in users for x in n.children if x in frozen.constant and frozen.axes.get(x) and x not in positions}
+
+
+def _of_positions(frozen: Frozen) -> set[int]:
+    """Classes that some term without inputs computes."""
+    found: set[int] = set()
+    grew = True
+    while grew:
+        grew = False
+        for c in frozen.constant - found:
+            if any(n.op != "Read" and n.op in BY_CONSTRUCTOR and found.issuperset(n.children) for n in frozen.nodes[c]):
+                found.add(c)
+                grew = True
+    return found
 
 
 def _above_contractions(frozen: Frozen) -> set[int]:
