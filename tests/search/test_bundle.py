@@ -66,7 +66,8 @@ def test_the_schema_refuses_what_is_no_receipt(saved: Path, damage: Any) -> None
 
 
 def test_every_entry_of_a_receipt_is_described_by_the_schema(optimized: Optimized) -> None:
-    assert set(optimized.receipt.record) == set(SCHEMA["properties"]) == set(SCHEMA["required"])
+    assert set(SCHEMA["required"]) <= set(optimized.receipt.record) <= set(SCHEMA["properties"])
+    assert set(SCHEMA["properties"]) - set(optimized.receipt.record) == {"regions"}  # of programs searched region by region
 
 
 @pytest.mark.parametrize("name", ["plan.json", "receipt.json", "kernel0.c", "kernel0.so"])

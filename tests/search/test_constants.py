@@ -28,6 +28,7 @@ from eqsat.search.cpu_device import CpuDevice, CpuRunner
 from eqsat.search.machine import Place
 from eqsat.search.optimize import optimize
 from eqsat.search.result import Optimized
+from eqsat.search.rulebase import declarations
 from eqsat.session import Session
 from eqsat.trace import as_program, with_constants
 from eqsat.types import DType
@@ -362,10 +363,12 @@ def test_what_is_far_larger_than_the_inputs_is_not_favoured_for_being_prepared()
     def outer(u: Any, v: Any, x: Any) -> Any:
         return fn.exp(u[:, None] * v[None, :]) @ x
 
+    rules = builtin_rules()
+
     def made(n: int) -> set[bool]:
         program = with_constants(as_program(outer, ((n,), "f32"), ((n,), "f32"), ((n,), "f32")), ["u", "v"])
         with Session() as session:
-            _, frozen = session.saturate(program, builtin_rules().rules)
+            _, frozen = session.saturate(program, rules.rules, declarations=declarations(rules))
         graph = KernelGraph(program, frozen)
         found, _ = candidates_of(graph.kernels)
         return {c.prepared for c in mark_prepared(found, graph)}
