@@ -314,8 +314,8 @@ def test_a_true_rule_of_the_caller_is_used_and_named_in_the_receipt(on: Rigged, 
     )
     x = tensor("x", (64,), "f32")
     program = 0.5 * fn.maximum(2.0 * x, 0.0)
-    found = search(program, rules=[file], store=":memory:")
-    assert found.receipt.flops < search(program, store=":memory:").receipt.flops
+    found = search(program, rules=[file], store=":memory:", without=["relu-mul"])  # the built-in rule of the same law
+    assert found.receipt.flops < search(program, store=":memory:", without=["relu-mul"]).receipt.flops
     assert "mine/scale-out" in [s["rule"] for s in found.receipt.derivation["steps"]]
     (mine,) = [r for r in found.receipt.rules if r["name"] == "mine/scale-out"]
     assert mine["evidence"]["method"]
