@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +31,7 @@ from eqsat.search.result import Optimized
 from eqsat.search.schedules import family_of
 from eqsat.text import show
 
-_COMPILED_BY_MODEL = 12  # schedules compiled, best predicted first, before a kernel is given up
+_COMPILED_BY_MODEL = (0, 1, 4, 12)  # schedules compiled together, best predicted first, before a kernel is given up
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,19 +124,24 @@ def compile_by_model(place: Place, candidate: Candidate, rates: Rates, counts: d
     """Compile a kernel's schedules in the order of their predicted time; the first that compiles cleanly is taken."""
     ranked = sorted(candidate.legal, key=lambda s: predicted_ns(candidate, s, rates))
     counts["enumerated"] += len(ranked) + candidate.illegal
-    tried = ranked[:_COMPILED_BY_MODEL]
-    sources = [family_of(s).emit(candidate.problem, s) for s in tried]
     failures = []
-    found = dict(compile_for(place, sources))
-    for index, schedule in enumerate(tried):
-        binary = found[index]
-        if not isinstance(binary, CompileError):
-            return Step(candidate.kernel, schedule, binary)
-        counts["refused"] += 1
-        failures.append(str(binary).splitlines()[0])
+    for first, last in itertools.pairwise(_COMPILED_BY_MODEL):
+        tried = ranked[first:last]
+        found = dict(compile_for(place, [family_of(s).emit(candidate.problem, s) for s in tried]))
+        for index, schedule in enumerate(tried):
+            binary = found[index]
+            if not isinstance(binary, CompileError):
+                return Step(candidate.kernel, schedule, binary)
+            counts["refused"] += 1
+            failures.append(str(binary).splitlines()[0])
     raise NoKernelError(
-        f"none of {len(tried)} schedules of {candidate.node.family} compiled for {place.target.name}: {failures[:3]}"
+        f"none of {len(failures)} schedules of {candidate.node.family} compiled for {place.target.name}: {failures[:3]}"
     )
+
+
+def foretold_ns(candidate: Candidate, rates: Rates) -> float:
+    """Return what the likeliest schedule of a kernel is predicted to take; infinite if none is legal."""
+    return predicted_ns(candidate, candidate.legal[0], rates) if candidate.legal else math.inf
 
 
 def predicted_ns(candidate: Candidate, schedule: Schedule, rates: Rates) -> float:
