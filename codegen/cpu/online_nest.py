@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from eqsat.codegen.cpu.loads import Loop, load_of, merged
 from eqsat.codegen.cpu.loops import loop, vector_loop
+from eqsat.codegen.cpu.online_values import Operand, Values, covers, register_tile
 from eqsat.codegen.cpu.pack import pack
 from eqsat.codegen.cpu.vector import ELEMENT, REGISTER, Lanes, Printer, Scope, converted, positions
 from eqsat.codegen.masks import ALWAYS, NEVER, Box, spans, unmasked, vanishes
@@ -36,51 +37,12 @@ class Tiling:
     vectors: int
 
 
-def covers(loops: Sequence[Loop]) -> frozenset[str]:
-    """Return all axes of some loops."""
-    return frozenset().union(*(x.covers for x in loops))
-
-
 def groups(problem: OnlineProblem) -> list[tuple[tuple[str, ...], list[Accumulated]]]:
     """Return the accumulators with value axes, those over the same axes together."""
     out: dict[tuple[str, ...], list[Accumulated]] = {}
     for a in problem.wide:
         out.setdefault(a.axes, []).append(a)
     return list(out.items())
-
-
-@dataclass(slots=True)
-class _Operand:
-    """What `pack` needs to know: where it prints, the loops that count as k, and the type it packs to."""
-
-    nest: OnlineNest
-    k: tuple[Loop, ...]
-
-    @property
-    def printer(self) -> Printer:
-        return self.nest.printer
-
-    @property
-    def outer(self) -> list[Scope]:
-        return self.nest.scopes
-
-    @property
-    def element(self) -> str:
-        return self.nest.element
-
-    @property
-    def register(self) -> str:
-        return self.nest.register
-
-    @property
-    def dtype(self) -> DType:
-        return self.nest.problem.dtype
-
-    def place(self, loops: Sequence[Loop], position: str) -> None:
-        self.printer.names |= positions(loops, position)
-
-    def along(self, e: Expr, loops: Sequence[Loop]) -> bool:
-        return self.nest.along(e, loops)
 
 
 class OnlineNest:
@@ -99,7 +61,7 @@ class OnlineNest:
         self.register = REGISTER[problem.dtype]
         self.element = ELEMENT[self.register]
         self.scopes = [Scope(), Scope(covers(self.batch))]
-        self.values = [_Values(self, n, loops(axes), found) for n, (axes, found) in enumerate(groups(problem))]
+        self.values = [Values(self, n, loops(axes), found) for n, (axes, found) in enumerate(groups(problem))]
         self.narrow = [a for a in problem.accumulators if not a.axes]
         self.lowest = max(_LOWEST[problem.dtype], problem.floor)
         for i, x in enumerate(self.batch):
@@ -278,7 +240,7 @@ class OnlineNest:
         if self._inner:
             return self._inner_products(c.b, size)
         lines = [f"const pos k_first = 0, kc = {size};"]
-        lines += pack(_Operand(self, self.d), c.b, self.over, panel, "key_first", "keys", "right")
+        lines += pack(Operand(self, self.d), c.b, self.over, panel, "key_first", "keys", "right")
         step = self.tiling.tile_rows
         call = f"tile{self.tiling.vectors}({size}, left + i * {size}, {size}, right + j * {size}, {panel}, dots + i * {self.keys} + j, {self.keys}, 0);"
         inner = loop(f"for (pos i = 0; i < rows; i += {step})", [call])
@@ -418,116 +380,7 @@ class OnlineNest:
     def functions(self) -> list[str]:
         """Return the register tiles that the kernel calls, before it."""
         wanted = {self.tiling.vectors} if self.problem.contraction and not self._inner else set()
-        return [line for v in sorted(wanted | {v.vectors for v in self.values}) for line in self._register_tile(v)]
-
-    def _register_tile(self, vectors: int) -> list[str]:
-        """Return a function that adds products over `kc` in a tile of registers, to 0 or to what is there times `scale`."""
-        e, v, rows = self.element, f"v{self.register}", self.tiling.tile_rows
-        grid = [(i, j) for i in range(rows) for j in range(vectors)]
-        at = {(i, j): f"*({v} *)(to + {i} * row_to + {j * self.width})" for i, j in grid}
-        step = [f"const {v} b{j} = eq_load_{self.register}(b + {j * self.width});" for j in range(vectors)]
-        for i in range(rows):
-            sums = " ".join(f"c{i}_{j} += x * b{j};" for j in range(vectors))
-            step.append(f"{{ const {e} x = a[{i} * row_a + k]; {sums} }}")
-        step.append("b += row_b;")
-        scaled = [
-            f"{{ const {e} x = scale[{i}]; {' '.join(f'c{i}_{j} = {at[i, j]} * x;' for j in range(vectors))} }}"
-            for i in range(rows)
-        ]
-        head = (
-            f"static __attribute__((noinline)) void tile{vectors}(pos kc, const {e} *restrict a, pos row_a, const {e} *restrict b, pos row_b, "
-            f"{e} *restrict to, pos row_to, const {e} *restrict scale)"
-        )
-        return loop(
-            head,
-            [
-                *(f"{v} {', '.join(f'c{i}_{j} = {{0}}' for j in range(vectors))};" for i in range(rows)),
-                *loop("if (scale)", scaled),
-                *loop("for (pos k = 0; k < kc; k++)", step),
-                *(f"{at[i, j]} = c{i}_{j};" for i, j in grid),
-            ],
-        )
-
-
-class _Values:
-    """The accumulators over one set of value axes: packed values and an array of sums for each."""
-
-    def __init__(self, nest: OnlineNest, number: int, loops: tuple[Loop, ...], found: list[Accumulated]) -> None:
-        self.nest, self.number, self.loops, self.found = nest, number, loops, found
-        self.axes = found[0].axes
-        self.extent = nest.problem.extent(self.axes)
-        width = nest.printer.width
-        count = -(-self.extent // width)  # vectors that hold one row, in panels of nearly equal size
-        self.vectors = -(-count // -(-count // nest.tiling.vectors))
-        self.panel = self.vectors * width
-        self.padded = -(-self.extent // self.panel) * self.panel
-
-    def _names(self) -> list[tuple[Accumulated, str]]:
-        return [(a, f"{self.number}_{i}") for i, a in enumerate(self.found)]
-
-    def declare(self) -> list[str]:
-        """Declare the sums of a tile of rows, 0, and room for a tile of values."""
-        rows, keys = self.nest.rows, self.nest.keys
-        lines = [self.nest.array(f"values{name}", rows * self.padded) for _, name in self._names()]
-        lines += [f"memset(values{name}, 0, sizeof values{name});" for _, name in self._names()]
-        packed = [name for a, name in self._names() if not self._rows_in_memory(a)]
-        return [*lines, *(self.nest.array(f"packed{name}", keys * self.padded) for name in packed)]
-
-    def _rows_in_memory(self, a: Accumulated) -> tuple[str, int] | None:
-        """Return the address of the tile's first row of values and the step to the next, if they need no packing."""
-        nest, e = self.nest, a.value
-        if not is_load(e) or e.dtype is not nest.problem.dtype or self.padded != self.extent:
-            return None
-        load = nest.printer.loads[e.digest]
-        axes = (nest.over[0].axis, self.loops[0].axis)
-        if (
-            load.guards
-            or len(nest.over) + len(self.loops) > 2
-            or load.offset.opaque & set(axes)
-            or load.offset.factor(axes[1]) != 1
-        ):
-            return None
-        at = load.offset.text(nest.printer.names | {axes[0]: "key_first", axes[1]: "0"})
-        return f"{nest.printer.pointers[load.buffer.name]} + {at}", load.offset.factor(axes[0])
-
-    def accumulate(self) -> list[str]:
-        """Scale the sums of each row and add the tile's weighted values."""
-        nest, lines = self.nest, []
-        step, size = nest.tiling.tile_rows, self.padded
-        for a, name in self._names():
-            if found := self._rows_in_memory(a):
-                right = f"{found[0]} + j, {found[1]}"
-            else:
-                right = f"packed{name} + j * keys, {self.panel}"
-                panels = pack(_Operand(nest, nest.over), a.value, self.loops, self.panel, "0", str(self.extent), f"packed{name}")
-                # `pack` counts keys of the tile from k_first
-                lines += loop("", ["const pos k_first = key_first, kc = keys;", *panels])
-            call = (
-                f"tile{self.vectors}(keys, weights + i * {nest.keys}, {nest.keys}, {right}, "
-                f"values{name} + i * {size} + j, {size}, rebase + i);"
-            )
-            inner = loop(f"for (pos i = 0; i < rows; i += {step})", [call])
-            lines += loop(f"for (pos j = 0; j < {size}; j += {self.panel})", inner)
-        return lines
-
-    def write(self, output: Output, row: Scope) -> list[str]:
-        """Print the output of row r along the value axes."""
-        nest = self.nest
-        r, dtype = nest.register, nest.problem.dtype
-        for a, name in self._names():
-
-            def at(lanes: Lanes, name: str = name, own: DType = a.node.dtype) -> str:
-                sums = f"(eq_load_{r}(values{name} + r * {self.padded} + {lanes.position}) + nan)"
-                return converted(sums, dtype, own)
-
-            nest.printer.stored[a.node.digest] = at
-
-        def body(position: str, part: str | None, _: int) -> list[str]:
-            last = Scope(covers(self.loops))
-            nest.printer.write([output], [*nest.scopes, row, last], Lanes(self.loops, position, part))
-            return last.lines
-
-        return loop("", list(vector_loop("column", "0", self.extent, nest.width, 1, body)))
+        return [line for v in sorted(wanted | {v.vectors for v in self.values}) for line in register_tile(self, v)]
 
 
 def _number(value: float, dtype: DType) -> str:
