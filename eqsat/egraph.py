@@ -21,6 +21,8 @@ from typing import Any
 from eqsat.errors import ContradictionError, SaturationError, TextError
 
 _PRINT_LIMIT = 400
+# a string, an opening quote that nothing closes, a comment, a parenthesis, or the first character of anything else
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|"|;[^\n]*|[()]|[^\s()";]+', re.DOTALL)
 _ERROR_PLACE = re.compile(r"In (\d+):(\d+)[^ ]* of ([^\n]*?): ([^\n]*)\n(.*)", re.DOTALL)
 
 
@@ -59,45 +61,35 @@ def split_forms(text: str, file: str = "<text>") -> Iterator[tuple[int, str]]:
     The engine's parser copies its whole input into the span of every object it makes (84 kB of rules: 1.6 GB), and
     reports an unclosed parenthesis at the end of the file; so forms are parsed one by one and balance is checked here.
     """
-    depth = start = line = start_line = 0
-    opened: list[tuple[int, int]] = []
-    line, line_start = 1, 0
-    i = 0
-    while i < len(text):
-        ch = text[i]
-        if ch == "\n":
-            line, line_start = line + 1, i + 1
-        elif ch == ";":
-            i = text.find("\n", i)
-            if i < 0:
-                break
-            continue
-        elif ch == '"':
-            end = i + 1
-            while end < len(text) and text[end] != '"':
-                end += 2 if text[end] == "\\" else 1
-            if end >= len(text):
-                raise TextError("expected a closing quote", file=file, line=line, column=i - line_start + 1, source=text)
-            line += text.count("\n", i, end)
-            i = end
-        elif ch == "(":
+    depth = start = 0
+    opened: list[int] = []
+
+    def wrong(reason: str, at: int) -> TextError:
+        line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+        return TextError(reason, file=file, line=line, column=column, source=text)
+
+    line, counted = 1, 0
+    for token in _TOKEN.finditer(text):
+        at, ch = token.start(), text[token.start()]
+        if ch == "(":
             if depth == 0:
-                start, start_line = i, line
-            opened.append((line, i - line_start + 1))
+                start = at
+                line, counted = line + text.count("\n", counted, at), at
+            opened.append(at)
             depth += 1
         elif ch == ")":
             if depth == 0:
-                raise TextError("a closing parenthesis too many", file=file, line=line, column=i - line_start + 1, source=text)
+                raise wrong("a closing parenthesis too many", at)
             opened.pop()
             depth -= 1
             if depth == 0:
-                yield start_line, text[start : i + 1]
-        elif depth == 0 and not ch.isspace():
-            raise TextError("expected a command in parentheses", file=file, line=line, column=i - line_start + 1, source=text)
-        i += 1
+                yield line, text[start : at + 1]
+        elif ch == '"' and len(token[0]) < 2:
+            raise wrong("expected a closing quote", at)
+        elif depth == 0 and ch != ";":
+            raise wrong("expected a command in parentheses", at)
     if depth:
-        where = opened[0]
-        raise TextError("this parenthesis is never closed", file=file, line=where[0], column=where[1], source=text)
+        raise wrong("this parenthesis is never closed", opened[0])
 
 
 class EGraph:

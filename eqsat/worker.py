@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from eqsat.indexterms import index_texts
 from eqsat.saturation import Limits, Phase, PhaseReport, RuleCount, SaturationReport, Stop
 
 _PLAIN_SORTS = ("i64", "f64", "String", "bool")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 MIRROR = "Mirror"
 PROBED = "probed-rule"
 OUT_OF_MEMORY = 3
@@ -403,11 +405,19 @@ def points(task: PointsTask, tell: Tell) -> list[list[tuple[str, tuple[Any, ...]
 
 def resident_bytes() -> int:
     """Return the resident memory of this process; 0 where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
+    file = _memory_file()
+    if file is None:
         return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return int(os.pread(file, 128, 0).split()[1]) * _PAGE_BYTES
+
+
+@cache
+def _memory_file() -> int | None:
+    """Open what the system says of this process's memory, once: it is read after every step."""
+    try:
+        return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
 
 
 def cap_memory(grow_bytes: int) -> None:
