@@ -111,8 +111,13 @@ class Terms:
 
 
 def literal_text(node: Node) -> str:
-    """Return the canonical text of a literal: one spelling for equal values."""
-    return repr(node.number) if node.kind == "float" else str(node)
+    """Return the canonical text of a literal: one spelling for values that the engine takes for equal, as it does ±0."""
+    return float_text(node.number) if node.kind == "float" else str(node)
+
+
+def float_text(number: float) -> str:
+    """Return the canonical text of a float."""
+    return "NaN" if number != number else repr(number + 0.0)
 
 
 class Reason(NamedTuple):

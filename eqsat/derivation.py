@@ -396,7 +396,10 @@ def first_departure(
     for n, step in enumerate(derivation.steps, 1):
         if not step.rule:
             continue
-        before, after = (from_term(t, program, names=names) for t in (step.before, step.after))
+        try:
+            before, after = (from_term(t, program, names=names) for t in (step.before, step.after))
+        except EqsatError:
+            continue  # a constant of a type that the operands beside it cannot hold: it is no expression by itself
         if before.digest == after.digest:
             continue
         if before.axes != after.axes:

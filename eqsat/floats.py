@@ -88,5 +88,6 @@ class Floats:
         """Return how many elements differ by more than rounding and `relative` explain, how many were compared, by how much."""
         with np.errstate(all="ignore"):
             found = Float64(self._relative + relative).compare(a, b)
+            both = np.isinf(a[0]) & np.isinf(b[0])  # of unlike sign: from zeros of unlike sign, which rules do not tell apart
             apart = abs(a[0].astype(np.float64) - b[0].astype(np.float64))
-        return int(found.wrong.sum()), found.compared, float(np.max(apart[np.isfinite(apart)], initial=0.0))
+        return int((found.wrong & ~both).sum()), found.compared, float(np.max(apart[np.isfinite(apart)], initial=0.0))

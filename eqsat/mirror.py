@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from eqsat import signature
-from eqsat.congruence import Terms, literal_text
+from eqsat.congruence import Terms, float_text, literal_text
 from eqsat.rulefile import Rule
 from eqsat.sexpr import Node, listed, symbol
 from eqsat.stepcheck import Equation
@@ -86,7 +86,7 @@ def logging_rule(rule: Rule, *, probe: bool = False) -> str:
     With `probe` it logs what it would equate, into a table of its own, and does nothing else.
     """
     sorts = dict(rule.sorts)
-    declared = " ".join(str(m.action) for m in rule.made)
+    declared = " ".join(str(a) for m in rule.made for a in m.actions)
     out = []
     for n, equation in enumerate(equations_of(rule)):
         mirrored = {v for side in (equation.left, equation.right) for v in _term_variables(side, sorts)}
@@ -129,7 +129,7 @@ def _text_of(value: str | float | int) -> str:
     """Canonical text of a literal that came out of the engine."""
     if isinstance(value, str):
         return literal_text(Node("string", value))
-    return repr(value)
+    return float_text(value) if isinstance(value, float) else repr(value)
 
 
 def _term_variables(node: Node, sorts: dict[str, str]) -> set[str]:

@@ -270,3 +270,15 @@ def test_a_rule_that_approximates_may_change_a_value_by_its_bound_and_no_more(se
     assert found.found
     assert first_departure(found, program, {"near/near": 1e-3}) is None
     assert first_departure(found, program, {"near/near": 1e-5}) == 1
+
+
+def test_zeros_of_either_sign_are_one_literal_and_no_number_has_a_spelling(session, rules):
+    source = apply("sub", apply("exp", V), const(-0.0, F32))
+    target = apply("sub", apply("exp", V), const(0.0, F32))
+    found = derive(program_of(source), source, target, rules.rules, declarations=facts_of(rules), session=session)
+    assert (found.status, found.steps) == ("derived", ())
+    odd = mul(V, const(float("nan"), F32))
+    again = mul(const(float("nan"), F32), V)
+    found = derive(program_of(odd), odd, again, rules.rules, declarations=facts_of(rules), session=session)
+    assert found.found
+    assert first_departure(found, program_of(odd)) is None

@@ -223,3 +223,8 @@ def test_bound_axes_inside_each_other_are_told_apart() -> None:
     assert nameless(inner) == nameless(reduce("sum", "q", reduce("sum", "p", mul(y, y))))
     assert nameless(reduce("sum", "p", reduce("max", "q", x))) != nameless(reduce("sum", "q", reduce("max", "p", x)))
     assert nameless(access(x, AccessMap((("q", Index.axis("p")),), (("p", 8),)))) != nameless(x)
+
+
+def test_infinities_that_come_from_zeros_of_unlike_sign_are_no_difference() -> None:
+    left, right = (apply("add", apply("rsqrt", c(zero)), A) for zero in (-0.0, 0.0))
+    assert agree([left], [right]).holds
