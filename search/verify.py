@@ -412,7 +412,8 @@ def _dropped_tiles(program: Program, at: int, p: Prepared, xp: Any) -> Iterator[
     node = next((e for e in reversed(list(out.expr.walk())) if e.row.kind is Kind.REDUCE and e.row.identity is not None), None)
     if node is None or (extent := node.args[0].type.extents[node.attrs[0]]) < 2:
         return
-    dropped = max(1, min(16, extent // 2), extent // 256)
+    # A tile of a long reduction has 64 positions at the least; fewer of many would hide in what the result is rounded to.
+    dropped = max(1, min(16, extent // 2), extent // 64)
 
     def cut() -> Array:
         wrong = substitute(out.expr, {node: _without_last(node, extent - dropped)})
