@@ -48,6 +48,11 @@ def made_extent(name: str) -> int | None:
     return int(digits) if digits else None
 
 
+def origin(name: str) -> str:
+    """Return the axes that a made axis was made from, joined by "+"; any other axis is its own origin."""
+    return name.rpartition(MADE)[0] or name
+
+
 def extent_in(name: str, extents: Mapping[str, int]) -> int | None:
     """Return the extent of an axis by `extents`, or by its name if it is a made one; None if neither tells."""
     return extents[name] if name in extents else made_extent(name)

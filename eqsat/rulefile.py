@@ -90,7 +90,7 @@ class Rule:
     def __post_init__(self) -> None:
         parts = [self.kind, self.numerics, repr(self.bound), str(self.lhs), str(self.rhs)]
         parts += ["when", *map(str, self.guards), "do", *map(str, self.actions)]
-        parts += [str(n) for m in self.made for n in (m.definition, m.action)]
+        parts += [str(n) for m in self.made for n in (m.definition, *m.actions)]
         object.__setattr__(self, "digest", hashlib.sha256("\n".join(parts).encode()).hexdigest())
 
     @property
@@ -116,7 +116,7 @@ class Rule:
     def egglog(self, ruleset: str) -> str:
         """Return the egglog commands that add it to `ruleset`; a birewrite becomes two named rewrites."""
         facts = " ".join(map(str, self.conditions))
-        declared = [m.action for m in self.made]
+        declared = [a for m in self.made for a in m.actions]
         if self.kind == "rule":
             actions = " ".join(map(str, (*declared, *self.actions)))
             return f'(rule ({facts}) ({actions}) :ruleset {ruleset} :name "{self.name}")'

@@ -9,6 +9,7 @@ from eqsat.indexterms import INDEX_CONSTRUCTORS, index_term
 from eqsat.ir import Expr, Input, Output, Program, read
 from eqsat.rulegate_draw import EXTENTS, Draw, draws, index_of, is_menu, number
 from eqsat.rulegate_equation import Equation, typings
+from eqsat.rulelint import MACROS
 from eqsat.sexpr import Node, listed, read_forms
 from eqsat.signature import COSTS, TermWriter, extent_facts
 from eqsat.terms import from_term
@@ -49,7 +50,7 @@ def load_text(equation: Equation, draw: Draw, *beside: Node) -> str:
         (name,) = read_forms(writer.strong(_read(v, draw)))
         lines += writer.take_lines()
         terms[v] = _in_range(name, [g.head for g in equation.guards if g.args[0].text == v])
-    facts = [_ground(g, draw, terms) for g in equation.guards if is_menu(g) or g.head in COSTS]
+    facts = [_ground(g, draw, terms) for g in equation.guards if (is_menu(g) and g.head not in MACROS) or g.head in COSTS]
     ground = [_ground(term, draw, terms) for term in (equation.left, *beside)]
     return "\n".join([*lines, *map(str, facts), *(f"(let $left{i} {term})" for i, term in enumerate(ground))])
 

@@ -19,6 +19,7 @@ FUNCTIONS: Mapping[str, Signature] = {
     "axes": (("T",), "Axes"),
     "dtype": (("T",), "String"),
     "extent": (("String",), "i64"),
+    "origin": (("String",), "String"),
     "promote": (("String", "String"), "String"),
     "floating": (("String",), "String"),
     "counting": (("String",), "String"),
@@ -51,6 +52,7 @@ MACROS: Mapping[str, Signature] = {
     "typed": (("T",), ""),
     "numeric": (("T",), ""),
     "same-dtype": (("T", "T"), ""),
+    "other-origin": (("String", "String"), ""),
     "whole": (("f64",), ""),
     "alike-but": (("String", "T", "String", "T"), ""),
     "inside": (("Index", "String"), ""),
@@ -287,6 +289,8 @@ def expand(guards: Sequence[Node]) -> tuple[Node, ...]:
                 out.append(listed("!=", analysis("dtype", a), Node("string", "bool"), at=g))
             case "same-dtype", (a, b):
                 out.append(listed("=", analysis("dtype", a), analysis("dtype", b), at=g))
+            case "other-origin", (j, k):
+                out.append(listed("!=", analysis("origin", j), analysis("origin", k), at=g))
             case "whole", (c,):
                 out.append(listed("=", c, listed("to-f64", listed("to-i64", c, at=g), at=g), at=g))
             case "alike-but", (j, a, k, b):
@@ -313,16 +317,24 @@ class MadeAxis:
     @property
     def definition(self) -> Node:
         """The fact that binds the variable: a name that no program has, ending with the extent."""
-        parts: list[Node] = []
-        for stem in self.stems:
-            parts += [stem, Node("string", "+")]
-        parts[-1] = Node("string", f"{MADE}{self.variable}")
-        return listed("=", self.variable, listed("+", *parts, listed("to-string", self.extent)))
+        parts = [*self._origin, Node("string", f"{MADE}{self.variable}"), listed("to-string", self.extent)]
+        return listed("=", self.variable, listed("+", *parts))
 
     @property
-    def action(self) -> Node:
-        """The action that declares the extent."""
-        return listed("set", listed("extent", self.variable), self.extent)
+    def _origin(self) -> list[Node]:
+        parts: list[Node] = []
+        for stem in self.stems:
+            parts += [Node("string", "+"), stem]
+        return parts[1:]
+
+    @property
+    def actions(self) -> tuple[Node, Node]:
+        """The actions that declare the extent, and what the axis is made from."""
+        made_from = self.stems[0] if len(self.stems) == 1 else listed("+", *self._origin)
+        return (
+            listed("set", listed("extent", self.variable), self.extent),
+            listed("set", listed("origin", self.variable), made_from),
+        )
 
 
 def freshness(made: Sequence[MadeAxis], sorts: Mapping[str, str], matched: Iterable[str]) -> list[Node]:

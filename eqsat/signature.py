@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from eqsat.access import AccessMap, Index
 from eqsat.errors import DTypeError, UsageError
-from eqsat.indexterms import MADE, canonical, index_declarations, index_term, made_axis, made_extent
+from eqsat.indexterms import MADE, canonical, index_declarations, index_term, made_axis, made_extent, origin
 from eqsat.ir import Expr, Program
 from eqsat.ops import TABLE, Kind, Op, Result
 from eqsat.types import DType, promote
@@ -89,6 +89,7 @@ def declarations(*, accesses: bool = True) -> str:
         "(function counting (String) String :no-merge)",
         "(relation constant (T))",
         "(relation program-axis (String))",
+        "(function origin (String) String :no-merge)",
         "(relation constant-read (T i64))",
         *(f"(relation {name} (T))" for name in RANGES),
         "(relation turn-asked (String T T T Axes Axes Axes))",
@@ -141,9 +142,10 @@ def constant_inputs(program: Program) -> tuple[str, ...]:
 
 
 def extent_facts(extents: Mapping[str, int]) -> list[str]:
-    """Return one command for each axis' extent, and the fact that it is a program's own where no rule or loader made it."""
+    """Return the commands that give each axis' extent, what it was made from, and whether it is a program's own."""
     own = [f"(program-axis {quoted(axis)})" for axis in sorted(extents) if MADE not in axis]
-    return [f"(set (extent {quoted(axis)}) {n})" for axis, n in sorted(extents.items())] + own
+    known = [f"(set (origin {quoted(axis)}) {quoted(origin(axis))})" for axis in sorted(extents)]
+    return [f"(set (extent {quoted(axis)}) {n})" for axis, n in sorted(extents.items())] + known + own
 
 
 def quoted(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from eqsat.access import Index
 from eqsat.congruence import Terms
-from eqsat.indexterms import INDEX_CONSTRUCTORS, canonical, extent_in, read_index, substituted
+from eqsat.indexterms import INDEX_CONSTRUCTORS, canonical, extent_in, origin, read_index, substituted
 from eqsat.ir import Program
 from eqsat.ops import BY_CONSTRUCTOR, Kind, Result
 from eqsat.sexpr import Node
@@ -345,7 +345,7 @@ _COMPARISONS: dict[str, Callable[..., bool]] = {
 _FUNCTIONS: dict[str, Callable[..., Value]] = {
     "+": _added, "-": lambda a, b: a - b, "*": lambda a, b: a * b,
     "/": lambda a, b: a / b if isinstance(a, float) else int(a / b), "%": lambda a, b: type(a)(math.fmod(a, b)), "^": lambda a, b: a**b,
-    "neg": lambda a: -a, "abs": abs, "min": min, "max": max, "to-f64": float, "to-i64": int, "to-string": str,
+    "neg": lambda a: -a, "abs": abs, "min": min, "max": max, "to-f64": float, "to-i64": int, "origin": origin, "to-string": str,
     "set-empty": lambda: frozenset(), "set-of": lambda *names: frozenset(names),
     "set-union": lambda a, b: a | b, "set-intersect": lambda a, b: a & b, "set-diff": lambda a, b: a - b,
     "set-insert": lambda a, k: a | {k}, "set-remove": lambda a, k: a - {k}, "set-length": len,

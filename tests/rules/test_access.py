@@ -235,3 +235,13 @@ def test_products_with_stretches_of_one_constant_are_stretches_of_the_product_wi
     whole = reduce("sum", "k", mul(x, w))
     target = both(*(accessed(whole, "n", index, extents) for index in (first, rest)))
     assert derived(source, target, given_x, given_w) == "derived"
+
+
+def test_the_parts_of_an_axis_keep_their_order():
+    a, given = input_of("a", k=16, h=2)
+    program = Program((given,), (Output("o", reduce("sum", "k", mul(a, a)), ("h",), F32),))
+    with Session() as session:
+        report, _ = session.saturate(program, builtin_rules().rules, declarations=f"{declarations()}\n{SPLIT}")
+    matches = {c.name: c.matches for c in report.rules}
+    assert matches["split-sum"] > 0
+    assert matches["sum-swap"] == 0
