@@ -25,12 +25,14 @@ import numpy as np
 from eqsat import optimize, tensor
 from eqsat.codegen.cuda import nvrtc
 from eqsat.codegen.targets import parse_target
+from eqsat.ir import Program
 from eqsat.kernelgraph import KernelGraph
 from eqsat.numpy_like import softmax
-from eqsat.planchoice import Action, Chooser
+from eqsat.regions import REGION_OPERATIONS, split
 from eqsat.rulefile import builtin_rules
 from eqsat.search.candidates import bound_candidates, candidates_of
 from eqsat.search.cpu_device import cpu_name
+from eqsat.search.extraction import unmeasured_choice
 from eqsat.search.rulebase import declarations
 from eqsat.search.schedules import family_of, points, space_term
 from eqsat.session import Session
@@ -45,39 +47,91 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="keep the table in bench/results/search.txt")
     options = parser.parse_args(arguments)
+    import scipy.optimize  # noqa: F401 - its import is not part of the choice
+
     today = datetime.datetime.now(datetime.UTC).date()
     lines = [f"# {cpu_name()}, {len(os.sched_getaffinity(0))} cores, Python {sys.version.split()[0]}, {today}"]
-    for line in itertools.chain(examples(), (importing(), second_run_and_call(), compiling())):
+    for line in itertools.chain(examples(), transformers(), (importing(), second_run_and_call(), compiling())):
         print(line, flush=True)
         lines.append(line)
     if options.write:
         (ROOT / "bench" / "results" / "search.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+STAGES = ("saturate", "cut", "bound", "choose")
+
+
 def examples() -> Iterator[str]:
     """Saturate each example at the size of the board, enumerate its kernels and choose a plan by bounds."""
-    rules = builtin_rules().admit(("exact", "reassociates"))
-    target = parse_target("sm_90")
-    yield f"{'example':<26}{'saturate':>10}{'kernels':>10}{'choose':>10}{'all':>10}   nodes  kernels"
+    yield _head("example")
     with Session() as session:
         for path in sorted((ROOT / "examples").glob("*.py")):
             module = _load(path)
-            if not hasattr(module, "BOARD"):
-                continue
-            program = as_program(module.build(**module.BOARD))
-            marks = [time.perf_counter()]
-            report, frozen = session.saturate(program, rules.rules, declarations=declarations(rules))
-            marks.append(time.perf_counter())
-            graph = KernelGraph(program, frozen)
-            found, _ = candidates_of(graph.kernels)
-            marks.append(time.perf_counter())
-            bounds = [c.problem.program.bytes / target.rates.read for c in found]
-            Chooser([Action(c.node.writes, c.node.needs) for c in found], graph.goals).exact(bounds)
-            marks.append(time.perf_counter())
-            steps = [f"{b - a:.2f} s" for a, b in itertools.pairwise(marks)] + [f"{marks[-1] - marks[0]:.2f} s"]
-            yield f"{path.stem:<26}{''.join(f'{s:>10}' for s in steps)}{report.nodes:>8}{len(found):>9}"
-    own, worker = (resource.getrusage(who).ru_maxrss >> 10 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    yield f"most memory: {own} MB here, {worker} MB in the worker"
+            if hasattr(module, "BOARD"):
+                yield _row(path.stem, as_program(module.build(**module.BOARD)), session)
+
+
+def transformers() -> Iterator[str]:
+    """Do the same for a transformer's attention block, one layer and twelve, at 4096 wide and 2048 tokens."""
+    yield _head("transformer")
+    module = _load(ROOT / "bench" / "transformer.py")
+    with Session() as session:
+        yield _row("attention block", module.block(), session)
+        yield _row("layer", module.layers(1), session)
+        yield _row("12 layers", module.layers(12), session)
+        worker = max(int(line.split()[1]) for line in _status(session) if line.startswith("VmHWM"))
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield f"most memory: {own >> 10} MB here, {worker >> 10} MB in the worker"
+
+
+def _head(what: str) -> str:
+    stages = "".join(f"{s:>10}" for s in STAGES)
+    return f"{what:<26}{stages}{'all':>10}{'wall':>10}   nodes  kernels  regions  least time"
+
+
+def _row(name: str, program: Program, session: Session) -> str:
+    """Return a line: processor seconds of each stage, of this process and the worker together, and what came of it."""
+    rules = builtin_rules().admit(("exact", "reassociates"))
+    facts, target = declarations(rules), parse_target("sm_90")
+    seconds = dict.fromkeys(STAGES, 0.0)
+    nodes = kernels = 0
+    least_ns = 0.0
+    began, last = time.perf_counter(), _processor_s(session)
+    partition = split(program, REGION_OPERATIONS)
+
+    def mark(stage: str) -> None:
+        nonlocal last
+        now = _processor_s(session)
+        seconds[stage] += now - last
+        last = now
+
+    for region in partition.distinct:
+        report, frozen = session.saturate(region, rules.rules, declarations=facts)
+        mark("saturate")
+        graph = KernelGraph(region, frozen)
+        found, _ = candidates_of(graph.kernels)
+        mark("cut")
+        spaces = list(dict.fromkeys(c.space for c in found))
+        listed = session.schedule_points([space_term("cuda", s) for s in spaces], rules.rules, declarations=facts)
+        bound_candidates(found, {s: points(p) for s, p in zip(spaces, listed, strict=True)}, target, target.rates)
+        mark("bound")
+        plan = unmeasured_choice(found, graph.goals)
+        mark("choose")
+        nodes, kernels = nodes + report.nodes, kernels + len(found)
+        least_ns += partition.count(region) * sum(found[i].low_ns for i in plan)
+    steps = "".join(f"{seconds[s]:>8.2f} s" for s in STAGES) + f"{sum(seconds.values()):>8.2f} s"
+    regions = f"{len(partition.regions)}/{len(partition.distinct)}"
+    return f"{name:<26}{steps}{time.perf_counter() - began:>8.2f} s{nodes:>8}{kernels:>9}{regions:>9}{least_ns / 1e3:>9.1f} µs"
+
+
+def _processor_s(session: Session) -> float:
+    """Return the processor time of this process and the session's worker: what else the machine does is not in it."""
+    fields = Path(f"/proc/{session.worker}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return time.process_time() + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _status(session: Session) -> list[str]:
+    return Path(f"/proc/{session.worker}/status").read_text(encoding="utf-8").splitlines()
 
 
 def _load(path: Path) -> Any:
@@ -85,7 +139,8 @@ def _load(path: Path) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    if "build(" in path.read_text(encoding="utf-8"):
+    if path.parent.name != "examples" or "build(" in path.read_text(encoding="utf-8"):
+        sys.modules[path.stem] = module  # dataclasses look their module up
         spec.loader.exec_module(module)
     return module
 

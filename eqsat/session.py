@@ -66,6 +66,11 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    @property
+    def worker(self) -> int | None:
+        """Process id of the worker, for whoever measures it; None while there is none."""
+        return None if self._process is None else self._process.pid
+
     def close(self) -> None:
         """End the worker; a later call starts another."""
         process, self._process = self._process, None
