@@ -236,7 +236,7 @@ class Evaluation:
         if e.row.kind is Kind.ACCESS:
             return self._access(e, here, args[0], names, shape)
         aligned = [algebra.reshape(v, _aligner([a for a, _ in x.type.axes], names)) for v, x in zip(args, e.args, strict=True)]
-        return algebra.apply(e, aligned)
+        return algebra.reshape(algebra.apply(e, aligned), lambda x: np.broadcast_to(x, shape))
 
     def _access(self, e: Expr, here: Mapping[str, Positions], arg: Any, names: list[str], shape: tuple[int, ...]) -> Any:
         found = self._sources(e, here)

@@ -16,10 +16,8 @@ from typing import Any, Literal
 
 from eqsat import signature
 from eqsat.access import AccessMap, Index
-from eqsat.compressed import Evaluation, TooLargeError
 from eqsat.congruence import Closure, Terms
 from eqsat.errors import EqsatError
-from eqsat.floats import Floats
 from eqsat.ir import Expr, Program, access, read, rebuild
 from eqsat.mirror import equations_of, grounded, logging_rule, mirror_declarations
 from eqsat.prooflines import Line, Pair, Part, parts_of
@@ -29,7 +27,6 @@ from eqsat.saturation import PHASES, Limits, Phase, RuleText
 from eqsat.session import Session
 from eqsat.sexpr import read_forms
 from eqsat.stepcheck import StepChecker
-from eqsat.terms import from_term
 from eqsat.worker import UseLog
 
 Direction = Literal["forward", "reverse"]
@@ -366,48 +363,3 @@ def _read_alike(sources: Sequence[Expr], targets: Sequence[Expr]) -> list[Expr]:
                 entries = tuple((a, Index.axis(b)) for a, b in calls.items())
                 memo[node.digest] = access(own, AccessMap(entries, tuple((b, extents[b]) for b in calls.values())))
     return [memo[e.digest] for e in targets]
-
-
-def first_departure(
-    derivation: Derivation, program: Program, bounds: Mapping[str, float] | None = None, seed: int = 1
-) -> int | None:
-    """Return the number of the first step (from 1) that changes the value, or None: the derivation as a bisector.
-
-    Both sides of every step are evaluated in float64 at the program's own extents, on inputs that are constant on a few
-    blocks of each axis (`eqsat.compressed`), and compared with an error that allows for rounding.
-
-    Parameters
-    ----------
-    derivation : Derivation
-        One that was found.
-    program : Program
-        The one it was derived for.
-    bounds : mapping of str to float, optional
-        Relative errors that rules are allowed: those that approximate.
-    seed : int
-    """
-    names: dict[str, Expr] = {}
-    for name, text in derivation.names:
-        names[name] = from_term(text, program, names=names)
-    trials = []
-    for trial in range(2):
-        algebra = Floats(positive=trial % 2 == 1)
-        trials.append((algebra, Evaluation(algebra, seed + trial)))
-    for n, step in enumerate(derivation.steps, 1):
-        if not step.rule:
-            continue
-        try:
-            before, after = (from_term(t, program, names=names) for t in (step.before, step.after))
-        except EqsatError:
-            continue  # a constant of a type that the operands beside it cannot hold: it is no expression by itself
-        if before.digest == after.digest:
-            continue
-        if before.axes != after.axes:
-            return n
-        try:
-            allowed = (bounds or {}).get(step.rule, 0.0)
-            if any(algebra.compare(e.value(before), e.value(after), allowed)[0] for algebra, e in trials):
-                return n
-        except TooLargeError:
-            continue
-    return None

@@ -21,7 +21,9 @@ import numpy as np
 
 from eqsat.compressed import Array, mix
 from eqsat.constants import Constants
+from eqsat.degrees import Degree
 from eqsat.ir import Expr
+from eqsat.valuesets import ValueSets
 
 CHAINS = (
     (2146754399, 1073377199, 536688599, 268344299, 134172149),
@@ -29,61 +31,12 @@ CHAINS = (
 )
 """Chains of primes, each one more than twice the next: e^x modulo one is a power of a number whose order is the next."""
 
+_CONSTANT = Degree()
 _BITS = 31  # of a prime
 _WHOLE = 1 << 31  # whole numbers up to here stay whole numbers, so that masks built from positions are exact
 _EXACT = frozenset(
     ["add", "sub", "mul", "neg", "abs", "maximum", "minimum", "lt", "le", "eq", "and", "or", "not", "where", "floor", "cast"]
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Degree:
-    """Degree of an array's elements as rational functions of what was drawn, at most.
-
-    All elements share a denominator: for each reciprocal that went into them, the product of all elements of its operand
-    (of degree `weight`), to some power. So sums, however long, do not raise the degree.
-
-    Parameters
-    ----------
-    top : int
-        Of the numerators.
-    bottom : tuple of (int, int, int)
-        Number, weight and power of each such product, in order of number.
-    """
-
-    top: int = 0
-    bottom: tuple[tuple[int, int, int], ...] = ()
-
-    @property
-    def below(self) -> int:
-        """Degree of the denominator."""
-        return sum(weight * power for _, weight, power in self.bottom)
-
-    def plus(self, other: Degree) -> Degree:
-        """Return that of a sum."""
-        bottom = self._joined(other, max)
-        rest = Degree(0, bottom).below
-        return Degree(max(self.top + rest - self.below, other.top + rest - other.below), bottom)
-
-    def times(self, other: Degree) -> Degree:
-        """Return that of a product."""
-        return Degree(self.top + other.top, self._joined(other, int.__add__))
-
-    def inverted(self, number: int, elements: int) -> Degree:
-        """Return that of the reciprocal of an array of so many elements, of which it is the one with this number."""
-        weight = elements * self.top
-        return Degree(self.below + max(0, weight - self.top), ((number, weight, 1),))
-
-    def _joined(self, other: Degree, join: Callable[[int, int], int]) -> tuple[tuple[int, int, int], ...]:
-        powers: dict[tuple[int, int], int] = {(n, w): p for n, w, p in self.bottom}
-        for n, w, p in other.bottom:
-            powers[n, w] = join(powers.get((n, w), 0), p)
-        return tuple(sorted((n, w, p) for (n, w), p in powers.items()))
-
-    @property
-    def total(self) -> int:
-        """Degree of the numerator and the denominator together."""
-        return self.top + self.below
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +54,7 @@ class Residue:
     """
 
     parts: tuple[Array, ...]
-    degree: Degree = Degree()
+    degree: Degree = _CONSTANT
     fine: Array | None = None
     infinite: Array | None = None
 
@@ -128,7 +81,7 @@ class Residues:
         self._inverses = 0
         self.calls: dict[str, tuple[int, int]] = {}  # random function -> elements, largest degree of an argument
         self._constants, self._seed = constants, np.uint64(seed)
-        self._composites: dict[str, _Sets] = {}
+        self._composites: dict[str, ValueSets] = {}
         self._roots = tuple(
             pow(int(self._random("root", np.asarray([p], np.uint64))[0] % (p - 3)) + 2, 2, p) for p in self.primes[:-1]
         )
@@ -396,7 +349,7 @@ class Residues:
             return value
         return Residue(tuple(value.numbers.astype(np.int64) % p for p in self.primes))
 
-    def _each(self, f: Callable[..., Array], *values: Residue, degree: Degree = Degree()) -> Residue:
+    def _each(self, f: Callable[..., Array], *values: Residue, degree: Degree = _CONSTANT) -> Residue:
         parts = tuple(f(p, *xs) for p, *xs in zip(self.primes, *(v.parts for v in values), strict=False))
         return Residue(parts, degree)
 
@@ -468,7 +421,7 @@ class Residues:
 
     def _of_set(self, name: str, stack: Array, degree: int) -> Residue:
         """Return a random function of the set of elements along the first dimension; of one element, that element."""
-        sets = self._composites.setdefault(name, _Sets())
+        sets = self._composites.setdefault(name, ValueSets())
         codes, single = sets.codes(stack, lambda x: self._random(name, x.astype(np.uint64)))
         drawn = self._noted(name, codes, Degree(degree))
         out = np.where(single, stack[0], self._code(drawn))
@@ -526,49 +479,6 @@ class Residues:
         won = (infinite == -lost).any(axis=dimension)
         left = np.where((infinite == lost).all(axis=dimension), np.int8(lost), np.where(won, np.int8(-lost), np.int8(0)))
         return Residue(parts, v.degree), left
-
-
-class _Sets:
-    """Which residues stand for sets, so that a set of sets is the set of all their elements."""
-
-    def __init__(self) -> None:
-        self._members: dict[int, tuple[int, ...]] = {}
-        self._pending: list[tuple[Array, Array]] = []
-        self._known = np.zeros(0, np.int64)
-
-    def add(self, results: Array, stack: Array, single: Array) -> None:
-        """Remember the sets along the first dimension of `stack`."""
-        chosen = ~single.ravel()
-        if chosen.any():
-            self._pending.append((results.ravel()[chosen], stack.reshape(stack.shape[0], -1)[:, chosen]))
-            self._known = np.union1d(self._known, self._pending[-1][0])
-
-    def codes(self, stack: Array, scramble: Callable[[Array], Array]) -> tuple[Array, Array]:
-        """Return a code for each set along the first dimension, and whether it has one element only."""
-        if self._known.size and np.isin(stack, self._known).any():
-            return self._flattened(stack, scramble)
-        ordered = np.sort(stack, axis=0)
-        fresh = np.concatenate([np.ones((1, *ordered.shape[1:]), bool), ordered[1:] != ordered[:-1]])
-        codes = np.where(fresh, scramble(ordered), np.uint64(0)).sum(axis=0, dtype=np.uint64)
-        return np.asarray(codes), np.asarray(fresh.sum(axis=0) == 1)
-
-    def _flattened(self, stack: Array, scramble: Callable[[Array], Array]) -> tuple[Array, Array]:
-        for results, members in self._pending:
-            for r, column in zip(results.tolist(), members.T.tolist(), strict=True):
-                if r not in self._members:
-                    self._members[r] = self._flat(column)
-        self._pending.clear()
-        flat = [self._flat(column) for column in stack.reshape(stack.shape[0], -1).T.tolist()]
-        codes = [int(scramble(np.asarray(s, np.int64)).sum(dtype=np.uint64)) for s in flat]
-        # a set whose elements are one operand's is that operand
-        single = [s == self._members.get(first, (first,)) for s, first in zip(flat, stack[0].ravel().tolist(), strict=True)]
-        return np.asarray(codes, np.uint64).reshape(stack.shape[1:]), np.asarray(single, bool).reshape(stack.shape[1:])
-
-    def _flat(self, column: Sequence[int]) -> tuple[int, ...]:
-        out: set[int] = set()
-        for r in column:
-            out.update(self._members.get(r, (r,)))
-        return tuple(sorted(out))
 
 
 def _small(numbers: Array) -> bool:

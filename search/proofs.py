@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eqsat.codegen.plan import Plan
-from eqsat.derivation import Derivation, derive_all, first_departure
+from eqsat.departure import first_departure
+from eqsat.derivation import Derivation, derive_all
 from eqsat.errors import NoKernelError
 from eqsat.evidence import Evidence
 from eqsat.ir import Program

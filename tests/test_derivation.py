@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from eqsat.congruence import Terms
-from eqsat.derivation import Derivation, derive, derive_all, first_departure
+from eqsat.departure import first_departure
+from eqsat.derivation import Derivation, derive, derive_all
 from eqsat.ir import Expr, Input, Output, Program, apply, const, read, reduce
 from eqsat.mirror import equations_of, logging_rule
 from eqsat.rulefile import RuleSet, builtin_rules, load_rules

@@ -228,3 +228,9 @@ def test_bound_axes_inside_each_other_are_told_apart() -> None:
 def test_infinities_that_come_from_zeros_of_unlike_sign_are_no_difference() -> None:
     left, right = (apply("add", apply("rsqrt", c(zero)), A) for zero in (-0.0, 0.0))
     assert agree([left], [right]).holds
+
+
+def test_a_division_by_zero_everywhere_is_undefined_wherever_it_is_read() -> None:
+    x = read("x", ("k", "l"), (4, 6), F32)
+    outside = access(apply("div", x, c(0.0)), AccessMap((("k", Index.const(-1)), ("l", Index.axis("j") * 2)), (("j", 3),)))
+    assert agree([outside], [apply("neg", apply("neg", outside))]).holds
