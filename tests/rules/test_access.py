@@ -113,7 +113,7 @@ SPLIT = "(few-rows 2)\n(split-length 4)\n(split-from 8)"
 
 
 def split_index(extent: int, length: int) -> tuple[str, str, Index, dict[str, int]]:
-    outer, inner = made_axis("k", "o", extent // length), made_axis("k", "i", length)
+    outer, inner = made_axis("k", "b", extent // length), made_axis("k", "i", length)
     return outer, inner, Index.axis(outer) * length + Index.axis(inner), {outer: extent // length, inner: length}
 
 
