@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eqsat.codegen.cuda.bounds import arithmetic_ns, traffic_ns, wave_factor
+from eqsat.codegen.cuda.bounds import L2_BYTES_PER_PROCESSOR, arithmetic_ns, processors, traffic_ns, wave_factor
 from eqsat.codegen.cuda.emit import assemble, parameters, part, refuse_illegal, stored_type
 from eqsat.codegen.cuda.loads import find_loads
 from eqsat.codegen.cuda.online_print import Code, box, groups, offset, outputs_over, places, row_values, shifted
@@ -66,7 +66,7 @@ class OnlineSimtFamily:
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
         """Return the time of the bytes or of the arithmetic; where tiles may be masked out, of the outputs alone."""
         assert isinstance(problem, OnlineProblem)
-        return fold_bound_ns(problem, rates, problem.dtype.value)
+        return fold_bound_ns(problem, rates, problem.dtype.value, _most_blocks(problem))
 
     def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
         """Return a model's time: products from shared memory, in whole waves of blocks, and exponentials beside them."""
@@ -84,7 +84,7 @@ class OnlineSimtFamily:
         return (
             max(
                 total * wave_factor(rates, blocks, max(2048 // s.threads // 4, 1)),
-                fold_bound_ns(problem, rates, problem.dtype.value),
+                self.bound_ns(problem, rates),
             )
             + rates.launch_ns
         )
@@ -94,16 +94,25 @@ class OnlineSimtFamily:
         return target.kind == "cuda"
 
 
-def fold_bound_ns(problem: OnlineProblem, rates: Rates, path: str) -> float:
-    """Return the time that memory or the multiply-adds on a path need at the least.
+def fold_bound_ns(problem: OnlineProblem, rates: Rates, path: str, blocks: int) -> float:
+    """Return the time that memory or the multiply-adds on a path need at the least, with at most so many blocks.
 
-    Of positions that are masked out nothing is sure to be computed, nor to be read.
+    A block passes over all keys of its rows. Of positions that are masked out nothing is sure to be computed, nor to be read.
     """
     share = kept_share(problem.score)
+    busy = min(blocks, processors(rates))
+    products = problem.flops / (rates.rate(path) * busy / processors(rates))
     if share == 1:
-        return max(traffic_ns(problem.program, rates), problem.flops / rates.rate(path))
+        brought = sum(i.bytes for i in problem.program.inputs) / (busy * L2_BYTES_PER_PROCESSOR)
+        return max(traffic_ns(problem.program, rates), products, brought)
     written = sum(o.bytes for o in problem.program.outputs)
-    return max(written / max(rates.read, rates.copy), SURE * (share or 0.0) * problem.flops / rates.rate(path), rates.launch_ns)
+    return max(written / max(rates.read, rates.copy), SURE * (share or 0.0) * products, rates.launch_ns)
+
+
+def _most_blocks(problem: OnlineProblem) -> int:
+    """Return how many blocks there are where each has one row and 32 positions of the values."""
+    batch, m, *_ = problem.shape
+    return batch * m * (sum(-(-problem.extent(axes) // 32) for axes, _ in groups(problem)) or 1)
 
 
 def computed_share(problem: OnlineProblem, rows: int, keys: int) -> float:

@@ -108,7 +108,8 @@ class OnlineWgmmaFamily:
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
         """Return the time that memory or the tensor cores need at the least; of the outputs alone where tiles may be masked out."""
         assert isinstance(problem, OnlineProblem)
-        return fold_bound_ns(problem, rates, "bf16")
+        batch, m, *_ = problem.shape
+        return fold_bound_ns(problem, rates, "bf16", batch * -(-m // 64))
 
     def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
         """Return a model's time: products, exponentials beside them, whole waves of blocks, and the pass of a tile of rows."""
@@ -129,7 +130,7 @@ class OnlineWgmmaFamily:
         tiles = waves * (share * (products + beside * exponentials) + 1500.0 + 300.0 * (s.stages < 2))
         # fewer blocks than multiprocessors do not fill memory's latency
         streamed = share * problem.program.bytes / rates.read / min(1.0, blocks / processors(rates))
-        return max(tiles, streamed, fold_bound_ns(problem, rates, "bf16")) + rates.launch_ns - 0.5 * (s.heads > 1)
+        return max(tiles, streamed, self.bound_ns(problem, rates)) + rates.launch_ns - 0.5 * (s.heads > 1)
 
     def serves(self, target: Target) -> bool:
         """Return whether its kernels run on a target: wgmma is Hopper's own."""
