@@ -16,7 +16,7 @@ from eqsat.search.discovery_plan import Picture
 from eqsat.search.discovery_rows import ROWS, Row
 
 NOT_YET: dict[str, str] = {
-    "attention_decode": "the bound of a dependent fold does not know how few blocks eight rows make",
+    "attention_decode": "the combination of parts that one kernel writes together is dropped among a value's regions: its loads are priced one by one",
     "lora": "no kernel adds up two contractions over different axes",
     "qkv": "an output that is a stretch of a buffer costs a copy; contractions write one output",
     "cross_entropy": "a dependent fold takes no plain sum beside it; the row is held in registers instead",
