@@ -15,6 +15,8 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from fractions import Fraction
 from typing import Any
 
@@ -25,6 +27,27 @@ _MOST_ORDERS = 720  # orders of bound variables tried for the canonical one
 
 class UndecidedError(Exception):
     """The forms become too large, or mean something that they cannot say."""
+
+
+_LEFT: ContextVar[list[int] | None] = ContextVar("products left to multiply", default=None)
+
+
+@contextmanager
+def effort(products: int) -> Iterator[None]:
+    """Give up with `UndecidedError` once this many products have been multiplied out (some ten thousand take a second)."""
+    token = _LEFT.set([products])
+    try:
+        yield
+    finally:
+        _LEFT.reset(token)
+
+
+def _spend() -> None:
+    left = _LEFT.get()
+    if left is not None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise UndecidedError("the forms take too long to multiply out")
 
 
 def _key(part: object) -> str:
@@ -213,6 +236,7 @@ def index(name: str, extent: Poly) -> Atom:
 
 def product(factors: Iterable[tuple[Atom, Fraction]], coefficient: Fraction) -> Poly:
     """Return a product of powers of atoms: powers of one atom added, powers that are forms multiplied out."""
+    _spend()
     powers: dict[Atom, Fraction] = {}
     for a, p in factors:
         powers[a] = powers.get(a, Fraction(0)) + p
@@ -295,17 +319,24 @@ def bind(bounds: Sequence[Atom], inside: Poly, rename: Rename) -> tuple[tuple[At
     tuple of Atom, Poly
         The variables, named by height so that no inner ones are captured, and the form.
     """
+    _, named, form = arrange(bounds, inside, rename)
+    return named, form
+
+
+def arrange(variables: Sequence[Atom], inside: Poly, rename: Rename) -> tuple[tuple[Atom, ...], tuple[Atom, ...], Poly]:
+    """Return the variables in canonical order, their canonical names, and the form in terms of these."""
     height = inside.height + 1
-    seen = _seen(bounds, inside, rename)
-    groups = [list(g) for _, g in itertools.groupby(sorted(bounds, key=seen.__getitem__), key=seen.__getitem__)]
+    seen = _seen(variables, inside, rename)
+    groups = [list(g) for _, g in itertools.groupby(sorted(variables, key=seen.__getitem__), key=seen.__getitem__)]
     if math.prod(math.factorial(len(g)) for g in groups) > _MOST_ORDERS:
         raise UndecidedError("a reduction binds too many variables that look alike")
     candidates = []
     for arranged in itertools.product(*(itertools.permutations(g) for g in groups)):
-        ordered = [v for g in arranged for v in g]
+        ordered = tuple(v for g in arranged for v in g)
         named = tuple(index(f"#{height}.{i}", v.args[1]) for i, v in enumerate(ordered))
-        candidates.append((named, rename(inside, {v.args[0]: single(n) for v, n in zip(ordered, named, strict=True)})))
-    return min(candidates, key=lambda c: c[1].key)
+        renamed = rename(inside, {v.args[0]: single(n) for v, n in zip(ordered, named, strict=True)})
+        candidates.append((ordered, named, renamed))
+    return min(candidates, key=lambda c: c[2].key)
 
 
 def _seen(bounds: Sequence[Atom], inside: Poly, rename: Rename) -> dict[Atom, str]:

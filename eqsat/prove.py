@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 from eqsat.access import Index
 from eqsat.ir import Expr
 from eqsat.meaning import Meaning, Values, as_truth, choice, within
-from eqsat.normalform import UNIT, Atom, Poly, UndecidedError, index, number, single
+from eqsat.normalform import UNIT, Atom, Poly, UndecidedError, arrange, effort, index, number, single
 from eqsat.normalform_functions import quotient, tensor
-from eqsat.normalform_reductions import expand_equal
+from eqsat.normalform_reductions import expand_equal, rename
 from eqsat.ops import Kind
 from eqsat.types import DType
 
 Places = Mapping[str, Poly]
+
+_EFFORT = 20_000  # products multiplied out in one attempt: a second or two
 
 
 def equal(a: Expr, b: Expr) -> bool | None:
@@ -32,22 +35,68 @@ def equal(a: Expr, b: Expr) -> bool | None:
     """
     if a.type != b.type:
         return False
-    for shared in (_common(a, b), frozenset[str]()):  # what both contain need not be looked into, unless it must
+    for meet in (_common, _meeting, _nothing):  # what both contain need not be looked into, unless it must
         try:
-            first, second = _Reader(shared), _Reader(shared)
-            if (
-                expand_equal(first.form(a), second.form(b))
-                and first.meaning.violations.keys() == second.meaning.violations.keys()
-            ):
-                return True
+            with effort(_EFFORT):
+                named = meet(a, b)
+                first, second = _Reader(named), _Reader(named)
+                if expand_equal(first.form(a), second.form(b)) and first.undefined == second.undefined:
+                    return True
         except (UndecidedError, RecursionError):
             continue
     return None
 
 
-def _common(a: Expr, b: Expr) -> frozenset[str]:
-    """Digests of operations that occur in both."""
-    return frozenset({e.digest for e in a.walk() if e.args} & {e.digest for e in b.walk() if e.args})
+Names = Mapping[str, tuple[str, tuple[str, ...]]]
+"""By digest of an expression: the name under which it stays closed, and its axes in an order that goes with the name."""
+
+
+def _nothing(a: Expr, b: Expr) -> Names:
+    return {}
+
+
+def _common(a: Expr, b: Expr) -> Names:
+    """Name operations that occur in both as they are."""
+    here = {e.digest: e for e in a.walk() if e.args}
+    return {e.digest: (e.digest, tuple(sorted(e.axes))) for e in b.walk() if e.digest in here}
+
+
+def _meeting(a: Expr, b: Expr) -> Names:
+    """Name values that are used more than once and have equal forms in both, small ones first: each from those before it."""
+    names = dict(_common(a, b))
+    waiting = [(n, side, e) for side, root in enumerate((a, b)) for n, e in _shared(root, names)]
+    found: list[dict[str, tuple[str, tuple[str, ...]]]] = [{}, {}]
+    for _, side, e in sorted(waiting, key=lambda w: w[:2]):
+        try:
+            with effort(_EFFORT // 4):
+                key, order = _canonical(e, names)
+        except UndecidedError:
+            continue
+        found[side][key] = e.digest, order
+        if key in found[1 - side]:
+            names |= {digest: (key, by) for digest, by in (found[0][key], found[1][key])}
+    return names
+
+
+def _canonical(e: Expr, names: Names) -> tuple[str, tuple[str, ...]]:
+    """Return a text that equal values share whatever their axes are called, and the axes in the order that goes with it."""
+    reader = _Reader(names)
+    form = reader.form(e)
+    ordered, named, arranged = arrange(reader.points, form, rename) if reader.points else ((), (), form)
+    to = {v.args[0]: single(n) for v, n in zip(ordered, named, strict=True)}
+    undefined = sorted(rename(v, to).key for v in reader.meaning.violations.values())
+    return " ".join([str(e.dtype), arranged.key, *undefined]), tuple(v.args[0][1:] for v in ordered)
+
+
+def _shared(e: Expr, closed: Names) -> Iterator[tuple[int, Expr]]:
+    """Yield operations over a reduction that several others use, each with its place among all, operands first."""
+    users = Counter(x.digest for n in e.walk() for x in {x.digest: x for x in n.args}.values())
+    reducing: set[str] = set()
+    for place, n in enumerate(e.walk()):
+        if n.row.kind is Kind.REDUCE or any(x.digest in reducing for x in n.args):
+            reducing.add(n.digest)
+            if users[n.digest] > 1 and n.digest not in closed:
+                yield place, n
 
 
 def values_of(dtype: DType) -> Values:
@@ -56,28 +105,36 @@ def values_of(dtype: DType) -> Values:
 
 
 class _Reader:
-    """Reads an expression as a form; operations in `shared` stay closed."""
+    """Reads an expression as a form; operations in `names` stay closed."""
 
-    def __init__(self, shared: frozenset[str]) -> None:
-        self.shared = shared
+    def __init__(self, names: Names) -> None:
+        self.names = names
         self.meaning = Meaning()
+        self.points: list[Atom] = []
         self._memo: dict[tuple[str, str, str], Poly] = {}
 
     def form(self, e: Expr) -> Poly:
         """Return the form of a whole expression at a point of its axes."""
-        return self._read(e, {n: single(index(f"@{n}", number(k))) for n, k in e.type.axes})
+        self.points = [index(f"@{n}", number(k)) for n, k in e.type.axes]
+        return self._read(e, {p.args[0][1:]: single(p) for p in self.points})
+
+    @property
+    def undefined(self) -> frozenset[str]:
+        """Where the value is not defined."""
+        return frozenset(self.meaning.violations)
 
     def _read(self, e: Expr, at: Places) -> Poly:
         here = {n: at[n] for n in sorted(e.axes)}
         key = (e.digest, " ".join(f"{n}={p.key}" for n, p in here.items()), self.meaning.branch.key)
         if key not in self._memo:
-            self._memo[key] = self._closed(e, here) if e.digest in self.shared else self._opened(e, here)
+            self._memo[key] = self._closed(e, here) if e.digest in self.names else self._opened(e, here)
         return self._memo[key]
 
     def _closed(self, e: Expr, at: Places) -> Poly:
-        places = tuple(at.items())
-        self.meaning.require(tensor(f"undefined {e.digest}", "truth", places))
-        return tensor(e.digest, values_of(e.dtype), places)
+        name, order = self.names[e.digest]
+        places = tuple((str(i), at[n]) for i, n in enumerate(order))
+        self.meaning.require(tensor(f"undefined {name}", "truth", places))
+        return tensor(name, values_of(e.dtype), places)
 
     def _opened(self, e: Expr, at: Places) -> Poly:
         match e.op:

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from eqsat.normalform import UndecidedError, effort
 from eqsat.prove_rule import NotProvedError, goals
 from eqsat.prove_solver import decide
 from eqsat.rulegate_equation import Equation
+
+_EFFORT = 100_000  # products multiplied out for one equation: some seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +57,19 @@ def prove(equation: Equation, typings: Sequence[Mapping[str, str]]) -> Proof:
     """
     how: set[str] = set()
     try:
-        for goal in goals(equation, typings):
-            if not goal.defined_alike:
-                return Proof(why="a side may be undefined (a quotient by 0, a root or logarithm) where the other is not")
-            if goal.same:
-                how.add("normal form")
-                continue
-            outcome = decide(goal)
-            if outcome.verdict != "proved":
-                bare = outcome.verdict == "refuted" and not any(goal.case.axes.values())
-                why = outcome.why or "its normal forms differ, and z3 sees values for which the sides would"
-                return Proof((), why, outcome.values if bare else {}, goal.case.kinds if bare else {})
-            how.add("z3")
-    except NotProvedError as e:
+        with effort(_EFFORT):
+            for goal in goals(equation, typings):
+                if not goal.defined_alike:
+                    return Proof(why="a side may be undefined (a quotient by 0, a root or logarithm) where the other is not")
+                if goal.same:
+                    how.add("normal form")
+                    continue
+                outcome = decide(goal)
+                if outcome.verdict != "proved":
+                    bare = outcome.verdict == "refuted" and not any(goal.case.axes.values())
+                    why = outcome.why or "its normal forms differ, and z3 sees values for which the sides would"
+                    return Proof((), why, outcome.values if bare else {}, goal.case.kinds if bare else {})
+                how.add("z3")
+    except (NotProvedError, UndecidedError) as e:
         return Proof(why=str(e))
     return Proof(tuple(sorted(how))) if how else Proof(why="its guards leave no case")
