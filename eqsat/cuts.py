@@ -165,7 +165,7 @@ class Cuts:
         return work / OPERATIONS + sum(map(self._prices.of_load, loads)), len(loads)
 
     def _is_dear(self, c: int, family: str, rank: tuple[float, int]) -> bool:
-        """Whether class `c` is full of better regions of the family, so that the one at hand need not be made."""
+        """Whether class `c` is full of better regions of the family than one of this rank or a higher one."""
         table = self._table[c].get(family, [])
         if len(table) < self.per_class or rank < table[-1].cut.rank:
             return False
@@ -180,7 +180,7 @@ class Cuts:
 
     def _join(self, parts: Sequence[Cut], axes: frozenset[str]) -> Mode | None:
         """Return the mode of a node over these parts; modes are one object each, so their identities tell them apart."""
-        key: tuple[Any, ...] = (axes, *(id(p.mode) for p in parts))
+        key: tuple[Any, ...] = (axes, *[id(p.mode) for p in parts])
         if key not in self._joined:
             found = join([p.mode for p in parts], axes)
             self._joined[key] = None if found is None else self._modes.setdefault(found, found)
@@ -249,20 +249,22 @@ class Cuts:
         axes = frozenset(self.frozen.axes[c])
         own, name, limits = row.weight * self.elements(axes), row.name, self.limits
         for parts in self._fresh(n.children) if not self._groupings.redundant(c, n) else self._fresh_groups(n):
-            loads = parts[0].loads.union(*(p.loads for p in parts[1:]))
+            mode = self._join(parts, axes)
+            if mode is None or self._is_dear(c, mode.family, max([p.rank for p in parts])):
+                continue
+            loads = parts[0].loads.union(*[p.loads for p in parts[1:]])
             if len(loads) > limits.loads:
                 continue
-            mode = self._join(parts, axes)
-            if mode is None:
-                continue
-            work = own + sum(p.work for p in parts)
+            work: float = own
+            for p in parts:
+                work += p.work
             rank = self._rank(work, loads)
             if self._is_dear(c, mode.family, rank):
                 continue
-            anchors = parts[0].anchors.union(*(p.anchors for p in parts[1:]))
+            anchors = parts[0].anchors.union(*[p.anchors for p in parts[1:]])
             if mode.family == "contract" and sum(a[0] == "contract" for a in anchors) > limits.contractions:
                 continue
-            yield Cut(mode, anchors, loads, work, (name, n.literals, *(p.form for p in parts)), rank)
+            yield Cut(mode, anchors, loads, work, (name, n.literals, *[p.form for p in parts]), rank)
 
     def _reduce(self, c: int, n: Node) -> Iterator[Cut]:
         op, axes = n.literals
