@@ -256,7 +256,13 @@ class Search:
         executables = {digest: found.executable for digest, found in made.items()}
         whole = regional.assemble(partition, executables, self.compiled)
         self.progress.stage("select")
-        decided = finish.Decision(whole) if self.device is None else finish.select(self.device, [whole], baseline)
+        try:
+            decided = finish.Decision(whole) if self.device is None else finish.select(self.device, [whole], baseline)
+        except WrongResultError as e:
+            raise NoKernelError(
+                f"expected the plans of {len(partition.regions)} regions, each right by itself, to be right together; they round "
+                f"more than the program allows: {e}. Widen the types between its layers, or optimize the layers one by one."
+            ) from e
         rates = machine.rates_of(self.place, self.device, self.store)
         record = finish.record_regions(
             partition, made, self.options, self.place, decided, rates, interrupted=self.interrupted, notes=self.notes

@@ -113,7 +113,7 @@ def certificate(partition: Partition, parts: Mapping[str, Mapping[str, Any]]) ->
     verdicts = [str(c["verdict"]) for _, c in found]
     verdict = "unmeasured" if "unmeasured" in verdicts else "open" if "open" in verdicts else max(verdicts, key=len)
     gap = 1.0 if verdict == "unmeasured" or not 0 < best < float("inf") else max(0.0, 1 - bound / best)
-    empirical = " and ".join(dict.fromkeys(str(c["empirical"]) for _, c in found if c["empirical"]))
+    empirical = " and ".join(dict.fromkeys(what for _, c in found for what in str(c["empirical"]).split(" and ") if what))
     mib = partition.border_bytes / 2**20
     space = (
         f"{len(partition.regions)} regions, {len(found)} different, whose {len(partition.borders)} borders store {mib:.1f} MiB: "
