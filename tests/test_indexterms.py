@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,8 @@ from eqsat.egraph import EGraph
 from eqsat.errors import TextError
 from eqsat.indexterms import canonical, index_term, index_texts, made_axis, made_extent, read_index
 from eqsat.ir import Input, Output, Program, access, read
+from eqsat.oracle import evaluate
+from eqsat.session import Session
 from eqsat.signature import declarations, extent_facts
 from eqsat.terms import accessed, from_term, to_term
 from eqsat.types import DType
@@ -125,3 +128,24 @@ def test_an_access_of_an_access_is_one_access_where_zeros_stay_zeros():
     assert within == access(X, AccessMap((("j", Index.axis("p") + Index.const(1)),), (("p", 2),)))
     back = accessed(shifted, "j", Index.axis("j") + Index.const(-1), {"j": 3})
     assert back.args == (shifted,)
+
+
+def test_a_frozen_access_holds_its_axis_and_its_index_as_text():
+    shifted = accessed(X, "j", Index.axis("p") + Index.const(-1), {"p": 5})
+    program = Program(SOME.inputs, (Output("y", shifted, ("i", "p"), DType.F32),))
+    with Session() as session:
+        _, frozen = session.saturate(program, [])
+    (root,) = frozen.roots
+    (node,) = frozen.nodes[root]
+    assert (node.op, node.literals) == ("Access", ("j", '(Plus (Axis "p") (Whole -1))'))
+    assert frozen.extents == {"i": 3, "j": 3, "p": 5}
+    assert from_term(frozen.smallest_term(root), program) == shifted
+
+
+def test_where_the_operand_does_not_vary_an_access_is_a_mask():
+    column = read("c", ("i",), (3,), DType.F32)
+    program = Program((Input("c", (3,), DType.F32),), (Output("y", column, ("i",), DType.F32),))
+    masked = from_term('(Access "j" (Plus (Axis "p") (Whole -1)) (Read "c" "i"))', program, extents={"j": 3, "p": 5})
+    inputs = {"c": np.array([1, 2, 3], np.float32)}
+    found = evaluate(Program(program.inputs, (Output("y", masked, ("i", "p"), DType.F32),)), inputs)[0]
+    assert found.tolist() == [[0, c, c, c, 0] for c in (1, 2, 3)]

@@ -7,13 +7,17 @@ from dataclasses import replace
 import pytest
 
 from eqsat.access import Index
+from eqsat.congruence import Terms
 from eqsat.derivation import derive
 from eqsat.errors import FalseRuleError, RuleError
 from eqsat.indexterms import made_axis
 from eqsat.ir import Expr, Input, Output, Program, apply, const, iota, read, reduce
+from eqsat.mirror import equations_of
 from eqsat.rulecheck import check_rule
 from eqsat.rulefile import Rule, builtin_rules, load_rules
 from eqsat.session import Session
+from eqsat.sexpr import read_forms
+from eqsat.stepcheck import StepChecker
 from eqsat.terms import accessed
 from eqsat.types import DType
 
@@ -245,3 +249,28 @@ def test_the_parts_of_an_axis_keep_their_order():
     matches = {c.name: c.matches for c in report.rules}
     assert matches["split-sum"] > 0
     assert matches["sum-swap"] == 0
+
+
+@pytest.mark.parametrize(
+    ("outer", "index", "holds"),
+    [
+        ("k~b4", '(Plus (Times (Axis "k~b4") 4) (Axis "k~i4"))', True),
+        ("k~b4", '(Plus (Times (Axis "k~b4") 2) (Axis "k~i4"))', False),
+        ("k~b4", '(Plus (Times (Axis "k~i4") 4) (Axis "k~b4"))', False),
+        ("k~b8", '(Plus (Times (Axis "k~b8") 4) (Axis "k~i4"))', False),
+        ("h", '(Plus (Times (Axis "h") 4) (Axis "k~i4"))', False),
+    ],
+)
+def test_a_step_that_splits_an_axis_is_checked_outside_the_e_graph(outer, index, holds):
+    a, given = input_of("a", k=16, h=2)
+    program = Program((given,), (Output("o", reduce("sum", "k", a), ("h",), F32),))
+    terms = Terms()
+    before, after = (
+        terms.read(read_forms(text)[0], {})
+        for text in (
+            '(Sum "k" (Read "a" "k h"))',
+            f'(Sum "{outer}" (Sum "k~i4" (Access "k" {index} (Read "a" "k h"))))',
+        )
+    )
+    (equation,) = equations_of(next(r for r in builtin_rules() if r.name == "split-sum"))
+    assert StepChecker(terms, program, program.extents).holds(equation, before, after) == holds
