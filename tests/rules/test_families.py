@@ -13,6 +13,7 @@ from eqsat.frozen import Frozen
 from eqsat.ir import Expr, Input, Output, Program, apply, const, read, reduce
 from eqsat.rulefile import builtin_rules
 from eqsat.saturation import PHASES
+from eqsat.search.rulebase import declarations
 from eqsat.session import Session
 from eqsat.sexpr import Node, read_forms
 from eqsat.types import DType
@@ -65,7 +66,8 @@ def saturated(session: Session, expr: Expr, rounds: int = 1) -> Frozen:
     """Return the frozen e-graph after all phases, distribution and what follows it `rounds` times."""
     distribute, after = PHASES[2:4]
     phases = (*PHASES[:2], *(distribute, after) * rounds, *PHASES[4:])
-    report, frozen = session.saturate(program(expr), builtin_rules().rules, phases=phases)
+    rules = builtin_rules()
+    report, frozen = session.saturate(program(expr), rules.rules, declarations=declarations(rules), phases=phases)
     assert report.stop == "saturated"
     return frozen
 
@@ -316,7 +318,7 @@ def squared_distances() -> Expr:
 
 def test_squared_distances_become_a_contraction_where_approximation_is_admitted(session):
     rules = builtin_rules().admit(("exact", "reassociates", "approximates"))
-    report, frozen = session.saturate(program(squared_distances()), rules.rules)
+    report, frozen = session.saturate(program(squared_distances()), rules.rules, declarations=declarations(rules))
     y = '(Read "y" "j k")'
     squares = f'(Add (Sum "k" (Mul {X} {X})) (Sum "k" (Mul {y} {y})))'
     assert report.stop == "saturated"
@@ -325,7 +327,7 @@ def test_squared_distances_become_a_contraction_where_approximation_is_admitted(
 
 def test_squared_distances_keep_their_form_by_default(session):
     rules = builtin_rules().admit()
-    _, frozen = session.saturate(program(squared_distances()), rules.rules)
+    _, frozen = session.saturate(program(squared_distances()), rules.rules, declarations=declarations(rules))
     assert class_of(frozen, f'(Sum "k" (Mul {X} {X}))') is None
 
 
