@@ -17,7 +17,7 @@ from eqsat.access import Index
 from eqsat.compressed import Evaluation, TooLargeError
 from eqsat.constants import Constants
 from eqsat.floats import Floats
-from eqsat.ir import Expr, apply
+from eqsat.ir import Expr, apply, const, rebuild
 from eqsat.ops import Kind
 from eqsat.prove import equal
 from eqsat.residues import CHAINS, Residues
@@ -90,6 +90,7 @@ def agree(left: Sequence[Expr], right: Sequence[Expr], *, seed: int = 1, relativ
     relative : float
         Relative difference allowed in float64: of rules that approximate.
     """
+    left, right = ([_one_zero(e) for e in side] for side in (left, right))
     pairs = [(a, b) for a, b in zip(left, right, strict=True) if a.digest != b.digest and nameless(a) != nameless(b)]
     if not pairs:
         return Agreement("identical")
@@ -104,6 +105,15 @@ def agree(left: Sequence[Expr], right: Sequence[Expr], *, seed: int = 1, relativ
     if found.holds and (found.method != "field" or _operations(pairs) <= _SHORT) and all(map(_proved, pairs)):
         return replace(found, method="normal form", note="" if found.method == "untested" else str(found))
     return found
+
+
+def _one_zero(expr: Expr) -> Expr:
+    """Return the expression with 0 in the place of the constant −0: rules do not tell them apart."""
+    memo: dict[str, Expr] = {}
+    for e in expr.walk():
+        zero = e.op == "const" and e.dtype.is_float and e.attrs[0] == 0
+        memo[e.digest] = const(0.0, e.dtype) if zero else rebuild(e, tuple(memo[a.digest] for a in e.args))
+    return memo[expr.digest]
 
 
 def nameless(expr: Expr) -> str:

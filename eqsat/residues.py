@@ -23,6 +23,7 @@ from eqsat.compressed import Array, mix
 from eqsat.constants import Constants
 from eqsat.degrees import Degree
 from eqsat.ir import Expr
+from eqsat.types import DType
 from eqsat.valuesets import ValueSets
 
 CHAINS = (
@@ -149,8 +150,9 @@ class Residues:
     @staticmethod
     def _whole(e: Expr, args: list[Array]) -> Whole:
         if e.op == "cast":
-            to_bool = e.dtype.value == "bool"
-            return Whole(args[0] != 0 if to_bool else args[0].astype(np.int64))
+            if e.dtype is DType.BOOL:
+                return Whole(args[0] != 0)
+            return Whole(args[0].astype(np.int64 if e.dtype.is_float else e.dtype.numpy).astype(np.int64))
         if e.op == "where":
             return Whole(np.where(args[0].astype(bool), args[1], args[2]))
         if e.op in ("and", "or", "not"):
@@ -218,11 +220,13 @@ class Residues:
         return self._opaque("pow", *v)
 
     def _cast(self, e: Expr, v: Residue) -> Residue:
-        """Return a cast: rounding is none over the reals; a fraction cut off, or a number taken for a truth value, is random."""
+        """Return a cast: rounding is none over the reals; what cuts a fraction off, wraps around or asks for zero is random."""
         source, to = e.args[0].dtype, e.dtype
-        if to.is_float or source is to or source.value == "bool" or (to.value != "bool" and not source.is_float):
+        if to.is_float or source is to or source is DType.BOOL:
             return v
-        return self._opaque("nonzero" if to.value == "bool" else "truncate", v)
+        if not source.is_float and to is not DType.BOOL and np.can_cast(source.numpy, to.numpy):
+            return v
+        return self._opaque(f"cast {to}", v)
 
     def _exp(self, v: Residue) -> Residue:
         if not self.laws or len(v.parts) == 1:

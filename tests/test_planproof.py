@@ -228,9 +228,19 @@ def test_bound_axes_inside_each_other_are_told_apart() -> None:
 def test_infinities_that_come_from_zeros_of_unlike_sign_are_no_difference() -> None:
     left, right = (apply("add", apply("rsqrt", c(zero)), A) for zero in (-0.0, 0.0))
     assert agree([left], [right]).holds
+    left, right = (apply("minimum", apply("recip", c(zero)), A) for zero in (-0.0, 0.0))
+    assert agree([left], [right]).holds
 
 
 def test_a_division_by_zero_everywhere_is_undefined_wherever_it_is_read() -> None:
     x = read("x", ("k", "l"), (4, 6), F32)
     outside = access(apply("div", x, c(0.0)), AccessMap((("k", Index.const(-1)), ("l", Index.axis("j") * 2)), (("j", 3),)))
     assert agree([outside], [apply("neg", apply("neg", outside))]).holds
+
+
+def test_casts_that_lose_something_are_told_from_each_other() -> None:
+    whole, narrow = (apply("cast", apply("cast", A, dtype=d), dtype=F32) for d in (DType.I64, DType.I32))
+    wider = apply("cast", apply("cast", apply("cast", A, dtype=DType.I32), dtype=DType.I64), dtype=F32)
+    assert agree([narrow], [wider]).method in ("field", "normal form")
+    assert agree([whole], [A]).method == "refuted"
+    assert agree([add(narrow, c(1.0))], [add(c(1.0), narrow)]).method in ("field", "normal form")
