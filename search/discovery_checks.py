@@ -96,11 +96,29 @@ def saves(factor: float) -> Check:
     )
 
 
-def all_of_family(name: str) -> Check:
-    """Check that every kernel of a call is of the family."""
-    return lambda p: _lacks(
-        ({x.family for x in p.passes} == {name}, f"the kernels are of the families {[x.family for x in p.passes]}, not {name}")
-    )
+def sums_over(count: int) -> Check:
+    """Check that every contraction sums over so many axes at once."""
+    return lambda p: _lacks((all(len(x.over) == count for x in p.products), f"a contraction is not over {count} axes"))
+
+
+def on_matrix_units(p: Picture) -> list[str]:
+    """Check that every contraction is in a kernel of the family for matrix products."""
+    found = {x.family for x in p.passes if x.products}
+    return _lacks((found == {"contract"}, f"contractions are in kernels of the families {sorted(found)}"))
+
+
+def one_pass(name: str) -> Check:
+    """Check that one kernel reads the input, and once: with a running maximum, or rows that registers hold."""
+
+    def check(p: Picture) -> list[str]:
+        readers = p.readers(name)
+        longest = max((_length(e) for x in readers if x.family != "online" and x.depth > 1 for e in x.reductions), default=0)
+        return _lacks(
+            (len(readers) == 1, f"{len(readers)} kernels read {name}"),
+            (longest <= HELD, f"a sum that needs another one runs over {longest} elements: {name} is read twice"),
+        )
+
+    return check
 
 
 def multiplies_at_most(count: int) -> Check:
@@ -147,17 +165,9 @@ def split_and_combined(p: Picture) -> list[str]:
 
 
 def one_stable_pass(p: Picture) -> list[str]:
-    """Check that x is read once; where a sum needs another one, both fit a block's memory, and only differences are squared."""
-    readers = p.readers("x")
-    raw = [
-        e for e in p.values() if e.op == "mul" and all(is_read(a) and buffers(a) == {"x"} for a in e.args)
-    ]  # fmt: skip
-    longest = max((_length(e) for x in readers if x.depth > 1 for e in x.reductions), default=0)
-    return _lacks(
-        (len(readers) == 1, f"{len(readers)} kernels read x"),
-        (longest <= HELD, f"a sum that needs another one runs over {longest} elements: x is read twice"),
-        (not raw, "squares of x itself are summed: unstable"),
-    )
+    """Check that x is read once, and that only differences are squared."""
+    raw = [e for e in p.values() if e.op == "mul" and all(is_read(a) and buffers(a) == {"x"} for a in e.args)]
+    return [*one_pass("x")(p), *_lacks((not raw, "squares of x itself are summed: unstable"))]
 
 
 def _length(e: Any) -> int:
