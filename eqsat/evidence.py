@@ -20,7 +20,18 @@ from typing import Any, Literal
 
 Method = Literal["proved", "field", "fuzz", "structural"]
 
-_JUDGES = ("normalform*.py", "meaning.py", "prove_*.py", "prover.py", "rulegate_*.py", "rulecheck.py", "ops.py", "signature.py")
+_JUDGES = (
+    "normalform*.py",
+    "meaning.py",
+    "prove_*.py",
+    "prover.py",
+    "rulegate_*.py",
+    "rulecheck.py",
+    "ops.py",
+    "signature.py",
+    "access.py",
+    "indexterms.py",
+)
 """The files whose text decides what evidence means."""
 
 _LOG = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from eqsat.access import Index, IndexOp
 from eqsat.indexterms import INDEX_CONSTRUCTORS, MADE, substituted
 from eqsat.ops import BY_CONSTRUCTOR, Kind
 from eqsat.rulegate_equation import Equation, UncheckableError
-from eqsat.rulegate_value import Domain, Take, Value
+from eqsat.rulegate_index import random_index, taker
+from eqsat.rulegate_value import Domain, Value
 from eqsat.rulelint import FUNCTIONS, MACROS
 from eqsat.sexpr import Node
 from eqsat.signature import COSTS, RANGES
@@ -247,32 +248,11 @@ def _random_draw(
         axes[v] = fitted
         axes |= {x: fitted for x, y in same.items() if v in (x, y)} | {y: fitted for x, y in same.items() if v in (x, y)}
     numbers = {v: _number(sort, literals, rng) for v, sort in equation.numbers}
-    index = {v: _random_index(pool, rng) for v in equation.indices}
+    index = {v: random_index(pool, rng) for v in equation.indices}
     lengths = [extents[i] if i < len(extents) else 7 + i for i in range(len(pool))]
     if rng.random() < 0.5:
         rng.shuffle(lengths)
     return Draw(axis, dict(zip(pool, lengths, strict=True)), axes, types, numbers, same, index)
-
-
-def _random_index(pool: Sequence[str], rng: random.Random) -> Index:
-    """Draw an affine expression, a quotient or a remainder over one or two axes, or a number; many leave the extents."""
-    one, other = Index.axis(rng.choice(pool)), Index.axis(rng.choice(pool))
-    shift, factor = Index.const(rng.randint(-2, 3)), rng.randint(2, 3)
-    match rng.randint(0, 8):
-        case 0 | 1 | 2:
-            return one
-        case 3:
-            return one + shift
-        case 4:
-            return one * rng.choice((-1, factor)) + shift
-        case 5:
-            return (one + shift) // factor
-        case 6:
-            return (one + shift) % factor
-        case 7:
-            return one * factor + other
-        case _:
-            return shift
 
 
 def _literal_axes(equation: Equation) -> tuple[str, ...]:
@@ -469,7 +449,7 @@ def evaluate(node: Node, draw: Draw, domain: Domain, tensors: Mapping[str, Value
         return domain.tensor(steps.reshape([-1 if i == place else 1 for i in range(rank)]), "i64")
     if row.name == "access":
         arg = evaluate(node.args[2], draw, domain, tensors)
-        return domain.gather(arg, _taker(draw, draw.name(node.args[0]), index_of(node.args[1], draw, draw.numbers)))
+        return domain.gather(arg, taker(draw.extents, draw.name(node.args[0]), index_of(node.args[1], draw, draw.numbers)))
     if row.kind is Kind.REDUCE:
         arg = evaluate(node.args[1], draw, domain, tensors)
         return domain.reduce(row, arg, list(draw.extents).index(draw.name(node.args[0])))
@@ -477,47 +457,6 @@ def evaluate(node: Node, draw: Draw, domain: Domain, tensors: Mapping[str, Value
     if row.name == "cast":
         to = draw.types[node.args[1].text] if node.args[1].kind == "symbol" else node.args[1].text
     return domain.apply(row, [evaluate(a, draw, domain, tensors) for a in node.args[: row.arity]], to)
-
-
-def _taker(draw: Draw, axis: str, index: Index) -> Take:
-    """Return what reads an array at `index` along `axis`, and a given number outside."""
-    names = list(draw.extents)
-    place = names.index(axis)
-
-    def along(name: str, extent: int) -> Any:
-        return np.arange(extent).reshape([-1 if n == name else 1 for n in names])
-
-    positions = _positions(index, {a: along(a, draw.extents[a]) for a in index.axes}, len(names))
-    inside = (positions >= 0) & (positions < draw.extents[axis])
-
-    def take(array: Any, outside: float) -> Any:
-        extent = array.shape[place]
-        places = [along(n, array.shape[d]) for d, n in enumerate(names)]
-        for d, n in enumerate(names):
-            if n in index.axes and array.shape[d] > 1:
-                places[d] = along(n, draw.extents[n])
-        places[place] = np.clip(positions, 0, extent - 1)
-        found = array[tuple(np.broadcast_arrays(*places))]
-        return np.where(inside, found, np.asarray(outside, array.dtype))
-
-    return take
-
-
-def _positions(index: Index, steps: Mapping[str, Any], rank: int) -> Any:
-    parts = [_positions(a, steps, rank) for a in index.args]
-    match index.op:
-        case "axis":
-            return steps[index.name]
-        case "const":
-            return np.full((1,) * rank, index.value)
-        case "add":
-            return parts[0] + parts[1]
-        case "mul":
-            return parts[0] * index.value
-        case "div":
-            return parts[0] // index.value
-        case _:
-            return parts[0] % index.value
 
 
 def tensor_numbers(rng: np.random.Generator, shape: tuple[int, ...], kind: str, style: str, prime: int) -> np.ndarray[Any, Any]:
