@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 from eqsat.congruence import Terms
 from eqsat.departure import first_departure
 from eqsat.derivation import Derivation, derive, derive_all
+from eqsat.errors import DTypeError, ExtractionError
 from eqsat.ir import Expr, Input, Output, Program, apply, const, read, reduce
 from eqsat.mirror import equations_of, logging_rule
+from eqsat.planproof import agree
 from eqsat.rulefile import RuleSet, builtin_rules, load_rules
 from eqsat.saturation import Limits
 from eqsat.session import Session
 from eqsat.sexpr import read_forms
 from eqsat.stepcheck import StepChecker
+from eqsat.terms import from_term
 from eqsat.types import DType
+from tests.strategies import programs
 
 F32 = DType.F32
 
@@ -283,3 +292,28 @@ def test_zeros_of_either_sign_are_one_literal_and_no_number_has_a_spelling(sessi
     found = derive(program_of(odd), odd, again, rules.rules, declarations=facts_of(rules), session=session)
     assert found.found
     assert first_departure(found, program_of(odd)) is None
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(programs(depth=3, outputs=1, dtypes=(DType.F32, DType.BF16, DType.I32)), st.integers(0, 10**6))
+def test_any_term_of_a_random_programs_class_is_derived_and_agrees_with_it(session, rules, program, seed):
+    few = Limits(nodes=2000, soft_s=1.0, hard_s=5.0)
+    _, frozen = session.saturate(program, rules.rules, declarations=facts_of(rules), limits=few)
+    rng = random.Random(seed)
+    choice = frozen.smallest()
+    for c in list(choice):
+        other = choice | {c: rng.choice(frozen.nodes[c])}
+        with contextlib.suppress(ExtractionError):
+            frozen.term_from_choice(frozen.roots[0], other)
+            choice = other
+    source = program.outputs[0].expr
+    try:
+        target = from_term(frozen.term_from_choice(frozen.roots[0], choice), program, extents=frozen.extents, dtype=source.dtype)
+    except DTypeError:
+        assume(False)
+    assume(target.axes == source.axes)
+    assert agree([source], [target]).holds
+    found = derive(program, source, target, rules.rules, declarations=facts_of(rules), session=session)
+    assert found.found, found.status
+    replayed(found)
+    assert first_departure(found, program) is None
