@@ -221,7 +221,13 @@ def _attention_rows() -> list[Row]:
 def _linear_rows() -> list[Row]:
     square = (4096, 4096)
     return [
-        Row("lora", "x @ w + (x @ a) @ b", "t = x @ a; x @ w and t @ b in one kernel",
+        Row("lora", "x @ (w + a @ b), 16 rows", "x @ w + (x @ a) @ b: a @ b is never formed",
+            _specs("bf16", {"x": (16, 4096), "w": square, "a": (4096, 16), "b": (16, 4096)}), lambda x, w, a, b: x @ (w + a @ b),
+            must.all_of(must.products(3), must.nothing_as_large_as(4096 * 4096, "w"), must.nothing_over(4096 * 4096, "a @ b"))),
+        Row("lora_merged", "x @ w + (x @ a) @ b, weights constant", "x @ (w + a @ b prepared)",
+            _specs("bf16", {"x": square, "w": square, "a": (4096, 16), "b": (16, 4096)}, ("w", "a", "b")),
+            lambda x, w, a, b: x @ w + (x @ a) @ b, must.all_of(must.kernels(1), must.products(1), must.two_reads)),
+        Row("lora_fused", "x @ w + (x @ a) @ b, 4096 rows", "t = x @ a; x @ w and t @ b in one kernel",
             _specs("bf16", {"x": square, "w": square, "a": (4096, 16), "b": (16, 4096)}), lambda x, w, a, b: x @ w + (x @ a) @ b,
             must.all_of(must.kernels(2), must.nothing_as_large_as(4096 * 4096, "x @ w"))),
         Row("gated_mlp", "silu(x @ a)·(x @ b)", "one kernel: both contractions share the tiles of x",

@@ -17,7 +17,7 @@ from eqsat.search.discovery_rows import ROWS, Row
 
 NOT_YET: dict[str, str] = {
     "attention_decode": "the combination of parts that one kernel writes together is dropped among a value's regions: its loads are priced one by one",
-    "lora": "no kernel adds up two contractions over different axes",
+    "lora_fused": "no kernel adds up two contractions over different axes",
 }
 """Rows that are not found, and what is missing for each."""
 AS_WRITTEN = {"convolution", "convolution_1x1", "trace_of_product"}  # programs whose tracing already gives the expert's form
