@@ -28,7 +28,8 @@ from eqsat.prices import OPERATIONS, Prices
 class CutLimits:
     """The stated space: at most `loads` buffers a kernel, and at most `per_class` regions a class of each family.
 
-    In a graph of many classes, fewer: some `total` altogether, but always the `least` best ones of a class.
+    In a graph of many classes, fewer: some `total` altogether, but always the `least` best ones of a class. After so many
+    `combinations` of parts have been looked at, no more than a third of `least`: the enumeration ends in time.
     """
 
     loads: int = 8
@@ -36,6 +37,7 @@ class CutLimits:
     contractions: int = 3
     total: int = 7_000
     least: int = 12
+    combinations: int = 2_000_000
 
     def regions(self, classes: int) -> int:
         """Return how many regions of a class are kept in a graph of so many classes."""
@@ -73,6 +75,7 @@ class Cuts:
     _joined: dict[tuple[Any, ...], Mode | None] = field(default_factory=dict)
     _modes: dict[Mode, Mode] = field(default_factory=dict)  # one object for equal ones
     _serial: int = 0
+    _met: int = 0  # combinations looked at
     _since: int = -1  # the last evaluation of the node at hand
     _evaluated: dict[tuple[int, int], int] = field(default_factory=dict)
     _scores: dict[tuple[Any, ...], tuple[Form, float]] = field(default_factory=dict)
@@ -115,6 +118,8 @@ class Cuts:
             _, c = heapq.heappop(pending)
             waiting.discard(c)
             changed = False
+            if self._met > self.limits.combinations:
+                self.per_class = min(self.per_class, max(1, self.limits.least // 3))
             for i, n in enumerate(found[c]):
                 self._since, now = self._evaluated.get((c, i), -1), self._serial
                 for cut in self._of_node(c, n):
@@ -249,6 +254,7 @@ class Cuts:
         axes = frozenset(self.frozen.axes[c])
         own, name, limits = row.weight * self.elements(axes), row.name, self.limits
         for parts in self._fresh(n.children) if not self._groupings.redundant(c, n) else self._fresh_groups(n):
+            self._met += 1
             mode = self._join(parts, axes)
             if mode is None or self._is_dear(c, mode.family, max([p.rank for p in parts])):
                 continue
@@ -289,6 +295,7 @@ class Cuts:
         free = frozenset(self.frozen.axes[c])
         own = self._prices.contraction(free | over, (a, b))
         for left, right in self._fresh([a, b]):
+            self._met += 1
             if left.mode.family != "point" or right.mode.family != "point" or len(left.loads | right.loads) > self.limits.loads:
                 continue
             anchors = frozenset([("contract", over, a, b)])
@@ -307,6 +314,7 @@ class Cuts:
         free = frozenset(self.frozen.axes[c])
         elements = self.elements(free | over)
         for s, v in self._fresh([score, value]):
+            self._met += 1
             loads = s.loads | v.loads
             inner = s.mode.family in ("point", "contract") or (s.mode.family == "reduce" and not s.mode.nested)
             single = inner and not s.mode.over & over and len(s.anchors) <= 1

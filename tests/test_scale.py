@@ -207,6 +207,24 @@ def test_the_node_limit_is_passed_by_one_step_at_most(session: Session) -> None:
     assert phase.steps > steps
 
 
+def test_the_time_limit_counts_the_workers_own_time_and_is_passed_by_one_step_at_most(session: Session) -> None:
+    limits = Limits(nodes=1 << 40, soft_s=0.05)
+    report, _ = session.saturate(exploding(), EXPLOSION, limits=limits)
+    (phase,) = [p for p in report.phases if p.stop == "time"]
+    assert phase.rule in {r.name for r in EXPLOSION}
+    assert report.stop == "time"
+    longest_ms = max(r.time_ms for r in report.rules)
+    assert phase.time_ms < 1000 * limits.soft_s + longest_ms + 1000  # the clock on the wall may be slower than the worker's
+
+
+def test_listing_kernels_ends_in_time_whatever_the_graph(session: Session, rules: RuleSet) -> None:
+    program = split(transformer().layers(1), REGION_OPERATIONS).regions[1].program
+    _, frozen = session.saturate(program, rules.rules, declarations=declarations(rules))
+    full, cut = (KernelGraph(program, frozen, CutLimits(combinations=n)) for n in (10**9, 2000))
+    assert len(cut.kernels) < len(full.kernels) // 2
+    assert {c for k in cut.kernels for c in k.writes} >= cut.goals
+
+
 def test_the_report_names_the_rule_whose_step_met_the_limit(session: Session) -> None:
     report, _ = session.saturate(exploding(), EXPLOSION, limits=Limits(nodes=600))
     (phase,) = [p for p in report.phases if p.stop == "nodes"]
