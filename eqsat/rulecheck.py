@@ -203,6 +203,9 @@ class _Tester:
         self.tally = _Tally()
         self.draws = _DRAWS
         self._drawn: list[Draw] = []
+        literals = {n.number for t in (equation.left, equation.right) for n in t.walk() if n.kind == "float"}
+        finite = {abs(x) for x in literals if math.isfinite(x)}
+        self._near = sorted({sign * y for x in finite for y in (x - 1, x, x + 1, 2 * x) for sign in (-1, 1)})
 
     def run(self) -> _Tally:
         """Run every test that fits the equation's ops and the rule's numeric class."""
@@ -236,6 +239,9 @@ class _Tester:
     def _further(self, proof: Proof, used: frozenset[str]) -> None:
         """Test what is not proved: where z3 thinks it false, in prime fields or over the integers."""
         self._suspected(proof)
+        if len(self._near):
+            for draw in self._situations():
+                self._test(draw, Float64(self.rule.bound), "near")
         if used <= RING_OPS:
             self.tally.log2_bound = self._field()
         elif used <= INTEGER_OPS:
@@ -374,6 +380,9 @@ class _Tester:
             prime = domain.prime if isinstance(domain, PrimeField) else 0
             if draw.same.get(v) in out and not prime:
                 out[v] = out[draw.same[v]]
+            elif style == "near" and draw.types[v] != "bool":
+                drawn = self.arrays.choice(self._near, draw.shape(v))
+                out[v] = np.round(drawn) if draw.types[v] == "i32" else drawn
             else:
                 out[v] = tensor_numbers(self.arrays, draw.shape(v), draw.types[v], style, prime)
         return out if isinstance(domain, PrimeField) else within_ranges(self.equation, draw, out)

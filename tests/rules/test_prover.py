@@ -195,6 +195,12 @@ def test_without_z3_what_needs_it_is_left_open_with_what_to_install(load, monkey
     assert proof(load("(rewrite (Mul a b) (Mul b a))")).found
 
 
+def test_without_z3_numbers_near_those_of_the_rule_are_tried(load, monkeypatch):
+    monkeypatch.setattr("eqsat.prove_solver.available", lambda: False)
+    with pytest.raises(FalseRuleError, match="is false"):
+        check_rule(load("(rewrite (Minimum a (Const 1000000.0)) a :when ((typed a)))"))
+
+
 def test_a_counterexample_of_z3_is_shown_after_the_oracle_has_confirmed_it(load):
     with pytest.raises(FalseRuleError, match=r"\(Minimum a \(Const 1000000.0\)\) = 1000000"):
         check_rule(load("(rewrite (Minimum a (Const 1000000.0)) a :when ((typed a)))"))
