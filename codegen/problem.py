@@ -3,11 +3,13 @@
 A kernel is a `Program` whose outputs are made in one pass. The families are
 point (no reduction), reduce (every reduction runs over the same axes) and contract (products summed over shared axes,
 optionally several that share the left operand, row statistics of the left operand riding along, and any pointwise
-epilogue; one output). Each finder returns a problem or the reason why the family cannot serve the program.
+epilogue; several outputs if each sums products of its own with the same left operand). Each finder returns a problem or
+the reason why the family cannot serve the program.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -94,7 +96,8 @@ class ContractProblem:
     """One or more contractions over the same axes with the same left operand, statistics of it, and an epilogue.
 
     `statistics` are reductions over the k axes of expressions that read only what `a` reads (row sums riding the tiles).
-    The epilogue is the output expression; contraction and statistic nodes in it are accumulators.
+    The epilogue is the output expression; contraction and statistic nodes in it are accumulators. A part of a larger kernel
+    computes only one of the program's outputs, the one at `output_index`.
     """
 
     program: Program
@@ -105,11 +108,17 @@ class ContractProblem:
     contractions: tuple[Contraction, ...]
     statistics: tuple[Expr, ...]
     family: str = "contract"
+    output_index: int = 0
 
     @property
     def output(self) -> Output:
         """The one output."""
-        return self.program.outputs[0]
+        return self.program.outputs[self.output_index]
+
+    @property
+    def parts(self) -> tuple[ContractProblem, ...]:
+        """Itself: it is one part."""
+        return (self,)
 
     def extent(self, axes: tuple[str, ...]) -> int:
         """Product of the extents of `axes`."""
@@ -128,7 +137,37 @@ class ContractProblem:
         return 2 * b * m * n * k * len(self.contractions)
 
 
-Problem: TypeAlias = "PointProblem | ReduceProblem | ContractProblem | OnlineProblem"
+@dataclass(frozen=True, slots=True)
+class GroupedContractProblem:
+    """Contractions of one left operand that make several outputs, each with right operands, columns and an epilogue of its own.
+
+    Each of the `parts` computes one output of `program`, in order; batch, row and summed axes, the left operand and its
+    statistics are those of all. Where columns of several parts have the same axes, they are still counted apart.
+    """
+
+    program: Program
+    parts: tuple[ContractProblem, ...]
+    family: str = "contract"
+
+    @property
+    def statistics(self) -> tuple[Expr, ...]:
+        """The row statistics, which every part has at hand."""
+        return self.parts[0].statistics
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Extents (batch, m, n, k), n the columns of all parts."""
+        b, m, _, k = self.parts[0].shape
+        return b, m, sum(p.shape[2] for p in self.parts), k
+
+    @property
+    def flops(self) -> int:
+        """Multiply-adds of all contractions, counted as two operations."""
+        return sum(p.flops for p in self.parts)
+
+
+Contract: TypeAlias = ContractProblem | GroupedContractProblem
+Problem: TypeAlias = "PointProblem | ReduceProblem | Contract | OnlineProblem"
 
 
 def nest(node: Expr) -> tuple[tuple[str, ...], Expr]:
@@ -215,16 +254,26 @@ def _load_order(program: Program, axes: frozenset[str]) -> tuple[str, ...]:
     return best[1]
 
 
-def contract_problem(program: Program) -> ContractProblem | str:
+def contract_problem(program: Program) -> Contract | str:
     """Return the contract problem, or why it is none."""
-    if len(program.outputs) > 1:
-        return "it has several outputs: a contraction writes one"
-    found = outermost_reductions(program)
     if refusal := _access_refusal(program):
         return refusal
+    if len(program.outputs) == 1:
+        return _contract_of(program)
+    found: list[ContractProblem] = []
+    for o in program.outputs:
+        one = _contract_of(Program(program.inputs, (o,)))
+        if isinstance(one, str):
+            return f"of its several outputs, {o.name!r}: {one}"
+        found.append(one)
+    return _grouped(program, found)
+
+
+def _contract_of(program: Program) -> ContractProblem | str:
+    """Return the contract problem of a program with one output, or why it is none."""
     contractions: list[Contraction] = []
     others: list[Expr] = []
-    for e in found:
+    for e in outermost_reductions(program):
         c = _contraction(e)
         if c is None:
             others.append(e)
@@ -238,6 +287,25 @@ def contract_problem(program: Program) -> ContractProblem | str:
         contractions = [Contraction(c.node, c.b, c.a) for c in contractions]
     contractions = [c if c.a == contractions[0].a else Contraction(c.node, c.b, c.a) for c in contractions]
     return _checked_contract(program, contractions, others)
+
+
+def _grouped(program: Program, found: list[ContractProblem]) -> GroupedContractProblem | str:
+    """Return the problem of several outputs, given that of each, or why one kernel cannot make them."""
+    lead = found[0]
+    over = frozenset(lead.k)
+    if any(p.contractions[0].a != lead.contractions[0].a or frozenset(p.k) != over for p in found):
+        return "its outputs do not contract the same left operand over the same axes"
+    if any((p.batch, p.m) != (lead.batch, lead.m) for p in found):
+        return "its outputs have different rows, or lay them out in different orders"
+    nodes = [c.node for p in found for c in p.contractions]
+    if len(set(nodes)) < len(nodes):
+        return "two outputs need the same contraction: it would be computed for each"
+    statistics = tuple(dict.fromkeys(s for p in found for s in p.statistics))
+    k = _load_order(program, over) if len(over) > 1 else lead.k
+    parts = tuple(
+        dataclasses.replace(p, program=program, k=k, statistics=statistics, output_index=i) for i, p in enumerate(found)
+    )
+    return GroupedContractProblem(program, parts)
 
 
 def _contraction(node: Expr) -> Contraction | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from eqsat.canonical import canonical_key
 from eqsat.codegen.kernel import Family, KernelBinary, Rates, Schedule
 from eqsat.codegen.plan import Kernel
-from eqsat.codegen.problem import ContractProblem, Problem, contract_problem
+from eqsat.codegen.problem import Problem, contract_problem
 from eqsat.codegen.targets import Target
 from eqsat.errors import UsageError
 from eqsat.ir import Program
@@ -167,7 +167,7 @@ def is_wide_product(program: Program) -> bool:
     column: seconds where the other takes milliseconds. The space of the search leaves such kernels out.
     """
     problem = contract_problem(program)
-    return isinstance(problem, ContractProblem) and min(problem.shape[1:3]) >= _WIDE
+    return not isinstance(problem, str) and min(problem.shape[1:3]) >= _WIDE
 
 
 def _bounded(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eqsat.codegen.kernel import KernelBinary, Schedule
-from eqsat.codegen.problem import ContractProblem
+from eqsat.codegen.problem import Contract
 from eqsat.errors import CompileError
 from eqsat.search.candidates import Candidate, Sweep, Timed
 from eqsat.search.device import Device, Trial
@@ -191,8 +191,8 @@ class Sweeper:
 def _likeness(candidate: Candidate) -> Likeness:
     """Return what kernels must share for their schedules to rank alike: extents, and the work done for each element."""
     problem = candidate.problem
-    if isinstance(problem, ContractProblem):
-        return candidate.space, (len(problem.contractions), len(problem.statistics))
+    if isinstance(problem, Contract):
+        return candidate.space, (*(len(p.contractions) for p in problem.parts), len(problem.statistics))
     return candidate.space, frozenset(e.op for e in candidate.node.program.walk())
 
 

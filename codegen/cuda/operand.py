@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from eqsat.codegen.cuda.emit import literal, parameter_names, register_type, stored_type
+from eqsat.codegen.cuda.emit import literal, output_names, parameter_names, register_type, stored_type
 from eqsat.codegen.printer import is_load, print_guard, print_offset, print_statements, strides
 from eqsat.codegen.problem import ContractProblem
 from eqsat.ir import Expr, Input, Program
@@ -271,15 +271,15 @@ def _position(problem: ContractProblem, row: str, col: str) -> dict[str, str]:
 def direct_store(problem: ContractProblem) -> list[str]:
     """Print the store of `y` at row `y_row`, columns `y_col` and `y_col + 1`, guarded at the edges of the output."""
     out, (_, m, n, _) = problem.output, problem.shape
-    t = stored_type(out.dtype)
+    t, to = stored_type(out.dtype), output_names(problem.program)[problem.output_index]
     joins = output_joins(problem)
     at = output_offset(problem, _position(problem, "y_row", "y_col"))
     if joins is not None and n % 2 == 0 and joins[2] == 1 and joins[0] % 2 == 0 and joins[1] % 2 == 0:
-        return [f"if (y_row < {m} && y_col < {n}) store_raw<{2 * out.dtype.bytes}, PLAIN>(out + {at}, Pack<{t}>::from<2>(y));"]
+        return [f"if (y_row < {m} && y_col < {n}) store_raw<{2 * out.dtype.bytes}, PLAIN>({to} + {at}, Pack<{t}>::from<2>(y));"]
     second = output_offset(problem, _position(problem, "y_row", "(y_col + 1)"))
     return [
-        f"if (y_row < {m} && y_col < {n}) store_one(out + {at}, y[0]);",
-        f"if (y_row < {m} && y_col + 1 < {n}) store_one(out + {second}, y[1]);",
+        f"if (y_row < {m} && y_col < {n}) store_one({to} + {at}, y[0]);",
+        f"if (y_row < {m} && y_col + 1 < {n}) store_one({to} + {second}, y[1]);",
     ]
 
 

@@ -17,12 +17,14 @@ KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
       constexpr int rm = 0, rn = 0;                                         //@alone
       const u16 same_rows = ((1 << CN) - 1) << (rm * CN), same_columns = (1 << rn) * (CM == 2 ? 1 + (1 << CN) : 1);
       PREFETCH
-      while (tile.next())
+      while (tile.next()) {
+        SELECT
         for (int k = 0; k < K; k += 64, in.next()) {
           const u32 slot = in.acquire(), full = in.full(in.s);
           A::load(slot, &map_a, full, tile.m, k, tile.batch, rn, same_rows);
           LOAD_B
         }
+      }
     }
   } else {                                                                  // consumers: TILES x 64 rows each
     reg_inc<CONSUMER_REGISTERS>();                                          //@budget
@@ -57,20 +59,7 @@ KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
         UNROLL for (int i = 0; i < TILES; ++i) pin(acc[c][i].v);
       UNROLL for (int i = 0; i < TILES; ++i) { TOTAL }                      //@statistics
 
-      repeat<TILES>([&](auto i) {
-        const int top = tile.m + (first + i) * 64, top_row = top + warp_in_group() * 16 + lane_id() / 4;
-        auto value = [&](int v, int half, int column, float(&y)[2]) {
-          const int y_row = top_row + 8 * half, y_col = tile.n + column, batch = tile.batch;
-          EPILOGUE
-        };
-        store_tile<Y, BN, BUFFERS>(&map_y, smem + wg * BUFFERS * 8192, pass, top, tile.n, tile.batch, value);  //@staged
-        Acc<BN>::each_pair([&](int v, int half, int column) {               //@direct
-          const int y_row = top_row + 8 * half, y_col = tile.n + column, batch = tile.batch;  //@direct
-          float y[2];                                                       //@direct
-          value(v, half, column, y);                                        //@direct
-          STORE
-        });                                                                 //@direct
-      });
+      FINISH
     }
     if (threadIdx.x % 128 == 0) bulk_wait_read<0>();                        //@staged
   }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eqsat.codegen.cuda.bounds import traffic_ns, wave_factor
 from eqsat.codegen.cuda.emit import (
     assemble,
     literal,
+    output_names,
     parameter_names,
     part,
     refuse_illegal,
@@ -29,7 +32,7 @@ from eqsat.codegen.cuda.operand import (
 from eqsat.codegen.cuda.template import fill
 from eqsat.codegen.kernel import Arg, BufferArg, KernelSource, Rates, Schedule, TensorMapArg
 from eqsat.codegen.printer import is_load, print_statements
-from eqsat.codegen.problem import ContractProblem, Problem, nest
+from eqsat.codegen.problem import Contract, ContractProblem, Problem, nest
 from eqsat.codegen.targets import Target
 from eqsat.ir import Expr
 from eqsat.types import DType
@@ -68,13 +71,16 @@ class WgmmaTile(Schedule):
 class Layout:
     """What the emitter derives from a problem and a schedule: operands, the use of shared memory, tiles per warpgroup.
 
+    `bs` are the right operands of each part. The tiles of all parts lie side by side, each part's in whole clusters: `starts` are
+    the first columns of the parts, then the end.
     `a_rows` rows of the left operand are loaded for each tile: of a tile of 64 rows only those that there are. The matrix units
     read on into the right operand's tile behind them, which makes rows of the accumulator that nobody stores.
     """
 
     a: Operand
     a_rows: int
-    bs: tuple[Operand, ...]
+    bs: tuple[tuple[Operand, ...], ...]
+    starts: tuple[int, ...]
     staged: bool
     tiles: int
     slot_bytes: int
@@ -95,7 +101,7 @@ class WgmmaFamily:
 
     def legal(self, problem: Problem, schedule: Schedule) -> str | None:
         """Return why the schedule cannot serve the problem, or None."""
-        if not isinstance(problem, ContractProblem) or not isinstance(schedule, WgmmaTile):
+        if not isinstance(problem, Contract) or not isinstance(schedule, WgmmaTile):
             return "it serves contractions with a WgmmaTile"
         found = _layout(problem, schedule)
         return found if isinstance(found, str) else None
@@ -103,12 +109,12 @@ class WgmmaFamily:
     def emit(self, problem: Problem, schedule: Schedule) -> KernelSource:
         """Return the source for sm_90a."""
         refuse_illegal(self.legal(problem, schedule), schedule)
-        assert isinstance(problem, ContractProblem)
+        assert isinstance(problem, Contract)
         assert isinstance(schedule, WgmmaTile)
         layout = _layout(problem, schedule)
         assert isinstance(layout, Layout)
-        batch, m, n, _ = problem.shape
-        super_tiles = batch * -(-m // (schedule.bm * schedule.cm)) * -(-n // (schedule.bn * schedule.cn))
+        batch, m, _, _ = problem.shape
+        super_tiles = batch * -(-m // (schedule.bm * schedule.cm)) * (layout.starts[-1] // (schedule.bn * schedule.cn))
         cluster = schedule.cm * schedule.cn
         return assemble(
             problem.program,
@@ -132,16 +138,16 @@ class WgmmaFamily:
 
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
         """Return the time that memory or the tensor cores need at the least."""
-        assert isinstance(problem, ContractProblem)
+        assert isinstance(problem, Contract)
         return max(traffic_ns(problem.program, rates), problem.flops / rates.rate("bf16"))
 
     def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
         """Return a model's time: padded tiles in whole waves, larger tiles nearer the rate, and the fill of the ring."""
-        assert isinstance(problem, ContractProblem)
+        assert isinstance(problem, Contract)
         assert isinstance(schedule, WgmmaTile)
         s = schedule
         batch, m, n, _ = problem.shape
-        tiles = batch * -(-m // s.bm) * -(-n // s.bn)
+        tiles = batch * -(-m // s.bm) * sum(-(-p.shape[2] // s.bn) for p in problem.parts)
         padded = tiles * s.bm * s.bn / max(batch * m * n, 1)
         # Shared memory brings bm + bn values for bm·bn products: 128×256 is the tile at which it no longer limits.
         starved = math.sqrt(max(1.0, (s.bm + s.bn) / (s.bm * s.bn) / ((128 + 256) / (128 * 256))))
@@ -153,28 +159,40 @@ class WgmmaFamily:
         return target.arch == "sm_90a"
 
 
-def _layout(problem: ContractProblem, s: WgmmaTile) -> Layout | str:
-    found = operands(problem)
-    if isinstance(found, str):
-        return found
-    if refusal := _schedule_refusal(s, len(problem.contractions)) or accumulates_in_f32(problem) or _statistics_refusal(problem):
-        return refusal
-    a, bs = found
-    if not all(o.aligned(8) for o in (a, *bs)):
+def _layout(problem: Contract, s: WgmmaTile) -> Layout | str:
+    found: list[tuple[Operand, tuple[Operand, ...]]] = []
+    for p in problem.parts:
+        one = operands(p)
+        if isinstance(one, str):
+            return one
+        if refusal := _schedule_refusal(s, len(p.contractions)) or accumulates_in_f32(p) or _statistics_refusal(p):
+            return refusal
+        found.append(one)
+    a, bs = found[0][0], tuple(b for _, b in found)
+    every = [b for group in bs for b in group]
+    if not all(o.aligned(8) for o in (a, *every)):
         return "TMA needs every stride of its operands to be a multiple of 16 bytes"
-    if len({b.k_major for b in bs}) > 1:
+    if len({b.k_major for b in every}) > 1:
         return "its right operands lie in different orders"
+    if len({len(group) for group in bs}) > 1:
+        return "its outputs take different numbers of contractions"
     if problem.statistics and not a.k_major:
         return "row statistics ride on a left operand that is contiguous along k"
-    if min(problem.shape) == 0:
+    if any(min(p.shape) == 0 for p in problem.parts):
         return "an extent is 0"
-    staged = _staged(problem)
-    a_rows = _loaded_rows(problem, s, a, bs)
-    slot = _tile_bytes(a, a_rows) + sum(_tile_bytes(b, s.bn) for b in bs)
+    staged = all(_staged(p) for p in problem.parts)
+    a_rows = _loaded_rows(problem, s, a, bs[0])
+    slot = _tile_bytes(a, a_rows) + sum(_tile_bytes(b, s.bn) for b in bs[0])
     stages, buffers = _stages(s, slot, staged)
     if stages < 3:
         return f"only {stages} stages of {slot} bytes fit into shared memory; a ring needs 3"
-    return Layout(a, a_rows, bs, staged, s.bm // 64 if s.pingpong else s.bm // (64 * s.groups), slot, buffers, stages)
+    tiles = s.bm // 64 if s.pingpong else s.bm // (64 * s.groups)
+    return Layout(a, a_rows, bs, _starts(problem, s.bn * s.cn), staged, tiles, slot, buffers, stages)
+
+
+def _starts(problem: Contract, step: int) -> tuple[int, ...]:
+    """Return where the columns of each part begin if each has whole steps, and where the last ends."""
+    return tuple(itertools.accumulate((-(-p.shape[2] // step) * step for p in problem.parts), initial=0))
 
 
 def _schedule_refusal(s: WgmmaTile, count: int) -> str | None:
@@ -215,7 +233,7 @@ def _staged(problem: ContractProblem) -> bool:
     return problem.output.dtype.bytes == 2 and steps is not None and steps[2] == 1 and steps[0] % 8 == 0 and steps[1] % 8 == 0
 
 
-def _loaded_rows(problem: ContractProblem, s: WgmmaTile, a: Operand, bs: tuple[Operand, ...]) -> int:
+def _loaded_rows(problem: Contract, s: WgmmaTile, a: Operand, bs: tuple[Operand, ...]) -> int:
     """Return the rows of the left operand to load for a tile: all, or of a tile of 64 only what few rows there are."""
     rows = -(-problem.shape[1] // 8) * 8
     behind = sum(_tile_bytes(b, s.bn) for b in bs)
@@ -249,7 +267,7 @@ def _wrapper(layout: Layout, s: WgmmaTile) -> str:
     r, kind = s.bn // 2, layout.a.dtype.value
     regs = ", ".join(f"%{i}" for i in range(r))
     outs = ", ".join(f'"+f"(d[{i}])' for i in range(r))
-    tail = f"p, 1, 1, {int(not layout.a.k_major)}, {int(not layout.bs[0].k_major)}"
+    tail = f"p, 1, 1, {int(not layout.a.k_major)}, {int(not layout.bs[0][0].k_major)}"
     return (
         f"DEV void wgmma(float (&d)[{r}], u64 a, u64 b, int accumulate) {{\n"
         f'  asm volatile("{{ .reg .pred p; setp.ne.b32 p, %{r + 2}, 0; wgmma.mma_async.sync.aligned.m64n{s.bn}k16.f32.{kind}.{kind} "\n'
@@ -257,13 +275,15 @@ def _wrapper(layout: Layout, s: WgmmaTile) -> str:
     )
 
 
-def _constants(problem: ContractProblem, s: WgmmaTile, layout: Layout) -> str:
+def _constants(problem: Contract, s: WgmmaTile, layout: Layout) -> str:
     batch, m, n, k = problem.shape
+    if len(layout.bs) > 1:
+        n = layout.starts[-1]
     producer, consumer = REGISTERS[s.groups]
     values = {
         "BATCH": batch, "M": m, "N": n, "K": k, "STEPS": -(-k // 64),
         "BM": s.bm, "A_ROWS": layout.a_rows, "BN": s.bn, "GROUPS": s.groups, "TILES": layout.tiles, "CM": s.cm, "CN": s.cn, "RASTER": s.raster,
-        "STAGES": layout.stages, "COUNT": len(layout.bs), "STATISTICS": len(problem.statistics),
+        "STAGES": layout.stages, "COUNT": len(layout.bs[0]), "STATISTICS": len(problem.statistics),
         "CONSUMER_WARPS": 4 * (1 if s.pingpong else s.groups),
         "BUFFERS": layout.buffers, "STAGING": s.groups * layout.staging_bytes,
         "THREADS": _threads(s), "RESIDENT": s.resident, "PRODUCER_REGISTERS": producer, "CONSUMER_REGISTERS": consumer,
@@ -273,14 +293,13 @@ def _constants(problem: ContractProblem, s: WgmmaTile, layout: Layout) -> str:
         [
             *(f"constexpr int {name} = {value};" for name, value in values.items()),
             f"using A = {kinds[layout.a.k_major]}<A_ROWS, CN>;",
-            f"using B = {kinds[layout.bs[0].k_major]}<BN, CM>;",
+            f"using B = {kinds[layout.bs[0][0].k_major]}<BN, CM>;",
             f"using T = {layout.a.dtype};",
-            f"using Y = {stored_type(problem.output.dtype)};",
         ]
     )
 
 
-def _kernel(problem: ContractProblem, s: WgmmaTile, layout: Layout) -> str:
+def _kernel(problem: Contract, s: WgmmaTile, layout: Layout) -> str:
     cluster = s.cm * s.cn > 1
     flags = {
         "cluster" if cluster else "alone",
@@ -289,31 +308,68 @@ def _kernel(problem: ContractProblem, s: WgmmaTile, layout: Layout) -> str:
         *(["statistics"] if problem.statistics else []),
         *(["budget"] if REGISTERS[s.groups][0] else []),
     }
-    accumulators = [f"acc[{c}][i].v[v + e]" for c in range(len(layout.bs))]
-    statistics = [f"stat[i][{j}][half]" for j in range(len(problem.statistics))]
+    count, several = len(layout.bs[0]), len(layout.bs) > 1
+    column = "tile.n - start" if several else "tile.n"
+    maps = [f"w{c}" if several else f"&map_b{c}" for c in range(count)]
     slots = {
         "PARAMETERS": [_parameters(problem, layout)],
         "PREFETCH": [f"tma_prefetch(&{m});" for m in _maps(layout)],
+        "SELECT": _select(layout) if several else [],
         "LOAD_B": [
-            f"B::load(slot + A::bytes + {c} * B::bytes, &map_b{c}, full, tile.n, k, tile.batch, rm, same_columns);"
-            for c in range(len(layout.bs))
+            f"B::load(slot + A::bytes + {c} * B::bytes, {m}, full, {column}, k, tile.batch, rm, same_columns);"
+            for c, m in enumerate(maps)
         ],
         "INIT": [" ".join(f"part[i][{j}] = {_combine(e)}::neutral();" for j, e in enumerate(problem.statistics))],
         "TOTAL": [" ".join(f"row_total<{_combine(e)}>(part[i][{j}], stat[i][{j}]);" for j, e in enumerate(problem.statistics))],
         "ACCUMULATE": _accumulate(problem),
-        "EPILOGUE": epilogue(problem, accumulators, statistics),
-        "STORE": [] if layout.staged else direct_store(problem),
+        "FINISH": _finish(problem, layout),
     }
     return fill(part("wgmma.cu"), flags, slots)
+
+
+def _by_part(layout: Layout, values: Sequence[object]) -> str:
+    """Print the choice of a value by the part that a tile belongs to."""
+    chosen = "".join(f"tile.n < {end} ? {v} : " for v, end in zip(values[:-1], layout.starts[1:], strict=False))
+    return f"{chosen}{values[-1]}"
+
+
+def _select(layout: Layout) -> list[str]:
+    """Print what tells the producer which part's right operands a tile takes, and from which column on."""
+    maps = [[f"&map_b{c}_{p}" for p in range(len(layout.bs))] for c in range(len(layout.bs[0]))]
+    return [
+        f"const int start = {_by_part(layout, layout.starts[:-1])};",
+        *(f"const TMap* const w{c} = {_by_part(layout, names)};" for c, names in enumerate(maps)),
+    ]
+
+
+def _finish(problem: Contract, layout: Layout) -> list[str]:
+    """Print what becomes of the accumulators, for the part that the tile belongs to."""
+    accumulators = [f"acc[{c}][i].v[v + e]" for c in range(len(layout.bs[0]))]
+    statistics = [f"stat[i][{j}][half]" for j in range(len(problem.statistics))]
+    several, out = len(layout.bs) > 1, []
+    for i, p in enumerate(problem.parts):
+        slots = {
+            "EPILOGUE": epilogue(p, accumulators, statistics),
+            "STORE": [] if layout.staged else direct_store(p),
+            "COLUMN": [f"tile.n - {layout.starts[i]}" if several else "tile.n"],
+            "MAP_Y": [_output_maps(layout)[i] if layout.staged else ""],
+            "Y": [stored_type(p.output.dtype)],
+        }
+        lines = fill(part("wgmma_finish.cu"), {"staged" if layout.staged else "direct"}, slots).splitlines()
+        if several:
+            head = f"if (tile.n < {layout.starts[i + 1]}) {{" if i + 1 < len(problem.parts) else "{"
+            lines = [f"{'else ' if i else ''}{head}", *(f"  {line}" for line in lines), "}"]
+        out += lines
+    return out
 
 
 def _combine(statistic: Expr) -> str:
     return statistic.op.capitalize()
 
 
-def _accumulate(problem: ContractProblem) -> list[str]:
+def _accumulate(problem: Contract) -> list[str]:
     """Print the statements that add one element `x` of the left operand to the statistics."""
-    left = plain_read(problem.contractions[0].a)
+    left = plain_read(problem.parts[0].contractions[0].a)
     roots = [nest(e)[1] for e in problem.statistics]
 
     def leaf(e: Expr) -> str | None:
@@ -325,33 +381,50 @@ def _accumulate(problem: ContractProblem) -> list[str]:
 
 
 def _maps(layout: Layout) -> list[str]:
-    return ["map_a", *(f"map_b{c}" for c in range(len(layout.bs))), *(["map_y"] if layout.staged else [])]
+    rights = [f"map_b{c}{end}" for end, group in zip(_ends(layout), layout.bs, strict=True) for c in range(len(group))]
+    return ["map_a", *rights, *(_output_maps(layout) if layout.staged else [])]
 
 
-def _pointers(problem: ContractProblem, layout: Layout) -> list[str]:
-    """Return the buffers that are passed as pointers: what the epilogue reads, then the output if it is stored directly."""
-    read = [i.name for i in used_inputs(problem.program) if i.name in epilogue_reads(problem)]
-    return read if layout.staged else [*read, problem.output.name]
+def _output_maps(layout: Layout) -> list[str]:
+    return [f"map_y{end}" for end in _ends(layout)]
 
 
-def _parameters(problem: ContractProblem, layout: Layout) -> str:
+def _ends(layout: Layout) -> list[str]:
+    """Return what the names of each part's maps end in."""
+    return [""] if len(layout.bs) == 1 else [f"_{p}" for p in range(len(layout.bs))]
+
+
+def _read_beside(problem: Contract) -> list[str]:
+    """Return the buffers that the epilogues read, which are passed as pointers."""
+    read = frozenset().union(*(epilogue_reads(p) for p in problem.parts))
+    return [i.name for i in used_inputs(problem.program) if i.name in read]
+
+
+def _parameters(problem: Contract, layout: Layout) -> str:
     names, inputs = parameter_names(problem.program), {i.name: i for i in problem.program.inputs}
     items = [f"TMAP {m}" for m in _maps(layout)]
-    items += [f"const {stored_type(inputs[p].dtype)}* __restrict__ {names[p]}" for p in _pointers(problem, layout) if p in inputs]
-    return ", ".join(items if layout.staged else [*items, "Y* __restrict__ out"])
+    items += [f"const {stored_type(inputs[p].dtype)}* __restrict__ {names[p]}" for p in _read_beside(problem)]
+    outs = zip(problem.program.outputs, output_names(problem.program), strict=True)
+    return ", ".join(items if layout.staged else [*items, *(f"{stored_type(o.dtype)}* __restrict__ {name}" for o, name in outs)])
 
 
-def _arguments(problem: ContractProblem, s: WgmmaTile, layout: Layout) -> tuple[Arg, ...]:
-    batch, m, n, k = problem.shape
+def _arguments(problem: Contract, s: WgmmaTile, layout: Layout) -> tuple[Arg, ...]:
+    batch, m, _, k = problem.shape
     args: list[Arg] = [_operand_map(layout.a, m, k, batch, layout.a_rows, s.cn)]
-    args += [_operand_map(b, n, k, batch, s.bn, s.cm) for b in layout.bs]
-    if layout.staged:
-        steps = output_joins(problem)
-        assert steps is not None
-        panel = next(p for p in (64, 32, 16) if s.bn % p == 0)
-        strides = (_stride(steps[1], n, 1), _stride(steps[0], n, m))
-        args.append(TensorMapArg(problem.output.name, problem.output.dtype, (n, m, batch), strides, (panel, 64, 1), 2 * panel))
-    return (*args, *(BufferArg(name) for name in _pointers(problem, layout)))
+    for p, group in zip(problem.parts, layout.bs, strict=True):
+        args += [_operand_map(b, p.shape[2], k, batch, s.bn, s.cm) for b in group]
+    args += [_output_map(p, s) for p in problem.parts if layout.staged]
+    args += [BufferArg(name) for name in _read_beside(problem)]
+    return (*args, *(BufferArg(o.name) for o in problem.program.outputs if not layout.staged))
+
+
+def _output_map(problem: ContractProblem, s: WgmmaTile) -> TensorMapArg:
+    batch, m, n, _ = problem.shape
+    steps = output_joins(problem)
+    assert steps is not None
+    panel = next(p for p in (64, 32, 16) if s.bn % p == 0)
+    strides = (_stride(steps[1], n, 1), _stride(steps[0], n, m))
+    return TensorMapArg(problem.output.name, problem.output.dtype, (n, m, batch), strides, (panel, 64, 1), 2 * panel)
 
 
 def _stride(elements: int, inner: int, between: int) -> int:
