@@ -54,6 +54,10 @@ bench: .venv/base  ## the board for the device at hand beside its baselines; wri
 tables: .venv/base  ## README tables from bench/results
 	$(PY) bench/tables.py
 
+.PHONY: discovery
+discovery: .venv/base  ## the discovery suite: programs, plans chosen by model; writes bench/results/discovery.json
+	$(PY) -m eqsat bench discovery --json bench/results/discovery.json
+
 .PHONY: speed
 speed: .venv/base  ## what the search itself costs; writes bench/results/search.txt
 	$(PY) bench/search_speed.py --write

@@ -47,9 +47,12 @@ def test_a_change_of_a_result_makes_it_out_of_date(tables: ModuleType, tmp_path:
     (tmp_path / "first.txt").write_text("another output\n")
     (tmp_path / "search.txt").write_text("another speed\n")
     (tmp_path / "gpu.json").write_text(json.dumps(record(gemm=row(1000, 2000))))
+    found = json.loads((ROOT / "bench" / "results" / "discovery.json").read_text(encoding="utf-8"))
+    (tmp_path / "discovery.json").write_text(json.dumps(found | {"rows": {}}))
     changed = tables.filled(README, tmp_path)
     assert "another output" in changed
     assert "another speed" in changed
+    assert "0 of 0 found" in changed
     assert "| gemm | 1 [0.9, 1.1] | numpy 2 | 2.00 |" in changed
 
 
