@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -46,7 +46,8 @@ from eqsat.rulegate_whole import fraction_among_whole
 PRIMES = (2147483647, 2147483629)
 """The two largest primes below 2^31: products of residues fit 64 bits."""
 
-_DRAWS, _DRAWS_PROVED = 8, 4  # situations for each extent assignment and number system; fewer of what is proved
+_DRAWS, _DRAWS_PROVED = 8, 2  # situations for each extent assignment and number system; fewer of what is proved, if they differ
+_DISTINCT = 3  # extent assignments that must have come up
 _LEAST = 24  # elements that must have been compared with a tolerance that says something; a third of it for what is proved
 _WIDE = 4096  # numbers of all magnitudes at which a stated bound is tested, for each situation
 
@@ -201,7 +202,6 @@ class _Tester:
         self.arrays = np.random.default_rng(rng.getrandbits(64))
         self.typings = typings(equation)
         self.tally = _Tally()
-        self.draws = _DRAWS
         self._drawn: list[Draw] = []
         literals = {n.number for t in (equation.left, equation.right) for n in t.walk() if n.kind == "float"}
         finite = {abs(x) for x in literals if math.isfinite(x)}
@@ -214,7 +214,7 @@ class _Tester:
         self._check_types()
         used = self.equation.operations
         self.tally.proof = proof = prove(self.equation, self.typings)
-        self.draws = _DRAWS_PROVED if proof.found else _DRAWS
+        self._drawn = list(self._few()) if proof.found else []
         self._floats("ordinary")
         if not proof.found and self.rule.numerics == "approximates":
             self.tally.proof = replace(proof, why="what approximates is tested, not proved")
@@ -222,7 +222,7 @@ class _Tester:
         elif not proof.found:
             self._further(proof, used)
         if self.rule.numerics == "exact":
-            for draw in self._situations():
+            for draw in self._twice():
                 self._test(draw, Float32(open_zero=bool(used & EXTREMA)), "signed")
         if self.rule.numerics != "unstable" and not used <= RING_OPS | INTEGER_OPS:
             self._floats("large")
@@ -321,14 +321,14 @@ class _Tester:
     def _floats(self, style: str) -> None:
         """Test in float64; this is what the counts of elements and extents speak of."""
         done = []
-        for draw in self._situations():
+        for draw in self._twice() if style == "large" else self._situations():
             comparison = self._test(draw, Float64(self.rule.bound), style)
             if comparison is not None:
                 done.append(tuple(draw.extents.items()))
                 self.tally.compared += comparison.compared
                 self.tally.skipped += comparison.skipped
         self.tally.extents += tuple(" ".join(f"{a}={n}" for a, n in d) for d in dict.fromkeys(done))
-        if len(set(done)) < 3:
+        if len(set(done)) < _DISTINCT:
             raise _untestable(
                 self.rule, "its guards hold in too few of the situations drawn; state them as (has k a), (free-of k a), …"
             )
@@ -339,12 +339,28 @@ class _Tester:
             yield from self._drawn
             return
         for row in EXTENTS:
-            found = draws(self.equation, self.typings, row, self.rng)
-            for draw, _ in zip(found, range(self.draws), strict=False):
-                self._check_axes(draw)
-                if self.tally.proof.found:
-                    self._drawn.append(draw)
-                yield draw
+            yield from self._drawn_for(row, _DRAWS)
+
+    def _twice(self) -> Iterator[Draw]:
+        """Yield situations; where they are few, twice: the numeric class needs many numbers."""
+        yield from self._situations()
+        yield from self._drawn
+
+    def _few(self) -> Iterator[Draw]:
+        """Yield few situations, more where few extents came up in them."""
+        extents: set[tuple[int, ...]] = set()
+        for _ in range(0, _DRAWS, _DRAWS_PROVED):
+            for row in EXTENTS:
+                for draw in self._drawn_for(row, _DRAWS_PROVED):
+                    extents.add(tuple(draw.extents.values()))
+                    yield draw
+            if len(extents) >= _DISTINCT:
+                return
+
+    def _drawn_for(self, row: Sequence[int], count: int) -> Iterator[Draw]:
+        for draw, _ in zip(draws(self.equation, self.typings, row, self.rng), range(count), strict=False):
+            self._check_axes(draw)
+            yield draw
 
     def _test(self, draw: Draw, domain: Domain, style: str) -> Comparison | None:
         """Test one situation; None if a number in it has no meaning in `domain`."""

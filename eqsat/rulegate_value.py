@@ -63,6 +63,7 @@ EXTREMA = frozenset({"max", "min", "maximum", "minimum"})
 _U = 2.0**-53
 _LIBRARY = 4.0  # roundings allowed to one call of NumPy's exp, tanh, …
 _FIRM = 1e-4
+_UNDERFLOW = 1e-290  # far above the subnormal numbers, whose relative roundings are large
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +332,7 @@ class Float64:
         """Compare where both are finite; where only one is, they differ."""
         (a, ea), (b, eb) = left, right
         a, b = a.astype(np.float64), b.astype(np.float64)
-        tolerance = 2 * (ea + eb) + self.relative * np.maximum(abs(a), abs(b))
+        tolerance = 2 * (ea + eb) + self.relative * np.maximum(abs(a), abs(b)) + _UNDERFLOW
         finite = np.isfinite(a) & np.isfinite(b)
         alike = (np.isnan(a) & np.isnan(b)) | (a == b)
         told = np.isfinite(tolerance)
