@@ -121,9 +121,7 @@ def _kinds(equation: Equation, typings: Sequence[Mapping[str, str]]) -> list[dic
     ways = [dict(f) for f in found]
 
     def covers(general: dict[str, Values], special: dict[str, Values]) -> bool:
-        return general != special and all(
-            k == special[v] or (k == "real" and v not in targets) for v, k in general.items()
-        )
+        return general != special and all(k == special[v] or (k == "real" and v not in targets) for v, k in general.items())
 
     return [w for w in ways if not any(covers(g, w) for g in ways)]
 
