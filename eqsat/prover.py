@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from eqsat.normalform import UndecidedError, effort
-from eqsat.prove_rule import NotProvedError, goals
+from eqsat.prove_cases import NotProvedError
+from eqsat.prove_rule import goals
 from eqsat.prove_solver import decide
 from eqsat.rulegate_equation import Equation
 
