@@ -28,7 +28,7 @@ from eqsat.codegen.targets import parse_target
 from eqsat.ir import Program
 from eqsat.kernelgraph import KernelGraph
 from eqsat.numpy_like import softmax
-from eqsat.regions import REGION_OPERATIONS, split
+from eqsat.regions import REGION_OPERATIONS, STRETCH_OPERATIONS, split
 from eqsat.rulefile import builtin_rules
 from eqsat.search.candidates import bound_candidates, candidates_of
 from eqsat.search.cpu_device import cpu_name
@@ -97,7 +97,7 @@ def _row(name: str, program: Program, session: Session) -> str:
     nodes = kernels = 0
     least_ns = 0.0
     began, last = time.perf_counter(), _processor_s(session)
-    partition = split(program, REGION_OPERATIONS)
+    partition = split(program, REGION_OPERATIONS, STRETCH_OPERATIONS)
 
     def mark(stage: str) -> None:
         nonlocal last

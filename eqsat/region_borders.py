@@ -139,39 +139,69 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Widths:
-    """What crosses each place of an order.
-
-    Parameters
-    ----------
-    stored : tuple of (int or None)
-        Bytes that a border there stores; None where none may be.
-    needed : tuple of int
-        Bytes of all values needed on both sides, inputs and outputs of the program included.
-    narrow : frozenset of int
-        Places where one value is all that is still needed.
-    """
-
-    stored: tuple[int | None, ...]
-    needed: tuple[int, ...]
-    narrow: frozenset[int]
-
-    @staticmethod
-    def of(order: Order) -> Widths:
-        """Return the widths at all places."""
-        stored, needed = order.crossings(), order.needed()
-        return Widths(tuple(stored), tuple(needed), frozenset(_necks(order, [p for p, b in enumerate(stored) if b is not None])))
-
-
-Key = Callable[[int, int], Hashable]
-
-
-def choose_borders(order: Order, limit: int, key: Key) -> list[int]:
-    """Return the places before which regions of at most `limit` operations begin, ascending, 0 left out.
+    """What crosses each place of an order, and how large regions may be.
 
     Parameters
     ----------
     order : Order
-    limit : int
+    stored : tuple of (int or None)
+        Bytes that a border there stores; None where none may be.
+    needed : tuple of int
+        Bytes of all values needed on both sides, inputs and outputs of the program included.
+    narrow : tuple of int
+        Places, ascending, where one value is all that is still needed.
+    merged, whole : int
+        Operations of a region, at most: if a narrow place lies within it, and if none does.
+    """
+
+    order: Order
+    stored: tuple[int | None, ...]
+    needed: tuple[int, ...]
+    narrow: tuple[int, ...]
+    merged: int
+    whole: int
+
+    @staticmethod
+    def of(order: Order, merged: int, whole: int) -> Widths:
+        """Return the widths at all places.
+
+        What is needed through more than half of the program (a mask, an encoder's result) is background: it is not counted in a
+        stretch that has no narrow place otherwise and is too large.
+        """
+        stored, needed = order.crossings(), order.needed()
+        places = [p for p in range(1, len(order.values)) if stored[p] is not None]
+        strict = _necks(order, places, background=False)
+        loose = _necks(order, places, background=True)
+        narrow = list(strict)
+        for a, b in itertools.pairwise([0, *strict, len(order.values)]):
+            if order.operations(a, b) > whole:
+                narrow += [p for p in loose if a < p < b]
+        return Widths(order, tuple(stored), tuple(needed), tuple(sorted(narrow)), merged, whole)
+
+    @property
+    def places(self) -> list[int]:
+        """Where a border may be."""
+        return [p for p in range(1, len(self.order.values)) if self.stored[p] is not None]
+
+    def excess(self, a: int, b: int, size: int) -> int:
+        """Return by how many operations a region over places a…b−1 of this size is too large."""
+        at = bisect.bisect_right(self.narrow, a)
+        within = at < len(self.narrow) and self.narrow[at] < b
+        return max(0, size - (self.merged if within else self.whole))
+
+
+Key = Callable[[int, int], Hashable]
+_BORDER = 4  # operations saved that are worth another border
+
+
+def choose_borders(order: Order, merged: int, whole: int, key: Key) -> list[int]:
+    """Return the places before which regions begin, ascending, 0 left out.
+
+    Parameters
+    ----------
+    order : Order
+    merged, whole : int
+        Operations of a region, at most: of one made of several stretches between narrow places, and of a single stretch.
     key : callable
         `key(a, b)` is equal for stretches (of places a…b−1) that are one region up to names.
 
@@ -181,13 +211,11 @@ def choose_borders(order: Order, limit: int, key: Key) -> list[int]:
     then falls into equal regions.
     """
     end = len(order.values)
-    widths = Widths.of(order)
-    everywhere = [p for p in range(1, end) if widths.stored[p] is not None]
-    narrow = sorted(widths.narrow - {0, end})
+    widths = Widths.of(order, merged, whole)
     points: list[int] = []
-    for a, b in itertools.pairwise([0, *narrow, end]):
-        inner = [p for p in everywhere if a < p < b] if order.operations(a, b) > limit else []
-        points += _cheapest(order, inner, widths, a, b, limit) if inner else []
+    for a, b in itertools.pairwise([0, *widths.narrow, end]):
+        inner = [p for p in widths.places if a < p < b] if order.operations(a, b) > whole else []
+        points += _cheapest(widths, inner, a, b) if inner else []
         points += [b] if b < end else []
     parts = {a: key(a, b) for a, b in itertools.pairwise([0, *points, end])}
     at = sorted(parts)
@@ -195,34 +223,30 @@ def choose_borders(order: Order, limit: int, key: Key) -> list[int]:
     def joined(a: int, b: int) -> Hashable:
         return tuple(parts[p] for p in at[bisect.bisect_left(at, a) : bisect.bisect_left(at, b)])
 
-    least = _cheapest(order, everywhere, widths, 0, end, limit)
-    found = [(_score(order, ends, widths, limit, joined), ends) for ends in _periodic(order, points, limit)]
-    found.insert(0, (_score(order, least, widths, limit, joined if set(least) <= set(points) else key), least))
+    least = _cheapest(widths, widths.places, 0, end)
+    found = [(_score(widths, least, joined if set(least) <= set(points) else key), least)]
+    found += [(_score(widths, ends, joined), ends) for ends in _periodic(widths, points)]
     return min(found, key=lambda f: f[0])[1]
 
 
-def _necks(order: Order, places: Sequence[int]) -> list[int]:
+def _necks(order: Order, places: Sequence[int], *, background: bool) -> list[int]:
     """Return the places where one value, computed or given, is all that is still needed.
 
-    What is needed through more than half of the program (a mask, an encoder's result) is background and does not count.
+    With `background`, what is needed through more than half of the program does not count.
     """
     end = len(order.values)
     change = [0] * (end + 2)
     spans = [*((p, until, 0) for p, until in enumerate(order.last)), *order.inputs]
     for first, until, _ in spans:
-        if until > first and 2 * (until - first) <= end:
+        if until > first and not (background and 2 * (until - first) > end):
             change[first + 1] += 1
             change[until + 1] -= 1
-    count, out, allowed = 0, [], set(places)
-    for p in range(end):
-        count += change[p]
-        if p in allowed and count <= 1:
-            out.append(p)
-    return out
+    counts = list(itertools.accumulate(change))
+    return [p for p in places if counts[p] <= 1]
 
 
-def _cheapest(order: Order, places: Sequence[int], widths: Widths, start: int, end: int, limit: int) -> list[int]:
-    """Return the borders out of `places` that store the fewest bytes with regions of at most `limit` operations.
+def _cheapest(widths: Widths, places: Sequence[int], start: int, end: int) -> list[int]:
+    """Return the borders out of `places` that store the fewest bytes with regions that are not too large.
 
     Where no such borders exist, the regions that are too large have the fewest operations in excess. Of equal ones those are
     taken where the least is needed on both sides, then those with regions of like size.
@@ -235,9 +259,9 @@ def _cheapest(order: Order, places: Sequence[int], widths: Widths, start: int, e
         for b_index in range(i + 1, len(stops)):
             b = stops[b_index]
             for p in range(stops[b_index - 1], b):
-                bits |= order.free[p]
+                bits |= widths.order.free[p]
             size = b - a + bits.bit_count()
-            over = max(0, size - limit)
+            over = widths.excess(a, b, size)
             if over and b_index > i + 1:
                 break
             stored, needed = (0, 0) if b == end else (widths.stored[b] or 0, widths.needed[b])
@@ -252,27 +276,28 @@ def _cheapest(order: Order, places: Sequence[int], widths: Widths, start: int, e
     return ends[::-1]
 
 
-def _periodic(order: Order, points: Sequence[int], limit: int) -> Iterator[list[int]]:
+def _periodic(widths: Widths, points: Sequence[int]) -> Iterator[list[int]]:
     """Yield the splits that leave out all but every n-th of `points`, from each first one on."""
-    stops = [*points, len(order.values)]
-    for step in range(1, len(stops) + 1):
+    order, end = widths.order, len(widths.order.values)
+    for step in range(1, len(points) + 2):
         fits = False
         for first in range(min(step, len(points))):
             ends = list(points[first::step])
-            sizes = [order.operations(a, b) for a, b in itertools.pairwise([0, *ends, len(order.values)])]
-            fits |= min(sizes) <= limit
-            if max(sizes) <= limit or step == 1:
+            over = [widths.excess(a, b, order.operations(a, b)) for a, b in itertools.pairwise([0, *ends, end])]
+            fits |= not min(over)
+            if not any(over) or step == 1:
                 yield ends
         if not fits:
             return
 
 
-def _score(order: Order, ends: Sequence[int], widths: Widths, limit: int, key: Key) -> tuple[int, int, int, int]:
-    """Return the operations beyond the limit, those of different regions, the bytes stored, and the number of regions."""
+def _score(widths: Widths, ends: Sequence[int], key: Key) -> tuple[int, int, int, int]:
+    """Return operations beyond the limits, those of different regions (a border counts as some), bytes stored, and regions."""
+    order = widths.order
     sizes: dict[Hashable, int] = {}
     excess = 0
     for a, b in itertools.pairwise([0, *ends, len(order.values)]):
         size = order.operations(a, b)
         sizes.setdefault(key(a, b), size)
-        excess += max(0, size - limit)
-    return excess, sum(sizes.values()), sum(widths.stored[p] or 0 for p in ends), len(ends)
+        excess += widths.excess(a, b, size)
+    return excess, sum(sizes.values()) + _BORDER * len(ends), sum(widths.stored[p] or 0 for p in ends), len(ends)

@@ -16,9 +16,10 @@ from eqsat.ir import Expr, Input, Output, Program, read, rebuild, rename
 from eqsat.naming import canonical, canonical_names, relabel
 from eqsat.region_borders import Order, choose_borders
 
-
 REGION_OPERATIONS = 40
 """Operations of a region that saturates, and whose kernels are listed and chosen, in about a second (bench/notes.md)."""
+STRETCH_OPERATIONS = 96
+"""Operations of a stretch between narrow places (attention with masks and biases), which is split only if it outgrows the e-graph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,26 +85,30 @@ class Partition:
         return "\n".join(lines)
 
 
-def split(program: Program, operations: int) -> Partition:
+def split(program: Program, operations: int = REGION_OPERATIONS, stretch: int | None = None) -> Partition:
     """Split `program` into regions of at most `operations` operations where borders allow it.
 
     Parameters
     ----------
     program : Program
     operations : int
-        A program of no more operations is one region. A stretch without a narrow border stays whole however large it is.
+        A program of no more operations is one region.
+    stretch : int, optional
+        What a stretch may have that has no narrow place, where a single value is all that is still needed; by default as many.
+        Beyond that it is split where at most two computed values cross, and stays whole where there is no such place.
 
     Returns
     -------
     Partition
-        Computed values of three or more at one place are no border. Among the ways to split, one with the fewest operations
-        in *different* regions is taken (they are searched once each), then one that stores the fewest bytes.
+        Among the ways to split, one with few operations in *different* regions (they are searched once each) and few borders is
+        taken, then one that stores the fewest bytes.
     """
     if operations < 1:
         raise UsageError(f"a region holds at least one operation; got a limit of {operations}")
+    whole = operations if stretch is None else max(operations, stretch)
     order = Order.of(program)
     cutter = _Cutter(program, order)
-    ends = [] if order.size <= operations else choose_borders(order, operations, cutter.key)
+    ends = [] if order.size <= operations else choose_borders(order, operations, whole, cutter.key)
     return cutter.cut([0, *ends, len(order.values)])
 
 

@@ -21,7 +21,7 @@ from eqsat.frozen import Frozen
 from eqsat.ir import Program
 from eqsat.kernelgraph import KernelGraph
 from eqsat.region_borders import Order
-from eqsat.regions import REGION_OPERATIONS, Partition, split
+from eqsat.regions import REGION_OPERATIONS, STRETCH_OPERATIONS, Partition, split
 from eqsat.rulefile import RuleSet
 from eqsat.saturation import SaturationReport
 from eqsat.search import bundle, finish, machine, regional
@@ -120,7 +120,7 @@ def optimize(
     files = (*package_rules(), *(Path(r) for r in rules))
     options = Options(target, parse_budget(budget), files, precision, tuple(numerics), measure, epsilon, tuple(without))
     program = with_constants(as_program(expr, *specs), (constants,) if isinstance(constants, str) else constants)
-    if Order.of(program).size <= REGION_OPERATIONS:  # a larger one is named anew region by region
+    if Order.of(program).size <= STRETCH_OPERATIONS:  # a larger one is named anew region by region
         program = shared(program)
     place = machine.resolve(options.target)
     with contextlib.ExitStack() as stack:
@@ -190,7 +190,7 @@ class Search:
 
     def run(self, baseline: Callable[..., Any] | None) -> Optimized:
         """Search, and keep the result if nothing is left open."""
-        partition = split(self.program, REGION_OPERATIONS)
+        partition = split(self.program, REGION_OPERATIONS, STRETCH_OPERATIONS)
         found = self.run_regions(partition, baseline) if len(partition.regions) > 1 else self.run_whole(baseline)
         if not found.receipt.interrupted and found.receipt.closed:
             key = _result_key(self.program, self.options, self.place)

@@ -93,6 +93,23 @@ def test_a_stretch_without_a_narrow_place_stays_whole() -> None:
     assert_same(partition)
 
 
+def test_a_stretch_between_narrow_places_may_be_larger_than_what_several_make_together() -> None:
+    one = operations(stack(1))
+    loose, strict = split(stack(3), one // 2, one + 2), split(stack(3), one // 2)
+    assert [r.operations for r in loose.regions] == [r.operations for r in split(stack(3), one + 2).regions]
+    assert len(strict.regions) > 3
+
+
+def test_an_input_that_every_layer_reads_leaves_the_borders_where_they_are() -> None:
+    x, scale = tensor("x", (5, NARROW)), tensor("scale", (5, 1))
+    for i in range(4):
+        x = dense(x * scale, str(i), WIDE)
+    partition = split(to_program(x), operations(stack(1)) + 4)
+    assert len(partition.regions) == 4
+    assert {b.shape for b in partition.borders} == {(5, NARROW)}
+    assert_same(partition)
+
+
 def test_the_products_under_a_sum_are_no_border() -> None:
     x = tensor("x", (7, 8))
     chain = x
