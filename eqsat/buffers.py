@@ -51,6 +51,7 @@ def _one_of_each(
     """Leave out what follows from another buffer, the one that costs least staying.
 
     An operand of a contraction stays unless it is the same values by other names: matrix units take it from memory as it is.
+    So does what a dependent fold gives beside its other results.
     """
     renamed: dict[int, set[int]] = defaultdict(set)
     derived: dict[int, set[int]] = defaultdict(set)
@@ -67,11 +68,12 @@ def _one_of_each(
                     renamed[varying[0]].add(c)
             elif row is not None and row.kind is Kind.POINTWISE and n.op != "Cast" and (small or row.weight <= _CHEAP):
                 derived[varying[0]].add(c)
+    stays = operands | {c for c, r in frozen.anchor_of.items() if any(n.op == "FoldAnchor" for n in frozen.nodes.get(r, ()))}
     kept: set[int] = set()
     same: set[int] = set()
     near: set[int] = set()
     for c in sorted(wanted, key=lambda c: (c not in outputs, prices.least(c), c)):
-        if c not in outputs and (c in same or (c in near and c not in operands)):
+        if c not in outputs and (c in same or (c in near and c not in stays)):
             continue
         kept.add(c)
         called = _reached({c}, renamed)  # arithmetic may follow another name; an access reads memory alone

@@ -53,7 +53,7 @@ class Cut:
 _POINT = Mode()
 
 
-def join(modes: list[Mode], axes: frozenset[str]) -> Mode | None:
+def join(modes: list[Mode], axes: frozenset[str], *, small: bool = False) -> Mode | None:
     """Return the mode of a pointwise node over parts of these modes, or None where no family could serve it.
 
     Parameters
@@ -61,6 +61,8 @@ def join(modes: list[Mode], axes: frozenset[str]) -> Mode | None:
     modes : list of Mode
     axes : frozenset of str
         Axes of the node.
+    small : bool
+        Whether the node has so few elements that a reduction may be done again for each position of the axes it lacks.
     """
     anchored = [m for m in modes if m.family != "point"]
     if not anchored:
@@ -76,7 +78,8 @@ def join(modes: list[Mode], axes: frozenset[str]) -> Mode | None:
     summed = frozenset().union(*(m.summed for m in anchored))
     nested = any(m.nested for m in anchored)
     if not contracts:
-        return Mode("reduce", lead.over, free, summed=summed, nested=nested) if axes - lead.over <= free else None
+        rows = free | axes - lead.over
+        return Mode("reduce", lead.over, rows, summed=summed, nested=nested) if small or rows == free else None
     wide = contracts[0]
     shared = frozenset(loads for loads in frozenset.intersection(*(m.shared for m in contracts)) if summed <= loads)
     if not shared or nested or any(m.free != wide.free for m in contracts):

@@ -167,7 +167,7 @@ class Cuts:
         return Cut(self._modes.setdefault(mode, mode), anchors, loads, work, form, self._rank(work, loads))
 
     def _rank(self, work: float, loads: frozenset[Load]) -> tuple[float, int]:
-        return work / OPERATIONS + sum(map(self._prices.of_load, loads)), len(loads)
+        return work / OPERATIONS + self._prices.of_loads(loads), len(loads)
 
     def _is_dear(self, c: int, family: str, rank: tuple[float, int]) -> bool:
         """Whether class `c` is full of better regions of the family than one of this rank or a higher one."""
@@ -187,7 +187,8 @@ class Cuts:
         """Return the mode of a node over these parts; modes are one object each, so their identities tell them apart."""
         key: tuple[Any, ...] = (axes, *[id(p.mode) for p in parts])
         if key not in self._joined:
-            found = join([p.mode for p in parts], axes)
+            over = frozenset().union(*(p.mode.over for p in parts))
+            found = join([p.mode for p in parts], axes, small=self.elements(axes | over) <= _SMALL)
             self._joined[key] = None if found is None else self._modes.setdefault(found, found)
         return self._joined[key]
 
@@ -327,6 +328,7 @@ class Cuts:
             yield self._cut(Mode("online", over, free, score=key), anchors, loads, work + v.work + 2 * elements, form)
 
 
+_SMALL = 1 << 20  # elements of a combination of parts: reducing them again for each position of an axis takes no time
 _LOWEST = -3e38  # the pivot of a part none of whose scores is finite: e^(−inf − pivot) = 0, not NaN
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from eqsat.cut import Load
 from eqsat.frozen import Frozen, Node
@@ -32,6 +32,7 @@ class Prices:
         self._frozen, self._extents = frozen, extents
         self._least = self._estimates()
         self._loads: dict[Load, float] = {}
+        self._folds = _folds(frozen)
 
     def least(self, c: int) -> float:
         """Return the least cost of a term that computes a class, nothing shared."""
@@ -41,8 +42,23 @@ class Prices:
         """Note that an input read so is class `c`."""
         self._loads[load] = self.bytes(c)
 
-    def of_load(self, load: Load) -> float:
-        """Return what a load costs: its bytes, and for an intermediate its making, unless constants give it ahead of time."""
+    def of_loads(self, loads: Iterable[Load]) -> float:
+        """Return what loads cost: their bytes, and the making of intermediates but for those that constants give ahead of time.
+
+        Results of one dependent fold are made in one pass.
+        """
+        total = 0.0
+        passes: dict[tuple[object, ...], float] = {}
+        for load in loads:
+            if load[0] == "buf" and (fold := self._folds.get(int(load[1]))) is not None:
+                making = self._of_load(load) - 2 * self.bytes(int(load[1]))
+                total += self._of_load(load) - making
+                passes[fold] = max(passes.get(fold, 0.0), making)
+            else:
+                total += self._of_load(load)
+        return total + sum(passes.values())
+
+    def _of_load(self, load: Load) -> float:
         if load not in self._loads:
             c = int(load[1])
             made = 0.0 if c in self._frozen.constant else self.bytes(c) + self._least.get(c, math.inf) + _LAUNCH
@@ -105,3 +121,13 @@ class Prices:
         """Return the bytes that a value takes in its own type."""
         name = self._frozen.dtype[c]
         return self._elements(self._frozen.axes[c]) * (4 if name == WEAK else DType.parse(name).bytes)
+
+
+def _folds(frozen: Frozen) -> dict[int, tuple[object, ...]]:
+    """Return for each class that a dependent fold may write the fold: its axes and the class of its score."""
+    found: dict[int, tuple[object, ...]] = {}
+    for c, region in frozen.anchor_of.items():
+        for n in frozen.nodes.get(region, ()):
+            if n.op == "FoldAnchor" and c not in frozen.constant:
+                found.setdefault(c, (n.literals[1], n.children[0]))
+    return found
