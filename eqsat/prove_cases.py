@@ -7,6 +7,7 @@ which both sides are looked at. So an axis that the rule does not mention matter
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from eqsat.rulegate_equation import Equation
 from eqsat.sexpr import Node
 
 _MOST_CASES = 2048  # combinations of axes and dtypes; a rule with more is tested, not proved
+_MOST_VARIABLES = 8
 _OTHER = "?"  # an axis that the rule does not mention
 
 
@@ -108,13 +110,13 @@ def _axis_cases(equation: Equation, times: int) -> Iterator[tuple[dict[str, str]
         if not all(_distinct(g, axis) for g in equation.guards):
             continue
         classes = [*dict.fromkeys(axis.values()), _OTHER]
-        if len(classes) * len(variables) > 16:
+        if len(variables) > _MOST_VARIABLES:
+            raise NotProvedError("too many variables to go through all cases")
+        possible = [list(_varying(equation, axis, c, variables)) for c in classes]
+        if math.prod(map(len, possible)) > 8 * _MOST_CASES:
             raise NotProvedError("too many axes and variables to go through all cases")
-        for members in itertools.product((False, True), repeat=len(classes) * len(variables)):
-            rows = [members[i * len(classes) : (i + 1) * len(classes)] for i in range(len(variables))]
-            axes = {
-                v: frozenset(c for c, m in zip(classes, row, strict=True) if m) for v, row in zip(variables, rows, strict=True)
-            }
+        for chosen in itertools.product(*possible):
+            axes = {v: frozenset(c for c, varying in zip(classes, chosen, strict=True) if v in varying) for v in variables}
             left = axes_in(equation.left, axis, axes)
             if left is None or not all(_axes_hold(g, axis, axes) for g in equation.guards):
                 continue
@@ -126,6 +128,19 @@ def _axis_cases(equation: Equation, times: int) -> Iterator[tuple[dict[str, str]
             if done > most:
                 raise NotProvedError("too many cases")
             yield {**axis, **made}, axes
+
+
+def _varying(equation: Equation, axis: Mapping[str, str], about: str, variables: Sequence[str]) -> Iterator[frozenset[str]]:
+    """Yield the sets of variables that may vary along one axis, as far as that axis alone can tell."""
+    told = not any(n.head == "Substitute" for t in (equation.left, *equation.guards) for n in t.walk())
+    for members in itertools.product((False, True), repeat=len(variables)):
+        varying = frozenset(v for v, m in zip(variables, members, strict=True) if m)
+        axes = {v: frozenset((about,)) if v in varying else frozenset[str]() for v in variables}
+        if not told or (
+            axes_in(equation.left, axis, axes, about) is not None
+            and all(_axes_hold(g, axis, axes, about) for g in equation.guards)
+        ):
+            yield varying
 
 
 def _partitions(names: Sequence[str]) -> Iterator[dict[str, str]]:
@@ -153,27 +168,30 @@ def _distinct(guard: Node, axis: Mapping[str, str]) -> bool:
     return True
 
 
-def axes_in(node: Node, axis: Mapping[str, str], axes: Mapping[str, frozenset[str]]) -> frozenset[str] | None:
-    """Return the axes of a term or an index expression; None if it reduces or replaces an axis that its operand lacks."""
+def axes_in(node: Node, axis: Mapping[str, str], axes: Mapping[str, frozenset[str]], about: str = "") -> frozenset[str] | None:
+    """Return the axes of a term or an index expression; None if it reduces or replaces an axis that its operand lacks.
+
+    With `about`, say only whether that axis is among them: the others are not looked at.
+    """
     if node.kind == "symbol":
         return axes[node.text]
     row = BY_CONSTRUCTOR.get(node.head)
     if node.head in INDEX_CONSTRUCTORS:
-        return _axes_of_index(node, axis, axes)
+        return _axes_of_index(node, axis, axes, about)
     if row is None or row.name == "read":
         raise NotProvedError(f"{node.head} has no meaning of its own")
     if row.name == "const":
         return frozenset()
     if row.name == "iota":
-        return frozenset((axis[axis_key(node.args[0])],))
+        return _only(axis[axis_key(node.args[0])], about)
     if row.kind in (Kind.REDUCE, Kind.ACCESS):
-        inner = axes_in(node.args[-1], axis, axes)
+        inner = axes_in(node.args[-1], axis, axes, about)
         gone = axis[axis_key(node.args[0])]
-        if inner is None or gone not in inner:
+        if inner is None or (gone not in inner and about in ("", gone)):
             return None
-        parts = [inner - {gone}, *([axes_in(node.args[1], axis, axes)] if row.kind is Kind.ACCESS else [])]
+        parts = [inner - {gone}, *([axes_in(node.args[1], axis, axes, about)] if row.kind is Kind.ACCESS else [])]
     else:
-        parts = [axes_in(a, axis, axes) for a in node.args[: row.arity]]
+        parts = [axes_in(a, axis, axes, about) for a in node.args[: row.arity]]
     found: set[str] = set()
     for p in parts:
         if p is None:
@@ -182,20 +200,24 @@ def axes_in(node: Node, axis: Mapping[str, str], axes: Mapping[str, frozenset[st
     return frozenset(found)
 
 
-def _axes_of_index(node: Node, axis: Mapping[str, str], axes: Mapping[str, frozenset[str]]) -> frozenset[str] | None:
+def _only(axis: str, about: str) -> frozenset[str]:
+    return frozenset((axis,)) if about in ("", axis) else frozenset()
+
+
+def _axes_of_index(node: Node, axis: Mapping[str, str], axes: Mapping[str, frozenset[str]], about: str) -> frozenset[str] | None:
     match node.head, node.args:
         case "Axis", (k,):
-            return frozenset((axis[axis_key(k)],))
+            return _only(axis[axis_key(k)], about)
         case "Whole", _:
             return frozenset()
         case "Plus", (a, b):
-            parts = axes_in(a, axis, axes), axes_in(b, axis, axes)
+            parts = axes_in(a, axis, axes, about), axes_in(b, axis, axes, about)
             return None if parts[0] is None or parts[1] is None else parts[0] | parts[1]
         case "Substitute", (a, k, b):
-            inner, new, gone = axes_in(a, axis, axes), axes_in(b, axis, axes), axis[axis_key(k)]
+            inner, new, gone = axes_in(a, axis, axes, about), axes_in(b, axis, axes, about), axis[axis_key(k)]
             return None if inner is None or new is None else (inner - {gone}) | new if gone in inner else inner
         case _, (a, _):
-            return axes_in(a, axis, axes)
+            return axes_in(a, axis, axes, about)
     raise NotProvedError(f"the prover cannot read the index {node}")
 
 
@@ -206,16 +228,18 @@ _AXIS_GUARDS: Mapping[str, Callable[..., bool]] = {
 }
 
 
-def _axes_hold(guard: Node, axis: Mapping[str, str], axes: Mapping[str, frozenset[str]]) -> bool:
+def _axes_hold(guard: Node, axis: Mapping[str, str], axes: Mapping[str, frozenset[str]], about: str = "") -> bool:
     """Whether a guard about axes holds; any other one is left open here."""
     if guard.head in ("free-of", "has", "index-free-of"):
-        found = axes_in(guard.args[1], axis, axes)
+        if about not in ("", axis[axis_key(guard.args[0])]):
+            return True
+        found = axes_in(guard.args[1], axis, axes, about)
         return found is not None and (axis[axis_key(guard.args[0])] in found) == (guard.head == "has")
     if guard.head == "alike-but":
         k, a, m, b = guard.args
-        one, other = axes_in(a, axis, axes), axes_in(b, axis, axes)
+        one, other = axes_in(a, axis, axes, about), axes_in(b, axis, axes, about)
         return one is not None and other is not None and one - {axis[axis_key(k)]} == other - {axis[axis_key(m)]}
     if guard.head in _AXIS_GUARDS:
-        sets = [axes_in(a, axis, axes) for a in guard.args]
+        sets = [axes_in(a, axis, axes, about) for a in guard.args]
         return None not in sets and _AXIS_GUARDS[guard.head](*sets)
     return True
