@@ -6,7 +6,7 @@ A schedule may share the work among all cores, so every time but the launch's is
 from __future__ import annotations
 
 from eqsat.codegen.kernel import Rates
-from eqsat.codegen.problem import ContractProblem, Problem
+from eqsat.codegen.problem import Contract, Problem
 from eqsat.ir import Program
 from eqsat.ops import Kind
 
@@ -40,7 +40,7 @@ def streaming_bound_ns(program: Program, rates: Rates) -> float:
 
 def contract_bound_ns(problem: Problem, rates: Rates) -> float:
     """Return the longest of the times of the multiply-adds, of the bytes, and of a launch."""
-    assert isinstance(problem, ContractProblem)
-    wide = all(c.node.dtype.bytes == 8 for c in problem.contractions)
+    assert isinstance(problem, Contract)
+    wide = all(c.node.dtype.bytes == 8 for p in problem.parts for c in p.contractions)
     arithmetic = problem.flops / (rates.rate("f64") if wide else max(rate for _, rate in rates.flops))
     return max(arithmetic / rates.cores, memory_bound_ns(problem.program, rates) / rates.cores, rates.launch_ns)

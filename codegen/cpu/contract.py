@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from eqsat.codegen.cpu.bounds import contract_bound_ns
-from eqsat.codegen.cpu.contraction import ContractNest, sum_dtype
+from eqsat.codegen.cpu.contraction import ContractNest, side_by_side, sum_dtype
 from eqsat.codegen.cpu.loops import loop, parallel
 from eqsat.codegen.cpu.model import shared, up
 from eqsat.codegen.cpu.pack import pack
@@ -13,7 +13,7 @@ from eqsat.codegen.cpu.point import VECTOR_BYTES
 from eqsat.codegen.cpu.source import assemble
 from eqsat.codegen.cpu.vector import widest
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
-from eqsat.codegen.problem import ContractProblem, Problem
+from eqsat.codegen.problem import Contract, Problem
 from eqsat.codegen.targets import Target
 from eqsat.errors import IllegalScheduleError
 
@@ -57,7 +57,7 @@ class ContractFamily:
 
     def legal(self, problem: Problem, schedule: Schedule) -> str | None:
         """Return why the schedule cannot serve the problem, or None."""
-        if not isinstance(problem, ContractProblem) or not isinstance(schedule, CpuContractTile):
+        if not isinstance(problem, Contract) or not isinstance(schedule, CpuContractTile):
             return f"expected a contract problem and a CpuContractTile; got {problem.family} and {type(schedule).__name__}"
         s = schedule
         if s.vector_bytes not in VECTOR_BYTES:
@@ -79,15 +79,15 @@ class ContractFamily:
         """Return the source."""
         if refusal := self.legal(problem, schedule):
             raise IllegalScheduleError(f"{schedule}: {refusal}")
-        assert isinstance(problem, ContractProblem)
+        assert isinstance(problem, Contract)
         assert isinstance(schedule, CpuContractTile)
         nest = ContractNest(problem, _lanes(problem, schedule))
-        body = nest.wrapped(_blocks(nest, schedule))
+        body = nest.wrapped([*nest.statistics(schedule.threads), *side_by_side([_blocks(part, schedule) for part in nest.parts])])
         return assemble(
             nest.printer,
             schedule,
             body,
-            mask_bits=8 * widest([problem.output.expr]),
+            mask_bits=8 * widest([o.expr for o in problem.program.outputs]),
             threads=schedule.threads,
             compiler=schedule.compiler,
             functions=_register_tile(nest, schedule),
@@ -100,17 +100,17 @@ class ContractFamily:
 
     def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
         """Return the time that a model expects."""
-        assert isinstance(problem, ContractProblem)
+        assert isinstance(problem, Contract)
         assert isinstance(schedule, CpuContractTile)
         s = schedule
-        batch, m, n, k = problem.shape
+        batch, m, _, k = problem.shape
         columns = s.vectors * _lanes(problem, s)
         # fewer than 8 sums wait for one another; more than 12 gain nothing and make edges dearer
         slow = {16: 4.0, 32: 2.0, 64: 1.15}[s.vector_bytes] * (max(1.0, 8.0 / (s.rows * s.vectors)) + 0.002 * s.rows * s.vectors)
         blocks = 1.0 + 20.0 / min(s.kc, max(k, 1)) + 4.0 / min(s.mc, max(m, 1))
-        padded = up(m, (s.rows,)) * up(n, (columns,))
+        padded = up(m, (s.rows,)) * sum(p.flops * up(p.shape[2], (columns,)) for p in problem.parts) / max(problem.flops, 1)
         arithmetic = problem.flops / rates.rate("f64" if _lanes(problem, s) * 8 == s.vector_bytes else "f32")
-        packed = batch * (m * k * -(-n // s.nc) + k * n * len(problem.contractions)) * 0.2
+        packed = sum(m * k * -(-p.shape[2] // s.nc) + k * p.shape[2] * len(p.contractions) for p in problem.parts) * batch * 0.2
         return shared(arithmetic * slow * blocks * padded + packed, s.threads, rates) + rates.launch_ns
 
     def serves(self, target: Target) -> bool:
@@ -118,7 +118,7 @@ class ContractFamily:
         return target.kind == "cpu"
 
 
-def _lanes(problem: ContractProblem, schedule: CpuContractTile) -> int:
+def _lanes(problem: Contract, schedule: CpuContractTile) -> int:
     return schedule.vector_bytes // sum_dtype(problem).bytes
 
 
@@ -159,7 +159,6 @@ def _blocks(nest: ContractNest, schedule: CpuContractTile) -> list[str]:
     rows, columns = schedule.rows, schedule.vectors * nest.printer.width
     kc, mc, nc = min(schedule.kc, max(k, 1)), min(schedule.mc, _up(m, rows)), min(schedule.nc, _up(n, columns))
     several = k > kc
-    statistics = nest.statistics(schedule.threads)
     for c in range(count):
         nest.scratch(f"packed_b{c}", kc * nc, nest.element, nest.bytes)
         if several:
@@ -187,7 +186,7 @@ def _blocks(nest: ContractNest, schedule: CpuContractTile) -> list[str]:
         f"const pos ncs = {n} - n_first < {nc} ? {n} - n_first : {nc};",
         *loop(f"for (pos k_first = 0; k_first < {stop}; k_first += {kc})", k_block),
     ]
-    return [*statistics, *loop(f"for (pos n_first = 0; n_first < {n}; n_first += {nc})", column_block)]
+    return loop(f"for (pos n_first = 0; n_first < {n}; n_first += {nc})", column_block)
 
 
 def _tiles(nest: ContractNest, schedule: CpuContractTile, nc: int, several: bool) -> list[str]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 from eqsat.codegen.cpu.accumulate import accumulator
 from eqsat.codegen.cpu.loads import Loop, load_of, merged
 from eqsat.codegen.cpu.loops import loop, parallel, vector_loop
 from eqsat.codegen.cpu.vector import ELEMENT, REGISTER, Lanes, Printer, Scope, positions
 from eqsat.codegen.printer import is_load, read_indices
-from eqsat.codegen.problem import ContractProblem
+from eqsat.codegen.problem import Contract
 from eqsat.ir import Expr
 from eqsat.types import DType, promote
 
@@ -17,29 +19,29 @@ _ALIGNMENT = 64
 _NONE = (Loop("", 1, frozenset()),)
 
 
-def sum_dtype(problem: ContractProblem) -> DType:
+def sum_dtype(problem: Contract) -> DType:
     """Return the type in which products are formed and added: f32 for 16-bit floats, i64 for counts of truth values."""
-    out = problem.contractions[0].node.dtype
-    for c in problem.contractions[1:]:
-        out = promote(out, c.node.dtype)
+    first, *others = (c.node.dtype for p in problem.parts for c in p.contractions)
+    out = first
+    for dtype in others:
+        out = promote(out, dtype)
     return DType.I32 if out is DType.BOOL else out.accumulator
 
 
 class ContractNest:
     """A contraction kernel while it is being printed.
 
-    `batch`, `m`, `n`, `k` are the merged loops of each group of axes. `element` is the C type of packed operands and
+    It prints one part of the problem at a time, `problem`; `parts` gives the nests of all, which share what is printed outside
+    the loops over columns. `batch`, `m`, `n`, `k` are the merged loops of each group of axes. `element` is the C type of packed operands and
     sums, `vector` the vector type of the sums (unsigned for integers, which wrap).
     """
 
-    def __init__(self, problem: ContractProblem, lanes: int) -> None:
-        self.problem = problem
+    def __init__(self, problem: Contract, lanes: int) -> None:
+        self._parts = problem.parts
+        self.problem = lead = problem.parts[0]
         self.printer = Printer(problem.program, lanes)
-        extents = problem.program.extents
-        self.batch, self.m, self.n, self.k = (
-            merged(problem.program, axes, extents) or (_NONE if axes is not problem.batch else ())
-            for axes in (problem.batch, problem.m, problem.n, problem.k)
-        )
+        self.batch = merged(problem.program, lead.batch, problem.program.extents)
+        self.m, self.n, self.k = map(self._loops, (lead.m, lead.n, lead.k))
         self.dtype = sum_dtype(problem)
         self.register = REGISTER[self.dtype]
         self.element = ELEMENT[self.register]
@@ -49,18 +51,29 @@ class ContractNest:
         self.outer = [Scope()] + [Scope(x.covers) for x in self.batch]
         for i, x in enumerate(self.batch):
             self.printer.names[x.axis] = f"g{i}"
-        self._workspace = 0
-        self._pointers: list[str] = []
+        self._arrays: dict[str, tuple[str, int]] = {}  # C type and bytes of each scratch array
+
+    def _loops(self, axes: tuple[str, ...]) -> tuple[Loop, ...]:
+        return merged(self.printer.program, axes, self.printer.program.extents) or _NONE
+
+    @property
+    def parts(self) -> Iterator[ContractNest]:
+        """The nests of the parts, which run one after another."""
+        for p in self._parts:
+            nest = copy.copy(self)
+            nest.problem, nest.n = p, self._loops(p.n)
+            yield nest
 
     @property
     def workspace_bytes(self) -> int:
         """Bytes of scratch memory asked for so far, with room to align it."""
-        return self._workspace + _ALIGNMENT if self._workspace else 0
+        total = sum(size for _, size in self._arrays.values())
+        return total + _ALIGNMENT if total else 0
 
     def scratch(self, name: str, count: int, element: str, size: int) -> None:
-        """Reserve an array in scratch memory."""
-        self._pointers.append(f"{element} *restrict const {name} = ({element} *)(base + {self._workspace});")
-        self._workspace += -(-max(count, 1) * size // _ALIGNMENT) * _ALIGNMENT
+        """Reserve an array in scratch memory; parts that ask for the same name use it one after another."""
+        _, before = self._arrays.get(name, (element, 0))
+        self._arrays[name] = element, max(before, -(-max(count, 1) * size // _ALIGNMENT) * _ALIGNMENT)
 
     def wrapped(self, body: Sequence[str], *, pragma: Sequence[str] = ()) -> list[str]:
         """Return the kernel's body: scratch pointers, and the batch loops around `body` (printed into the inner scope)."""
@@ -69,7 +82,12 @@ class ContractNest:
             head = list(pragma) if i == 0 else []
             lines = [*self.outer[i].lines, *head, *loop(f"for (pos g{i} = 0; g{i} < {x.extent}; g{i}++)", lines)]
         base = "char *const base = (char *)(((__UINTPTR_TYPE__)workspace + 63) & ~(__UINTPTR_TYPE__)63);"
-        return [*([base] if self._workspace else []), *self._pointers, *lines]
+        starts = itertools.accumulate((size for _, size in self._arrays.values()), initial=0)
+        pointers = [
+            f"{element} *restrict const {name} = ({element} *)(base + {start});"
+            for (name, (element, _)), start in zip(self._arrays.items(), starts, strict=False)
+        ]
+        return [*([base] if pointers else []), *pointers, *lines]
 
     def place(self, loops: Sequence[Loop], position: str) -> None:
         """Set the names of a group's axes for a scalar position."""
@@ -138,11 +156,16 @@ class ContractNest:
         def body(position: str, part: str | None, _: int) -> list[str]:
             last, lanes = Scope(self._covers(self.n)), Lanes(self.n, position, part)
             value = self.printer.value(self.problem.output.expr, [*self.outer, scope, last], lanes)
-            self.printer.store(value, last, lanes)
+            self.printer.store(value, last, lanes, self.problem.output)
             return last.lines
 
         lines = list(vector_loop("column", first, stop, self.printer.width, 1, body))
         return [*scope.lines, *lines]
+
+
+def side_by_side(bodies: Sequence[list[str]]) -> list[str]:
+    """Return what the parts do, one after another; each in a block of its own if there are several."""
+    return bodies[0] if len(bodies) == 1 else [line for body in bodies for line in loop("", body)]
 
 
 def spilled(register: str) -> str:

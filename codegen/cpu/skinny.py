@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from eqsat.codegen.cpu.bounds import contract_bound_ns, memory_bound_ns
-from eqsat.codegen.cpu.contraction import ContractNest, sum_dtype
+from eqsat.codegen.cpu.contraction import ContractNest, side_by_side, sum_dtype
 from eqsat.codegen.cpu.loops import loop, parallel, vector_loop
 from eqsat.codegen.cpu.model import shared
 from eqsat.codegen.cpu.point import common_refusal
 from eqsat.codegen.cpu.source import assemble
 from eqsat.codegen.cpu.vector import Lanes, Scope, converted, widest
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
-from eqsat.codegen.problem import ContractProblem, Problem
+from eqsat.codegen.problem import Contract, Problem
 from eqsat.codegen.targets import Target
 from eqsat.errors import IllegalScheduleError
 
@@ -57,7 +57,7 @@ class SkinnyFamily:
 
     def legal(self, problem: Problem, schedule: Schedule) -> str | None:
         """Return why the schedule cannot serve the problem, or None."""
-        if not isinstance(problem, ContractProblem) or not isinstance(schedule, CpuSkinnyTile):
+        if not isinstance(problem, Contract) or not isinstance(schedule, CpuSkinnyTile):
             return f"expected a contract problem and a CpuSkinnyTile; got {problem.family} and {type(schedule).__name__}"
         if refusal := common_refusal(schedule.vector_bytes, schedule.vectors, schedule.threads, schedule.compiler):
             return refusal
@@ -67,7 +67,7 @@ class SkinnyFamily:
         size = sum_dtype(problem).bytes
         if schedule.columns < 1 or schedule.columns % (schedule.vector_bytes // size):
             return f"blocks of {schedule.columns} columns are not a whole number of vectors"
-        count = len(problem.contractions)
+        count = max(len(p.contractions) for p in problem.parts)
         if m * schedule.columns * size * count > _STACK_BYTES:
             return f"the sums of {m} x {schedule.columns} columns are more than {_STACK_BYTES} bytes"
         if schedule.columns >= 2 * max(n, 64):
@@ -84,7 +84,7 @@ class SkinnyFamily:
         """Return the source."""
         if refusal := self.legal(problem, schedule):
             raise IllegalScheduleError(f"{schedule}: {refusal}")
-        assert isinstance(problem, ContractProblem)
+        assert isinstance(problem, Contract)
         assert isinstance(schedule, CpuSkinnyTile)
         nest = ContractNest(problem, schedule.vector_bytes // sum_dtype(problem).bytes)
         body = nest.wrapped(_Skinny(nest, schedule).lines())
@@ -92,7 +92,7 @@ class SkinnyFamily:
             nest.printer,
             schedule,
             body,
-            mask_bits=8 * widest([problem.output.expr]),
+            mask_bits=8 * widest([o.expr for o in problem.program.outputs]),
             threads=schedule.threads,
             compiler=schedule.compiler,
             workspace_bytes=nest.workspace_bytes,
@@ -104,7 +104,7 @@ class SkinnyFamily:
 
     def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
         """Return the time that a model expects."""
-        assert isinstance(problem, ContractProblem)
+        assert isinstance(problem, Contract)
         assert isinstance(schedule, CpuSkinnyTile)
         m, k = max(problem.shape[1], 1), problem.shape[3]
         arithmetic = problem.flops / rates.rate("f32") * {16: 4.0, 32: 2.0, 64: 1.0}[schedule.vector_bytes]
@@ -138,16 +138,27 @@ class _Skinny:
         self.stride = -(-self.k // self.width) * self.width  # rows of the evaluated left operand, whole vectors
 
     def lines(self) -> list[str]:
-        """Return what happens for one batch."""
-        nest, step = self.nest, self.schedule.columns
+        """Return what happens for one batch: the left operand once, then the columns of each part."""
+        nest = self.nest
+        parts = [_Skinny(part, self.schedule) for part in nest.parts]
         statistics = nest.statistics(1)
-        ways = [not nest.along(x.b, nest.n) and nest.along(x.b, nest.k) for x in nest.problem.contractions]
-        for name in self._left_names(ways):
+        names = self._left_names([dots for part in parts for dots in part.ways()])
+        for name in names:
             nest.scratch(name, self.m * self.stride, nest.element, nest.bytes)
+        return [*statistics, *self._left(names), *side_by_side([part.blocks() for part in parts])]
+
+    def ways(self) -> list[bool]:
+        """Return for each contraction whether it takes inner products along k, rather than tiles of columns."""
+        nest = self.nest
+        return [not nest.along(x.b, nest.n) and nest.along(x.b, nest.k) for x in nest.problem.contractions]
+
+    def blocks(self) -> list[str]:
+        """Return the loop over the columns of a part."""
+        nest, step = self.nest, self.schedule.columns
         body = [f"const pos last = first + {step} < {self.n} ? first + {step} : {self.n};"]
         sums = range(len(nest.problem.contractions))
         body += [f"{nest.element} sums{c}[{self.m * step}] __attribute__((aligned(64)));" for c in sums]
-        for c, dots in enumerate(ways):
+        for c, dots in enumerate(self.ways()):
             body += self._dots(c) if dots else self._tiles(c)
 
         def address(c: int, position: str) -> str:
@@ -156,7 +167,7 @@ class _Skinny:
         epilogue = nest.epilogue(address, "first", "last", "row")
         body += loop(f"for (pos row = 0; row < {self.m}; row++)", epilogue)
         blocks = loop(f"for (pos first = 0; first < {self.n}; first += {step})", body)
-        return [*statistics, *self._left(self._left_names(ways)), *parallel(self.schedule.threads), *blocks]
+        return [*parallel(self.schedule.threads), *blocks]
 
     @staticmethod
     def _left_names(ways: list[bool]) -> list[str]:

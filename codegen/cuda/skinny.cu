@@ -23,11 +23,14 @@ constexpr bool EVEN = CHUNKS % (CK * STEP) == 0;
 // One chunk of w, 32 of k by NT*8 contiguous columns: lane (g, q) holds 8 columns, 64t + 8g .., of each of its 8 rows of k.
 struct Chunk {
   Raw<16> v[NT / 8][8];
-  DEV void load(const T* w, int k, int n, int g, int q) {
-    w += (i64)(k + 8 * q) * W_STRIDE;
+  DEV void load(const T* w, int k, int n, int g, int q) {                   //@one
+    constexpr int columns = N;                                              //@one
+    constexpr i64 stride = W_STRIDE;                                        //@one
+  DEV void load(const T* w, int k, int n, int g, int q, int columns, i64 stride) {  //@several
+    w += (i64)(k + 8 * q) * stride;
     UNROLL for (int t = 0; t < NT / 8; ++t)
       UNROLL for (int r = 0; r < 8; ++r) {
-        if (K % 32 == 0 || k + 8 * q + r < K) v[t][r] = stream16<HINT>(w + min(n + 64 * t + 8 * g, N - 8) + (i64)r * W_STRIDE);
+        if (K % 32 == 0 || k + 8 * q + r < K) v[t][r] = stream16<HINT>(w + min(n + 64 * t + 8 * g, columns - 8) + (i64)r * stride);
         else v[t][r] = zero_raw<16>();
       }
   }
@@ -48,11 +51,14 @@ struct Chunk {
 // One chunk of w, NT*8 columns by 32 contiguous k: lane (g, q) holds its 8 of k of the columns 8t + g.
 struct Chunk {
   Raw<16> v[NT];
-  DEV void load(const T* w, int k, int n, int g, int q) {
+  DEV void load(const T* w, int k, int n, int g, int q) {                   //@one
+    constexpr int columns = N;                                              //@one
+    constexpr i64 stride = W_STRIDE;                                        //@one
+  DEV void load(const T* w, int k, int n, int g, int q, int columns, i64 stride) {  //@several
     w += k + 8 * q;
-    const T* const first = w + (i64)(n + g) * W_STRIDE;
+    const T* const first = w + (i64)(n + g) * stride;
     UNROLL for (int t = 0; t < NT; ++t) {
-      const T* const from = N % SLAB == 0 ? first + (i64)(8 * t) * W_STRIDE : w + (i64)min(n + 8 * t + g, N - 1) * W_STRIDE;
+      const T* const from = WHOLE_SLABS ? first + (i64)(8 * t) * stride : w + (i64)min(n + 8 * t + g, columns - 1) * stride;
       if (K % 32 == 0 || k + 8 * q < K) v[t] = stream16<HINT>(from);
       else v[t] = zero_raw<16>();
     }
@@ -88,7 +94,9 @@ eqsat_kernel(PARAMETERS) {
   const int rank = cluster_rank();                                          //@cluster
   const int rank = blockIdx.x % CK;                                         //@memory
   constexpr int rank = 0;                                                   //@alone
-  const int batch = blockIdx.y, n0 = blockIdx.x / CK * SLAB, k0 = rank * SHARE * 32;
+  const int batch = blockIdx.y, k0 = rank * SHARE * 32;
+  SELECT
+  const int n0 = SLAB_HERE * SLAB;
   const int mine = EVEN ? SHARE : min(SHARE, CHUNKS - rank * SHARE), n = n0 + wn * NT * 8;
 
   Chunk w[DEPTH][COUNT];                                                        // the first chunks are on their way before all else
@@ -183,7 +191,7 @@ eqsat_kernel(PARAMETERS) {
 //@end
 //@begin memory
   // The blocks that split k leave their sums in memory; the last of them to finish adds all, in the order of their ranks.
-  constexpr int SLABS = (N + SLAB - 1) / SLAB, SLOT = COUNT * M * SLAB + STATISTICS * M;
+  constexpr int SLOT = COUNT * M * SLAB + STATISTICS * M;
   const int slab = batch * SLABS + blockIdx.x / CK;
   float* const slots = workspace + COUNTERS + (i64)slab * CK * SLOT;
   for (int i = threadIdx.x; i < POSITIONS; i += THREADS)

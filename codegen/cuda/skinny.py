@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eqsat.codegen.cuda.bounds import processors, traffic_ns, wave_factor
@@ -22,7 +24,7 @@ from eqsat.codegen.cuda.operand import (
 from eqsat.codegen.cuda.template import fill
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
 from eqsat.codegen.printer import print_offset
-from eqsat.codegen.problem import ContractProblem, Problem, nest
+from eqsat.codegen.problem import Contract, ContractProblem, Problem, nest
 from eqsat.codegen.targets import Target
 from eqsat.ir import Expr
 from eqsat.types import DType
@@ -61,17 +63,16 @@ class SkinnyFamily:
 
     def legal(self, problem: Problem, schedule: Schedule) -> str | None:
         """Return why the schedule cannot serve the problem, or None."""
-        if not isinstance(problem, ContractProblem) or not isinstance(schedule, SkinnyTile):
+        if not isinstance(problem, Contract) or not isinstance(schedule, SkinnyTile):
             return "it serves contractions with a SkinnyTile"
-        return _problem_refusal(problem) or _schedule_refusal(problem, schedule)
+        return _problem_refusal(problem) or _schedule_refusal(problem.parts[0], schedule)
 
     def emit(self, problem: Problem, schedule: Schedule) -> KernelSource:
         """Return the source."""
         refuse_illegal(self.legal(problem, schedule), schedule)
-        assert isinstance(problem, ContractProblem)
+        assert isinstance(problem, Contract)
         assert isinstance(schedule, SkinnyTile)
-        batch, _, n, _ = problem.shape
-        shared = _shared_bytes(problem, schedule)
+        shared = _shared_bytes(problem.parts[0], schedule)
         return assemble(
             problem.program,
             schedule,
@@ -79,7 +80,7 @@ class SkinnyFamily:
             "\n".join([part("tile.cuh"), _constants(problem, schedule), _kernel(problem, schedule)]),
             args=arguments(problem.program, workspace=_through_memory(schedule)),
             workspace_bytes=_workspace_bytes(problem, schedule),
-            grid=(-(-n // (schedule.wn * schedule.nt * 8)) * schedule.ck, batch, 1),
+            grid=(_slabs(problem, schedule)[-1] * schedule.ck, problem.shape[0], 1),
             block=schedule.wn * schedule.wk * 32,
             cluster=1 if schedule.memory else schedule.ck,
             shared_bytes=shared,
@@ -88,16 +89,15 @@ class SkinnyFamily:
 
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
         """Return the time that memory or the tensor cores need at the least."""
-        assert isinstance(problem, ContractProblem)
+        assert isinstance(problem, Contract)
         return max(traffic_ns(problem.program, rates), problem.flops / rates.rate("bf16"))
 
     def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
         """Return a model's time: the traffic in whole waves of blocks, slower where few bytes are on their way."""
-        assert isinstance(problem, ContractProblem)
+        assert isinstance(problem, Contract)
         assert isinstance(schedule, SkinnyTile)
         s = schedule
-        batch, _, n, _ = problem.shape
-        blocks = batch * s.ck * -(-n // (8 * s.nt * s.wn))
+        blocks = problem.shape[0] * s.ck * _slabs(problem, s)[-1]
         # About 32 KB must be in flight on each multiprocessor to reach the read rate (measured on an H200).
         in_flight = s.blocks * s.wn * s.wk * s.nt * s.depth * 8 * 32 * 2
         starved = max(1.0, 32768 / max(in_flight, 1))
@@ -122,8 +122,31 @@ def _matrices(problem: ContractProblem) -> tuple[Operand, ...] | str:
     return tuple(found)
 
 
-def _problem_refusal(problem: ContractProblem) -> str | None:
+def _slabs(problem: Contract, s: SkinnyTile) -> tuple[int, ...]:
+    """Return how many slabs of columns lie before each part, and how many there are."""
+    return tuple(itertools.accumulate((-(-p.shape[2] // (s.wn * s.nt * 8)) for p in problem.parts), initial=0))
+
+
+def _problem_refusal(problem: Contract) -> str | None:
     """Refuse what no schedule can serve."""
+    firsts: list[Operand] = []
+    for p in problem.parts:
+        first = _first_matrix(p)
+        if isinstance(first, str):
+            return first
+        firsts.append(first)
+    if len({(o.dtype, o.k_major) for o in firsts}) > 1 or len({len(p.contractions) for p in problem.parts}) > 1:
+        return "its outputs take big matrices of different dtypes or orders, or different numbers of them"
+    a = problem.parts[0].contractions[0].a
+    if (plain_read(a) or a).dtype is not firsts[0].dtype:
+        return f"its operands are {a.dtype} and {firsts[0].dtype}"
+    if any(s.dtype.accumulator is not DType.F32 for s in problem.statistics):
+        return "a row statistic is not computed in f32"
+    return None
+
+
+def _first_matrix(problem: ContractProblem) -> Operand | str:
+    """Return the first big matrix of a part, or why no schedule can serve the part."""
     batch, m, n, k = problem.shape
     if not 1 <= m <= MAX_ROWS or min(n, k, batch) < 1 or batch > 65535:
         return f"it serves 1 to {MAX_ROWS} rows (and up to 65535 batches); got {m}"
@@ -138,12 +161,7 @@ def _problem_refusal(problem: ContractProblem) -> str | None:
         return "its big matrices differ in dtype or layout"
     if not first.aligned(8) or (k if first.k_major else n) % 8:
         return "the big matrix is loaded 16 bytes at a time, so its rows must be multiples of 8 elements"
-    a = problem.contractions[0].a
-    if (plain_read(a) or a).dtype is not first.dtype:
-        return f"its operands are {a.dtype} and {first.dtype}"
-    if any(s.dtype.accumulator is not DType.F32 for s in problem.statistics):
-        return "a row statistic is not computed in f32"
-    return None
+    return first
 
 
 def _left_loads(problem: ContractProblem) -> tuple[Expr, ...] | str:
@@ -225,42 +243,49 @@ def _through_memory(s: SkinnyTile) -> bool:
     return bool(s.memory) and s.ck > 1
 
 
-def _counters(problem: ContractProblem, s: SkinnyTile) -> int:
+def _counters(problem: Contract, s: SkinnyTile) -> int:
     """Words at the start of the workspace that count the finished blocks of each slab, in whole vectors of 16 bytes."""
-    batch, _, n, _ = problem.shape
-    return -(-batch * -(-n // (s.wn * s.nt * 8)) // 4) * 4
+    return -(-problem.shape[0] * _slabs(problem, s)[-1] // 4) * 4
 
 
-def _workspace_bytes(problem: ContractProblem, s: SkinnyTile) -> int:
+def _workspace_bytes(problem: Contract, s: SkinnyTile) -> int:
     if not _through_memory(s):
         return 0
-    batch, m, n, _ = problem.shape
-    slab = s.wn * s.nt * 8
-    slot = m * (len(problem.contractions) * slab + len(problem.statistics))
-    return 4 * (_counters(problem, s) + batch * -(-n // slab) * s.ck * slot)
+    batch, m, _, _ = problem.shape
+    slot = m * (len(problem.parts[0].contractions) * s.wn * s.nt * 8 + len(problem.statistics))
+    return 4 * (_counters(problem, s) + batch * _slabs(problem, s)[-1] * s.ck * slot)
 
 
-def _constants(problem: ContractProblem, s: SkinnyTile) -> str:
+def _constants(problem: Contract, s: SkinnyTile) -> str:
     _, m, n, k = problem.shape
-    found = _matrices(problem)
+    lead = problem.parts[0]
+    found = _matrices(lead)
     assert not isinstance(found, str)
     big = found[0]
     values = {
-        "M": m, "N": n, "K": k, "COUNT": len(found), "NT": s.nt, "WN": s.wn, "WK": s.wk, "CK": s.ck, "DEPTH": s.depth,
-        "HINT": s.hint, "BLOCKS": s.blocks, "VECTOR": 8 if k % 8 == 0 else 1,
-        "STATS_AT": _stats_at(problem, s), "INBOX_AT": _inbox_at(problem, s), "STATISTICS": len(problem.statistics), "COUNTERS": _counters(problem, s),
+        "M": m, "K": k, "COUNT": len(found), "NT": s.nt, "WN": s.wn, "WK": s.wk, "CK": s.ck, "DEPTH": s.depth,
+        "HINT": s.hint, "BLOCKS": s.blocks, "VECTOR": 8 if k % 8 == 0 else 1, "SLABS": _slabs(problem, s)[-1],
+        "WHOLE_SLABS": int(all(p.shape[2] % (s.wn * s.nt * 8) == 0 for p in problem.parts)),
+        "STATS_AT": _stats_at(lead, s), "INBOX_AT": _inbox_at(lead, s), "STATISTICS": len(problem.statistics), "COUNTERS": _counters(problem, s),
     }  # fmt: skip
     lines = [f"constexpr int {name} = {value};" for name, value in values.items()]
-    lines.append(f"constexpr i64 W_STRIDE = {big.row_stride if big.k_major else big.k_stride};")
+    if len(problem.parts) == 1:
+        lines += [f"constexpr int N = {n};", f"constexpr i64 W_STRIDE = {_stride(big)};"]
     return "\n".join([*lines, f"using T = {stored_type(big.dtype)};"])
 
 
-def _kernel(problem: ContractProblem, s: SkinnyTile) -> str:
-    found = _matrices(problem)
+def _stride(big: Operand) -> int:
+    return big.row_stride if big.k_major else big.k_stride
+
+
+def _kernel(problem: Contract, s: SkinnyTile) -> str:
+    lead, several = problem.parts[0], len(problem.parts) > 1
+    found = _matrices(lead)
     assert not isinstance(found, str)
     k_major = found[0].k_major
     flags = {
         "k_major" if k_major else "n_major",
+        "several" if several else "one",
         "alone" if s.ck == 1 else "memory" if s.memory else "cluster",
         *(["no_cluster"] if s.ck == 1 or s.memory else []),
         *(["split"] if s.ck > 1 else []),
@@ -268,36 +293,76 @@ def _kernel(problem: ContractProblem, s: SkinnyTile) -> str:
         "vector" if problem.shape[3] % 8 == 0 else "scalar",
         *(["statistics"] if problem.statistics else []),
     }
-    accumulators = [f"sum[{c}][e]" for c in range(len(problem.contractions))]
-    statistics = [f"stat{j}" for j in range(len(problem.statistics))]
     slots = {
         "PARAMETERS": [parameters(problem.program, "float" if _through_memory(s) else "")],
+        "SELECT": _select(problem, s) if several else [],
+        "SLAB_HERE": ["(slab_here - slabs_before)" if several else "blockIdx.x / CK"],
         "LOAD_FIRST": _loads(problem, s, "k0 + (wk + d * WK) * 32"),
         "LOAD_NEXT": _loads(problem, s, "k0 + (here + STEP) * 32"),
-        **_straight(problem, s),
-        "INIT": [f"float part{j} = {_combine(problem, j)}::neutral();" for j in range(len(problem.statistics))],
-        "STAGE": _stage(problem),
-        "REDUCE_ROW": _reduce_row(problem),
-        "TOTAL": _total(problem, s),
-        "LEAVE_STATISTICS": _leave_statistics(problem),
-        "PUSH_STATISTICS": _push_statistics(problem),
-        "EPILOGUE": ["float y[2];", *epilogue(problem, accumulators, statistics), *direct_store(problem)],
+        **_straight(lead, s),
+        "INIT": [f"float part{j} = {_combine(lead, j)}::neutral();" for j in range(len(problem.statistics))],
+        "STAGE": _stage(lead),
+        "REDUCE_ROW": _reduce_row(lead),
+        "TOTAL": _total(lead, s),
+        "LEAVE_STATISTICS": _leave_statistics(lead),
+        "PUSH_STATISTICS": _push_statistics(lead),
+        "EPILOGUE": _finish(problem, s),
         "MMA": ["mma16816_f16" if found[0].dtype is DType.F16 else "mma16816"],
     }
     return fill(part("skinny.cu"), flags, slots)
+
+
+def _by_part(problem: Contract, s: SkinnyTile, values: Sequence[object]) -> str:
+    """Print the choice of a value by the part whose slab a block makes."""
+    ends = _slabs(problem, s)[1:]
+    return "".join(f"slab_here < {end} ? {v} : " for v, end in zip(values[:-1], ends, strict=False)) + str(values[-1])
+
+
+def _select(problem: Contract, s: SkinnyTile) -> list[str]:
+    """Print which part a block belongs to: the slabs before it, its columns, and its big matrices."""
+    names = parameter_names(problem.program)
+    found = [m for p in problem.parts if not isinstance(m := _matrices(p), str)]
+    sources = [[f"{names[b.name]}{_batch_offset(b)}" for b in group] for group in found]
+    return [
+        "const int slab_here = blockIdx.x / CK;",
+        f"const int slabs_before = {_by_part(problem, s, _slabs(problem, s)[:-1])};",
+        f"const int columns = {_by_part(problem, s, [p.shape[2] for p in problem.parts])};",
+        f"const i64 stride = {_by_part(problem, s, [_stride(group[0]) for group in found])};",
+        *(f"const T* const matrix{c} = {_by_part(problem, s, g)};" for c, g in enumerate(zip(*sources, strict=True))),
+    ]
+
+
+def _batch_offset(big: Operand) -> str:
+    return f" + (i64)batch * {big.batch_stride}" if big.batch_stride else ""
+
+
+def _finish(problem: Contract, s: SkinnyTile) -> list[str]:
+    """Print the epilogue and the store of a pair of columns, for the part that the block belongs to."""
+    accumulators = [f"sum[{c}][e]" for c in range(len(problem.parts[0].contractions))]
+    statistics = [f"stat{j}" for j in range(len(problem.statistics))]
+    out: list[str] = []
+    for i, p in enumerate(problem.parts):
+        lines = ["float y[2];", *epilogue(p, accumulators, statistics), *direct_store(p)]
+        if len(problem.parts) > 1:
+            head = f"if (slab_here < {_slabs(problem, s)[i + 1]}) {{" if i + 1 < len(problem.parts) else "{"
+            lines = [f"{'else ' if i else ''}{head}", *(f"  {line}" for line in lines), "}"]
+        out += lines
+    return out
 
 
 def _combine(problem: ContractProblem, index: int) -> str:
     return problem.statistics[index].op.capitalize()
 
 
-def _loads(problem: ContractProblem, s: SkinnyTile, k: str) -> list[str]:
-    found = _matrices(problem)
+def _loads(problem: Contract, s: SkinnyTile, k: str) -> list[str]:
+    found = _matrices(problem.parts[0])
     assert not isinstance(found, str)
     names = parameter_names(problem.program)
-    offsets = [f" + (i64)batch * {b.batch_stride}" if b.batch_stride else "" for b in found]
-    chunks = [f"w[d][{c}].load({names[b.name]}{o}, {k}, n, g, q);" for c, (b, o) in enumerate(zip(found, offsets, strict=True))]
-    return [*chunks, *(_left_load(problem, k) if s.straight else [])]
+    if len(problem.parts) > 1:
+        chunks = [f"w[d][{c}].load(matrix{c}, {k}, n, g, q, columns, stride);" for c in range(len(found))]
+    else:
+        chunks = [f"w[d][{c}].load({names[b.name]}{_batch_offset(b)}, {k}, n, g, q);" for c, b in enumerate(found)]
+    return [*chunks, *(_left_load(problem.parts[0], k) if s.straight else [])]
 
 
 def _left_load(problem: ContractProblem, chunk: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,17 +11,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eqsat.codegen.cpu.contract import ContractFamily, CpuContractTile
+from eqsat.codegen.cpu.skinny import CpuSkinnyTile
+from eqsat.codegen.cpu.skinny import SkinnyFamily as CpuSkinnyFamily
 from eqsat.codegen.cuda.nvrtc import compile_source
+from eqsat.codegen.cuda.skinny import SkinnyFamily, SkinnyTile
 from eqsat.codegen.cuda.wgmma import WgmmaFamily, WgmmaTile
 from eqsat.codegen.targets import parse_target
 from eqsat.ir import Program
 from eqsat.oracle import evaluate
+from eqsat.search.verify import check_outputs, prepare
 from tests.codegen.contract_problems import F16
-from tests.codegen.emulate import compile_kernels
-from tests.codegen.emulate_mma import emulated_wgmma, run_maps
-from tests.codegen.grouped_problems import batches, gates, grouped, heads, projections, same_columns, with_epilogues
+from tests.codegen.cpu_run import call_all, compile_many
+from tests.codegen.emulate import compile_kernels, run_outputs
+from tests.codegen.emulate_mma import emulated, emulated_wgmma, run_maps
+from tests.codegen.grouped_problems import batches, gates, grouped, heads, plain, projections, same_columns, with_epilogues
 
-WGMMA = WgmmaFamily()
+WGMMA, SKINNY = WgmmaFamily(), SkinnyFamily()
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator is built with g++")
 
 
@@ -71,3 +79,78 @@ def test_emulated_tiles_of_the_matrix_units_agree_with_the_oracle(tmp_path: Path
         if not (error := departure(program, inputs, run_maps(entry, source, program, inputs))) <= 1:
             wrong[name] = error
     assert not wrong
+
+
+COMPILED_SKINNY = [
+    ("unequal", projections(16, (4096, 1024, 1024), 4096), SkinnyTile(8, 1, 8, 2, 2, 2, 1)),
+    ("k contiguous, straight", projections(8, (4096, 1024), 4096, w="jk"), SkinnyTile(2, 1, 16, 4, 4, 2, 1, 0, 1)),
+    ("heads with a statistic", heads(16, 32, 8, 128, 4096), SkinnyTile(8, 1, 8, 2, 2, 2, 1, 0, 1)),
+    ("gates through memory", gates(16, (4096, 1024), 4096), SkinnyTile(8, 2, 4, 3, 1, 2, 1, 1)),
+]
+
+
+@pytest.mark.parametrize(("program", "schedule"), [c[1:] for c in COMPILED_SKINNY], ids=[c[0] for c in COMPILED_SKINNY])
+def test_a_kernel_of_few_rows_and_several_outputs_compiles_without_spills(program: Program, schedule: SkinnyTile) -> None:
+    source = SKINNY.emit(grouped(program), schedule)
+    binary = compile_source(source, parse_target("sm_90"))
+    assert (binary.resources.spill_bytes, binary.resources.stack_bytes) == (0, 0)
+    assert binary.resources.registers * source.block * schedule.blocks <= 65536
+
+
+EMULATED_SKINNY: list[tuple[str, Program, SkinnyTile]] = [
+    ("three parts of different columns", projections(16, (136, 64, 8), 256), SkinnyTile(8, 1, 4, 2, 2, 2, 1)),
+    ("k contiguous, odd columns", projections(11, (37, 72), 264, w="jk"), SkinnyTile(4, 1, 4, 2, 3, 2, 1)),
+    ("k contiguous, whole slabs, f16", projections(3, (64, 32), 256, w="jk", dtype=F16), SkinnyTile(4, 1, 4, 1, 2, 2, 1)),
+    ("the same columns", same_columns(5, 72, 128), SkinnyTile(8, 1, 2, 1, 2, 2, 1)),
+    ("by head, with a statistic, straight", heads(9, 3, 2, 24, 256), SkinnyTile(8, 1, 4, 2, 1, 2, 1, 0, 1)),
+    ("epilogues of each kind, three blocks", with_epilogues(12, (64, 72, 136), 320), SkinnyTile(8, 2, 2, 3, 1, 2, 1)),
+    ("gates through memory", gates(8, (72, 136), 192), SkinnyTile(8, 1, 2, 2, 2, 2, 1, 1)),
+    ("batched, through memory", batches(3, 4, (72, 136), 192), SkinnyTile(8, 1, 2, 3, 1, 2, 1, 1)),
+]
+
+
+@needs_compiler
+def test_emulated_kernels_of_few_rows_agree_with_the_oracle(tmp_path: Path) -> None:
+    sources = [emulated(SKINNY.emit(grouped(p), s)) for _, p, s in EMULATED_SKINNY]
+    wrong = {}
+    for entry, source, (name, program, _) in zip(compile_kernels(sources, tmp_path), sources, EMULATED_SKINNY, strict=True):
+        inputs = drawn(program)
+        if not (error := departure(program, inputs, run_outputs(entry, source, program, inputs, times=1))) <= 1:
+            wrong[name] = error
+    assert not wrong
+
+
+CPU_PROGRAMS = {
+    "three parts of different columns": projections(19, (40, 33, 5), 37),
+    "k contiguous": projections(6, (40, 7), 50, w="jk"),
+    "the same columns": same_columns(9, 23, 31),
+    "by head": heads(7, 3, 2, 8, 24),
+    "epilogues of each kind": with_epilogues(12, (20, 33, 8), 29),
+    "gates": gates(5, (17, 40), 21),
+    "batched": batches(3, 6, (18, 9), 20),
+    "a statistic of one part, weights in either order": plain(8, (21, 30), 26),
+}
+CPU_MENU = {
+    ContractFamily(): [
+        CpuContractTile(b, r, v, kc, r * 2, 64 // b * 16 * v, t, 0)
+        for b, (r, v), kc, t in itertools.product((16, 32, 64), ((4, 2), (3, 1)), (8, 256), (1, 0))
+    ],
+    CpuSkinnyFamily(): [
+        CpuSkinnyTile(b, d, v, c, t, 0) for b, d, v, c, t in itertools.product((16, 32, 64), (1, 8), (1, 4), (16, 64), (1, 0))
+    ],
+}
+
+
+@pytest.mark.parametrize("name", CPU_PROGRAMS)
+def test_every_output_is_right_on_the_cpu(name: str, tmp_path: Path) -> None:
+    p = CPU_PROGRAMS[name]
+    problem, rng = grouped(p), random.Random(3)
+    legal = {f: [s for s in menu if f.legal(problem, s) is None] for f, menu in CPU_MENU.items()}
+    assert all(legal[f] or problem.shape[1] > 16 for f in legal)
+    chosen = [(f, s) for f, found in legal.items() for s in rng.sample(found, min(2, len(found)))]
+    sources = [f.emit(problem, s) for f, s in chosen]
+    suites = prepare(p, seed=1, quick=True)[:2]
+    for (_, schedule), source, entry in zip(chosen, sources, compile_many(sources, tmp_path), strict=True):
+        for suite in suites:
+            check = check_outputs(call_all(entry, source, p, suite.inputs), suite.expected, suite.suite)
+            assert check.passed, f"{schedule}: {check.name}: {check.note}"
