@@ -450,6 +450,19 @@ def test_the_readmes_own_rule_passes(load):
     assert check_rule(load(readme_blocks("lisp")[1])).numerics == "exact"
 
 
+@pytest.mark.parametrize("number", range(2, 8))
+def test_each_example_of_the_readme_passes(load, number):
+    evidence = check_rule(load(readme_blocks("lisp")[number]))
+    assert evidence.method == ("fuzz" if evidence.numerics == "approximates" else "proved")
+
+
+def test_the_readmes_menu_entry_is_one_that_the_shipped_schedules_read(tmp_path):
+    path = tmp_path / "menu.egg"
+    path.write_text(readme_blocks("lisp")[8], encoding="utf-8")
+    (fact,) = load_rules([path]).facts
+    assert f"({fact.head} " in "".join(str(c) for r in builtin_rules().phase("schedule") for c in r.conditions)
+
+
 def test_the_readme_shows_what_the_gate_answers(load):
     without = readme_blocks("lisp")[1].replace("  :when ((> c 0.0))\n", "")
     with pytest.raises(FalseRuleError) as caught:
