@@ -450,7 +450,7 @@ def test_the_readmes_own_rule_passes(load):
     assert check_rule(load(readme_blocks("lisp")[1])).numerics == "exact"
 
 
-@pytest.mark.parametrize(("number", "method"), enumerate(["proved", "proved", "field", "proved", "proved", "fuzz"], 2))
+@pytest.mark.parametrize(("number", "method"), list(enumerate(["proved", "proved", "field", "proved", "proved", "fuzz"], 2)))
 def test_each_example_of_the_readme_passes(load, number, method):
     assert check_rule(load(readme_blocks("lisp")[number])).method == method
 
