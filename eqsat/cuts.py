@@ -53,6 +53,7 @@ class _Entry(NamedTuple):
     op: str
 
 
+_MEMORY = ("read", "load", "access")  # forms of what is taken from memory as it is
 _LOADED = Mode()  # what a load is anchored by: nothing
 
 
@@ -246,7 +247,7 @@ class Cuts:
             yield self._cut(_LOADED, frozenset(), frozenset(), 0.0, (row.name, *n.literals))
         elif row.kind is Kind.ACCESS:
             for (cut,) in self._fresh(n.children):
-                if cut.form[0] in ("read", "load", "access"):
+                if cut.form[0] in _MEMORY:
                     yield self._cut(cut.mode, cut.anchors, cut.loads, 0.0, ("access", n.literals, cut.form))
         elif row.kind is Kind.POINTWISE:
             yield from self._pointwise(c, row, n)
@@ -294,7 +295,7 @@ class Cuts:
         over = frozenset(axes)
         a, b = sorted(n.children)  # commutativity makes both orders: they are one anchor
         free = frozenset(self.frozen.axes[c])
-        own = self._prices.contraction(free | over, (a, b))
+        in_memory, computed = (self._prices.contraction(free | over, (a, b), in_memory=m) for m in (True, False))
         for left, right in self._fresh([a, b]):
             self._met += 1
             if left.mode.family != "point" or right.mode.family != "point" or len(left.loads | right.loads) > self.limits.loads:
@@ -302,6 +303,7 @@ class Cuts:
             anchors = frozenset([("contract", over, a, b)])
             form = ("contract", tuple(sorted(over)), left.form, right.form)
             mode = Mode("contract", over, free, frozenset([left.loads, right.loads]))
+            own = in_memory if left.form[0] in _MEMORY and right.form[0] in _MEMORY else computed
             yield self._cut(mode, anchors, left.loads | right.loads, left.work + right.work + own, form)
 
     def _fold(self, c: int, n: Node) -> Iterator[Cut]:

@@ -113,9 +113,13 @@ class Prices:
             return self._elements(self._frozen.axes[n.children[0]]) / OPERATIONS
         return row.weight * self._elements(axes) / OPERATIONS
 
-    def contraction(self, axes: frozenset[str], operands: Sequence[int]) -> float:
-        """Return the weighted operations of a contraction of classes whose product varies over `axes`."""
-        return 2 * self._elements(axes) * max(_MATRIX.get(self._frozen.dtype[x], _PLAIN) for x in operands)
+    def contraction(self, axes: frozenset[str], operands: Sequence[int], *, in_memory: bool = True) -> float:
+        """Return the weighted operations of a contraction of classes whose product varies over `axes`.
+
+        Matrix units take operands of their types that are in memory as they are.
+        """
+        dear = max(_MATRIX.get(self._frozen.dtype[x], _PLAIN) for x in operands) if in_memory else _PLAIN
+        return 2 * self._elements(axes) * dear
 
     def bytes(self, c: int) -> float:
         """Return the bytes that a value takes in its own type."""
