@@ -22,7 +22,7 @@ from eqsat.errors import EqsatError, NoKernelError, UsageError
 from eqsat.ir import Program
 from eqsat.kernelgraph import KernelGraph
 from eqsat.rulefile import RuleSet
-from eqsat.saturation import SaturationReport
+from eqsat.saturation import Limits, SaturationReport
 from eqsat.search.compose import compose
 from eqsat.search.discovery_numbers import departure
 from eqsat.search.discovery_plan import Picture, description
@@ -36,6 +36,7 @@ from eqsat.search.rulebase import admitted_rules, declarations, for_target
 from eqsat.search.store import Store
 from eqsat.session import Session
 
+PATIENT = Limits(soft_s=30.0, hard_s=60.0)  # what is found is not to depend on how busy the machine is
 TOLERANCE = 1e-7  # relative to the largest element: float64 against float64, constants rounded to float32 aside
 
 
@@ -97,7 +98,8 @@ class Chooser:
             search.session.close()
             search.session = self.session  # one worker for all rows
             began = time.monotonic()
-            report, frozen = search.saturate(self.ruleset)
+            facts = declarations(self.ruleset)
+            report, frozen = self.session.saturate(program, self.ruleset.rules, declarations=facts, limits=PATIENT)
             graph = KernelGraph(program, frozen)
             candidates, _ = search.lower(graph, self.ruleset)
         picked = unmeasured_choice(candidates, graph.goals)
