@@ -181,7 +181,7 @@ def derive_all(
         With status "derived" and checked steps, or "not found: …". A failure is a result, not an error: the equality was
         established by saturation, and the receipt then says that its chain is missing.
     """
-    limits = limits or Limits(nodes=3 * Limits().nodes, soft_s=5.0, hard_s=10.0)
+    limits = limits or Limits(nodes=3 * Limits().nodes, matches=3 * Limits().matches, soft_s=5.0, hard_s=10.0)
     search = _Search(program, [r for r in rules if r.phase == "analysis" or any(r.phase in p.rules for p in phases if p.grows)])
     try:
         goals = search.read_ends(sources, targets)

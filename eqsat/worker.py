@@ -22,7 +22,7 @@ from eqsat.egraph import EGraph, Table
 from eqsat.errors import ContradictionError, EqsatError, SaturationError
 from eqsat.frozen import Frozen, Row, build
 from eqsat.indexterms import index_texts
-from eqsat.saturation import Limits, Phase, PhaseReport, RuleCount, SaturationReport, Stop
+from eqsat.saturation import LIMITS, Limits, Phase, PhaseReport, RuleCount, SaturationReport, Stop
 
 _PLAIN_SORTS = ("i64", "f64", "String", "bool")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -274,7 +274,7 @@ class Course:
                     stop = "saturated"
                 elif rounds == phase.rounds:
                     stop = "rounds"
-        if phase.grows and stop in ("nodes", "time", "memory", "goal"):
+        if phase.grows and stop in (*LIMITS, "goal"):
             self._stopped = stop
         passed_ms = (time.perf_counter() - start_s) * 1e3
         return PhaseReport(
@@ -323,6 +323,8 @@ class Course:
         limits = self._task.limits
         if self._nodes >= limits.nodes:
             return "nodes"
+        if sum(self._matches.values()) >= limits.matches:
+            return "matches"
         if time.process_time() - self._start_cpu_s >= limits.soft_s:
             return "time"
         return "memory" if resident_bytes() - self._worker_bytes >= limits.memory_bytes else None

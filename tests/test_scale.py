@@ -207,8 +207,16 @@ def test_the_node_limit_is_passed_by_one_step_at_most(session: Session) -> None:
     assert phase.steps > steps
 
 
+def test_the_limit_on_matches_is_the_same_in_every_run(session: Session) -> None:
+    limits = Limits(nodes=1 << 40, matches=500)
+    first, second = (session.saturate(exploding(), EXPLOSION, limits=limits) for _ in range(2))
+    assert first[0].stop == "matches"
+    assert sum(r.matches for r in first[0].rules) >= limits.matches
+    assert first[1] == second[1]
+
+
 def test_the_time_limit_counts_the_workers_own_time_and_is_passed_by_one_step_at_most(session: Session) -> None:
-    limits = Limits(nodes=1 << 40, soft_s=0.05)
+    limits = Limits(nodes=1 << 40, matches=1 << 40, soft_s=0.05)
     report, _ = session.saturate(exploding(), EXPLOSION, limits=limits)
     (phase,) = [p for p in report.phases if p.stop == "time"]
     assert phase.rule in {r.name for r in EXPLOSION}
@@ -237,7 +245,7 @@ def test_the_report_names_the_rule_whose_step_met_the_limit(session: Session) ->
 
 def test_a_step_that_never_ends_is_stopped_and_its_rule_named(session: Session) -> None:
     endless = RuleText("sums", "algebra", '(rewrite (Add a b) (Add (Add a b) (Add b a)) :ruleset {ruleset} :name "sums")')
-    limits = Limits(nodes=1 << 40, soft_s=0.6, hard_s=0.6)
+    limits = Limits(nodes=1 << 40, matches=1 << 40, soft_s=0.6, hard_s=0.6)
     report, _ = session.saturate(exploding(), [*EXPLOSION[1:], endless], limits=limits)
     assert report.stop in ("time", "memory")
     assert any(p.rule in {"sums", *(r.name for r in EXPLOSION)} for p in report.phases)

@@ -130,7 +130,7 @@ def test_the_node_limit_stops_growth_and_is_reported(session):
 
 
 def test_a_step_that_takes_too_long_is_killed_and_the_run_repeated_up_to_it(session):
-    limits = Limits(nodes=1 << 40, soft_s=1.5, hard_s=1.5)
+    limits = Limits(nodes=1 << 40, matches=1 << 40, soft_s=1.5, hard_s=1.5)
     report, frozen = session.saturate(long_sum(24), SUMS, limits=limits)
     assert report.stop == "time"
     assert "hard limit of 1.5 s" in report.replays[0]
@@ -138,7 +138,7 @@ def test_a_step_that_takes_too_long_is_killed_and_the_run_repeated_up_to_it(sess
 
 
 def test_a_worker_that_runs_out_of_memory_is_replaced(session):
-    limits = Limits(nodes=1 << 40, soft_s=60, hard_s=60, memory_bytes=20 << 20)
+    limits = Limits(nodes=1 << 40, matches=1 << 40, soft_s=60, hard_s=60, memory_bytes=20 << 20)
     report, frozen = session.saturate(long_sum(24), SUMS, limits=limits)
     assert report.stop == "memory"
     assert frozen.node_count > 100
@@ -161,7 +161,7 @@ def test_ctrl_c_while_waiting_ends_the_worker_and_leaves_the_session_usable(sess
     start_s = time.monotonic()
     try:
         with pytest.raises(KeyboardInterrupt):
-            session.saturate(long_sum(24), SUMS, limits=Limits(nodes=1 << 40, soft_s=60, hard_s=60))
+            session.saturate(long_sum(24), SUMS, limits=Limits(nodes=1 << 40, matches=1 << 40, soft_s=60, hard_s=60))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
