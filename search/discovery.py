@@ -130,12 +130,16 @@ class Chooser:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one row: `missing` says what the plan lacks; nothing if it is the expert's."""
+    """What came of one row: `missing` says what the plan lacks; nothing if it is the expert's.
+
+    `admitted` are the classes of rules beyond those that every search admits, and the rule files beside the built-in ones.
+    """
 
     row: str
     program: str
     expert: str
     target: str
+    admitted: tuple[str, ...]
     found: str
     missing: tuple[str, ...]
     error: float
@@ -173,7 +177,10 @@ def discover(row: Row, chooser: Chooser, *, derived: bool = True) -> Outcome:
     """Choose a plan for a row's program, check it, evaluate it, and derive it (unless `derived` is False)."""
     program = row.program()
     target = chooser.place.target.name
-    blank = Outcome(row.name, row.text, row.expert, target, "", (), math.inf, None, None, "not asked for", 0, 0, 0, "", 0.0, 0.0)
+    admitted = (*(n for n in row.numerics if n not in Options().numerics), *(path.name for path in row.rules))
+    blank = Outcome(
+        row.name, row.text, row.expert, target, admitted, "", (), math.inf, None, None, "not asked for", 0, 0, 0, "", 0.0, 0.0
+    )
     try:
         chosen = chooser.choose(program)
     except EqsatError as e:
@@ -188,7 +195,7 @@ def discover(row: Row, chooser: Chooser, *, derived: bool = True) -> Outcome:
         except EqsatError as e:
             status = f"not found: {type(e).__name__}: {str(e)[:200]}"
     return Outcome(
-        row.name, row.text, row.expert, target, description(picture), missing, error, every, telling, status,
+        row.name, row.text, row.expert, target, admitted, description(picture), missing, error, every, telling, status,
         chosen.report.nodes, chosen.report.classes, chosen.kernels, chosen.report.stop, chosen.seconds, time.monotonic() - began,
     )  # fmt: skip
 
