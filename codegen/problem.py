@@ -14,7 +14,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from eqsat.ir import Expr, Output, Program
+from eqsat.codegen.alignment import alignment
+from eqsat.ir import Expr, Output, Program, rename
 from eqsat.ops import Kind
 
 if TYPE_CHECKING:
@@ -141,8 +142,9 @@ class ContractProblem:
 class GroupedContractProblem:
     """Contractions of one left operand that make several outputs, each with right operands, columns and an epilogue of its own.
 
-    Each of the `parts` computes one output of `program`, in order; batch, row and summed axes, the left operand and its
-    statistics are those of all. Where columns of several parts have the same axes, they are still counted apart.
+    Each of the `parts` computes one output of `program`, in order; the left operand and its statistics, the batch and summed
+    axes are those of all, but for the names of the row axes: where queries and keys are made of the same rows, each part calls
+    them as it likes. Where columns of several parts have the same axes, they are still counted apart.
     """
 
     program: Program
@@ -293,19 +295,24 @@ def _grouped(program: Program, found: list[ContractProblem]) -> GroupedContractP
     """Return the problem of several outputs, given that of each, or why one kernel cannot make them."""
     lead = found[0]
     over = frozenset(lead.k)
-    if any(p.contractions[0].a != lead.contractions[0].a or frozenset(p.k) != over for p in found):
-        return "its outputs do not contract the same left operand over the same axes"
-    if any((p.batch, p.m) != (lead.batch, lead.m) for p in found):
-        return "its outputs have different rows, or lay them out in different orders"
+    names: list[dict[str, str]] = []  # of each part's axes in the first part
+    for p in found:
+        by = alignment(lead.contractions[0].a, p.contractions[0].a)
+        if by is None or frozenset(p.k) != over or any(by[x] != x for x in (*p.k, *p.batch)):
+            return "its outputs do not contract the same left operand over the same axes"
+        if p.batch != lead.batch or tuple(by[x] for x in p.m) != lead.m:
+            return "its outputs have different rows, or lay them out in different orders"
+        names.append(by)
     nodes = [c.node for p in found for c in p.contractions]
     if len(set(nodes)) < len(nodes):
         return "two outputs need the same contraction: it would be computed for each"
-    statistics = tuple(dict.fromkeys(s for p in found for s in p.statistics))
+    statistics = tuple(dict.fromkeys(rename(s, by) for p, by in zip(found, names, strict=True) for s in p.statistics))
     k = _load_order(program, over) if len(over) > 1 else lead.k
-    parts = tuple(
-        dataclasses.replace(p, program=program, k=k, statistics=statistics, output_index=i) for i, p in enumerate(found)
-    )
-    return GroupedContractProblem(program, parts)
+    parts = []
+    for i, (p, by) in enumerate(zip(found, names, strict=True)):
+        own = tuple(rename(s, {x: y for y, x in by.items()}) for s in statistics)
+        parts.append(dataclasses.replace(p, program=program, k=k, statistics=own, output_index=i))
+    return GroupedContractProblem(program, tuple(parts))
 
 
 def _contraction(node: Expr) -> Contraction | None:

@@ -93,21 +93,22 @@ class KernelGraph:
         """Yield groups of classes, wanted together, that one pass over what they all load can write.
 
         Each is computed by its cut of least rank among those over the same axes (and, in a dependent fold, of the same
-        score; in contractions, of the same operand with the same free axes) that load something in common.
+        score; in contractions, of an operand out of the same buffers) that load something in common.
         """
         groups: dict[tuple[str, frozenset[str], object], dict[int, Cut]] = defaultdict(dict)
         for c in sorted(classes):
             for cut in self.cuts.of[c]:
                 if cut.mode.family == "contract":
                     for operand in cut.mode.shared:
-                        rows = cut.mode.free & frozenset().union(*map(self._loaded_axes, operand))
-                        groups["contract", cut.mode.over, (operand, rows)].setdefault(c, cut)
+                        groups["contract", cut.mode.over, frozenset(x[:2] for x in operand)].setdefault(c, cut)
                 elif cut.mode.family in ("reduce", "online"):
                     groups[cut.mode.family, cut.mode.over, cut.mode.score].setdefault(c, cut)
                 elif cut.mode.family == "point":
                     groups["point", frozenset(self.frozen.axes[c]), None].setdefault(c, cut)
         for (family, over, _), found in groups.items():
             loads = [cut.loads for cut in found.values()]
+            if family == "contract":  # rows have a name of their own in each result that needs them (queries, keys)
+                loads = [frozenset(x[:2] for x in load) for load in loads]
             common = frozenset.intersection(*loads)
             if family in ("reduce", "point"):  # one that every element of every result walks along: else this is no single pass
                 walked = self.cuts.elements(frozenset(over).union(*(cut.mode.free for cut in found.values())))
@@ -119,10 +120,6 @@ class KernelGraph:
     def _loaded_elements(self, load: Load) -> int:
         kind, source, *_ = load
         return self._inputs[str(source)].elements if kind == "read" else self.cuts.elements(self.frozen.axes[int(source)])
-
-    def _loaded_axes(self, load: Load) -> frozenset[str]:
-        kind, source, *rest = load
-        return frozenset(str(rest[0]).split()) - {"."} if kind == "read" else frozenset(self.frozen.axes[int(source)])
 
     def buffer(self, c: int) -> Output | Input:
         """Return the buffer that holds class `c`: an output of the program, or an intermediate called `t<class>`."""

@@ -61,7 +61,7 @@ class ContractNest:
         """The nests of the parts, which run one after another."""
         for p in self._parts:
             nest = copy.copy(self)
-            nest.problem, nest.n = p, self._loops(p.n)
+            nest.problem, nest.m, nest.n = p, self._loops(p.m), self._loops(p.n)
             yield nest
 
     @property
