@@ -8,7 +8,7 @@ import pytest
 from eqsat import numpy_like as np_
 from eqsat.array import Array
 from eqsat.canonical import canonical_key
-from eqsat.codegen.problem import contract_problem, reduce_problem
+from eqsat.codegen.problem import GroupedContractProblem, contract_problem, reduce_problem
 from eqsat.errors import UsageError
 from eqsat.ir import Program, rename
 from eqsat.kernelgraph import KernelGraph, axis_order
@@ -124,3 +124,25 @@ def test_values_of_one_shape_over_the_same_arrays_can_be_written_by_one_kernel(g
     assert [k for k in graph.kernels if set(k.writes) == graph.goals and k.family == "point"]
     apart = graph_of([np_.exp(x * y), np_.abs(w)])  # type: ignore[arg-type]
     assert not [k for k in apart.kernels if len(k.writes) > 1]
+
+
+def grouped(graph: KernelGraph) -> list[GroupedContractProblem]:
+    found = [contract_problem(k.program) for k in graph.kernels if k.family == "contract" and len(k.writes) > 1]
+    return [p for p in found if isinstance(p, GroupedContractProblem)]
+
+
+def test_products_of_one_operand_can_be_written_by_one_kernel(graph_of: Callable[[Array], KernelGraph]) -> None:
+    x, y = tensor("x", (6, 8)), tensor("y", (6, 8))
+    a, b, c = tensor("a", (8, 5)), tensor("b", (8, 3)), tensor("c", (8, 3))
+    together = grouped(graph_of([x @ a, np_.exp(x @ b), x @ c]))  # type: ignore[arg-type]
+    assert [p.shape for p in together] == [(1, 6, 11, 8)]
+    assert not grouped(graph_of([x @ a, y @ b]))  # type: ignore[arg-type]
+
+
+def test_queries_keys_and_values_that_one_kernel_needs_can_be_written_by_one(graph_of: Callable[[Array], KernelGraph]) -> None:
+    x = tensor("x", (6, 8))
+    q, k, v = (x @ tensor(f"w{name}", (8, 4)) for name in "qkv")
+    graph = graph_of(np_.softmax(q @ k.mT) @ v)
+    needed = {k.needs for k in graph.kernels if k.family == "online"}
+    made = [frozenset(k.writes) for k in graph.kernels if k.family == "contract" and len(k.writes) == 3]
+    assert needed & set(made)

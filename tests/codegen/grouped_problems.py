@@ -82,3 +82,10 @@ def plain(m: int, columns: Sequence[int], k: int) -> Program:
     return together(
         ("y0", s.matmul(x, s("w0", "kp")), "ip", F32), ("y1", apply("add", mean, s.matmul(x, s("w1", "qk"))), "iq", F32)
     )
+
+
+def queries_and_keys(m: int, n: int, k: int) -> Program:
+    """Compute q[h, i, d] and c[h, j, d] of the same normalised rows, which each output calls otherwise."""
+    s = Shape(BF16, i=m, j=m, k=k, h=2, d=n // 2)
+    values = [apply("mul", s.rms(s("x", f"{row}k")), s.matmul(s("x", f"{row}k"), s(f"w{row}", "khd"))) for row in "ij"]
+    return together(*((f"y{row}", e, f"h{row}d", BF16) for e, row in zip(values, "ij", strict=True)))

@@ -15,17 +15,31 @@ from eqsat.codegen.cpu.contract import ContractFamily, CpuContractTile
 from eqsat.codegen.cpu.skinny import CpuSkinnyTile
 from eqsat.codegen.cpu.skinny import SkinnyFamily as CpuSkinnyFamily
 from eqsat.codegen.cuda.nvrtc import compile_source
+from eqsat.codegen.cuda.simt import SimtFamily, SimtTile
 from eqsat.codegen.cuda.skinny import SkinnyFamily, SkinnyTile
 from eqsat.codegen.cuda.wgmma import WgmmaFamily, WgmmaTile
+from eqsat.codegen.kernel import Rates, TensorMapArg
+from eqsat.codegen.problem import contract_problem
 from eqsat.codegen.targets import parse_target
-from eqsat.ir import Program
+from eqsat.ir import Program, apply
 from eqsat.oracle import evaluate
 from eqsat.search.verify import check_outputs, prepare
-from tests.codegen.contract_problems import F16
+from tests.codegen.contract_problems import BF16, F16, Shape
 from tests.codegen.cpu_run import call_all, compile_many
 from tests.codegen.emulate import compile_kernels, run_outputs
 from tests.codegen.emulate_mma import emulated, emulated_wgmma, run_maps
-from tests.codegen.grouped_problems import batches, gates, grouped, heads, plain, projections, same_columns, with_epilogues
+from tests.codegen.grouped_problems import (
+    batches,
+    gates,
+    grouped,
+    heads,
+    plain,
+    projections,
+    queries_and_keys,
+    same_columns,
+    together,
+    with_epilogues,
+)
 
 WGMMA, SKINNY = WgmmaFamily(), SkinnyFamily()
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator is built with g++")
@@ -64,6 +78,7 @@ EMULATED: list[tuple[str, Program, WgmmaTile]] = [
     ("clusters of rows in turn, k contiguous, f16", projections(200, (104, 192), 136, w="jk", dtype=F16), TURNS),
     ("the same columns", same_columns(72, 72, 72), ALONE),
     ("by head, with a statistic", heads(72, 3, 2, 24, 128), WgmmaTile(128, 64, 2, 0, 1, 1, 8)),
+    ("rows under two names, with a statistic", queries_and_keys(72, 48, 128), WgmmaTile(64, 48, 1, 0, 1, 1, 8)),
     ("epilogues of each kind, stored directly", with_epilogues(72, (64, 72, 136), 64), ALONE),
     ("gates", gates(72, (48, 104), 72), WgmmaTile(64, 48, 1, 0, 2, 1, 8)),
     ("batched, few rows", batches(3, 20, (72, 136), 72), WgmmaTile(64, 64, 2, 1, 1, 1, 8)),
@@ -103,6 +118,7 @@ EMULATED_SKINNY: list[tuple[str, Program, SkinnyTile]] = [
     ("k contiguous, whole slabs, f16", projections(3, (64, 32), 256, w="jk", dtype=F16), SkinnyTile(4, 1, 4, 1, 2, 2, 1)),
     ("the same columns", same_columns(5, 72, 128), SkinnyTile(8, 1, 2, 1, 2, 2, 1)),
     ("by head, with a statistic, straight", heads(9, 3, 2, 24, 256), SkinnyTile(8, 1, 4, 2, 1, 2, 1, 0, 1)),
+    ("rows under two names, with a statistic", queries_and_keys(12, 48, 128), SkinnyTile(8, 1, 2, 2, 1, 2, 1)),
     ("epilogues of each kind, three blocks", with_epilogues(12, (64, 72, 136), 320), SkinnyTile(8, 2, 2, 3, 1, 2, 1)),
     ("gates through memory", gates(8, (72, 136), 192), SkinnyTile(8, 1, 2, 2, 2, 2, 1, 1)),
     ("batched, through memory", batches(3, 4, (72, 136), 192), SkinnyTile(8, 1, 2, 3, 1, 2, 1, 1)),
@@ -125,6 +141,7 @@ CPU_PROGRAMS = {
     "k contiguous": projections(6, (40, 7), 50, w="jk"),
     "the same columns": same_columns(9, 23, 31),
     "by head": heads(7, 3, 2, 8, 24),
+    "rows under two names": queries_and_keys(7, 20, 24),
     "epilogues of each kind": with_epilogues(12, (20, 33, 8), 29),
     "gates": gates(5, (17, 40), 21),
     "batched": batches(3, 6, (18, 9), 20),
@@ -154,3 +171,66 @@ def test_every_output_is_right_on_the_cpu(name: str, tmp_path: Path) -> None:
         for suite in suites:
             check = check_outputs(call_all(entry, source, p, suite.inputs), suite.expected, suite.suite)
             assert check.passed, f"{schedule}: {check.name}: {check.note}"
+
+
+def refusal(program: Program) -> str:
+    found = contract_problem(program)
+    assert isinstance(found, str)
+    return found
+
+
+def test_the_columns_of_all_parts_count_and_each_part_knows_its_output() -> None:
+    problem = grouped(projections(4, (8, 16, 24), 32))
+    assert problem.shape == (1, 4, 48, 32)
+    assert [p.output.name for p in problem.parts] == ["y0", "y1", "y2"]
+    assert problem.flops == problem.program.flops == 2 * 4 * 48 * 32
+
+
+def test_parts_have_the_statistics_of_all_each_under_its_own_names() -> None:
+    assert len(grouped(queries_and_keys(6, 8, 16)).statistics) == 1
+    lead, other = grouped(heads(6, 2, 1, 8, 16)).parts
+    assert lead.statistics == other.statistics
+
+
+def test_outputs_of_another_left_operand_or_other_summed_axes_are_no_one_kernel() -> None:
+    s = Shape(BF16, i=4, j=8, k=16, p=8)
+    first = ("y0", s.matmul(s("x", "ik"), s("w0", "kj")), "ij", BF16)
+    assert "left operand" in refusal(together(first, ("y1", s.matmul(s("z", "ik"), s("w1", "kj")), "ij", BF16)))
+    scaled = apply("mul", s("x", "ik"), s("g", "k"))
+    assert "left operand" in refusal(together(first, ("y1", s.matmul(scaled, s("w1", "kj")), "ij", BF16)))
+    assert "left operand" in refusal(together(first, ("y1", s.matmul(s("x", "ik"), s("w1", "kp")), "pi", BF16)))
+    assert "several outputs" in refusal(together(first, ("y1", s("x", "ik"), "ik", BF16)))
+
+
+def test_outputs_that_lay_their_rows_out_otherwise_are_no_one_kernel() -> None:
+    s = Shape(BF16, a=3, b=4, j=8, k=16)
+    values = [s.matmul(s("x", "abk"), s(f"w{c}", "kj")) for c in range(2)]
+    assert "orders" in refusal(together(("y0", values[0], "abj", BF16), ("y1", values[1], "baj", BF16)))
+
+
+def test_families_refuse_parts_that_no_tile_serves() -> None:
+    s = Shape(BF16, i=64, k=64, p=64, q=64)
+    x = s("x", "ik")
+    gate = apply("mul", s.matmul(x, s("a", "kp")), s.matmul(x, s("b", "kp")))
+    unlike = grouped(together(("y0", gate, "ip", BF16), ("y1", s.matmul(x, s("w", "kq")), "iq", BF16)))
+    assert "numbers of contractions" in str(WGMMA.legal(unlike, ALONE))
+    assert "numbers" in str(SKINNY.legal(unlike, SkinnyTile(8, 1, 2, 1, 1, 2, 1)))
+    turned = grouped(together(*((f"y{c}", s.matmul(x, s(f"w{c}", w)), f"i{c}", BF16) for c, w in (("p", "kp"), ("q", "qk")))))
+    assert "orders" in str(WGMMA.legal(turned, ALONE))
+    assert "orders" in str(SKINNY.legal(turned, SkinnyTile(8, 1, 2, 1, 1, 2, 1)))
+    assert SimtFamily().legal(turned, SimtTile(16, 16, 16, 1, 1)) is not None
+
+
+def test_every_part_begins_with_a_tile_of_its_own() -> None:
+    problem, tile = grouped(projections(128, (100 * 8, 8, 64), 64)), WgmmaTile(128, 256, 2, 0, 1, 2, 8)
+    source = WGMMA.emit(problem, tile)
+    assert source.grid == ((2 + 1 + 1) * 2, 1, 1)
+    assert [a.name for a in source.args if isinstance(a, TensorMapArg)] == ["x", "w0", "w1", "w2", "y0", "y1", "y2"]
+
+
+def test_bytes_and_operations_of_all_parts_bound_the_kernel() -> None:
+    rates = Rates(4000.0, 3800.0, (("bf16", 900000.0), ("f32", 60000.0)), 30000.0, 2000.0)
+    two, three = (WGMMA.bound_ns(grouped(projections(4096, c, 4096)), rates) for c in ((4096, 4096), (4096, 8192)))
+    assert three == pytest.approx(two * 1.5)
+    few = grouped(projections(8, (4096, 4096), 4096))
+    assert SKINNY.bound_ns(few, rates) >= few.program.bytes / rates.read
