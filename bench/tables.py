@@ -87,7 +87,8 @@ def discovery(record: dict[str, Any]) -> str:
     found = sum(r["ok"] for r in rows)
     lines = [
         f"{found} of {len(rows)} found, {record['created'][:10]}; `eqsat bench discovery` makes this table. Plans are chosen by model "
-        "for the target named; the steps of a derivation that only reorder or regroup are not counted.",
+        "for the target named, with the classes of rules and the rule files beside it admitted as well; steps of a derivation that only "
+        "reorder or regroup are not counted.",
         "",
         "| program | what was discovered | target | derivation | e-nodes | search |",
         "|---|---|---|---|---|---|",
@@ -98,7 +99,13 @@ def discovery(record: dict[str, Any]) -> str:
 def _discovery_row(r: dict[str, Any]) -> str:
     lacks = "" if r["ok"] else f"**not found**: {'; '.join(r['missing']) or r['derivation']}. Chosen: "
     steps = "–" if r["telling"] is None else f"{r['telling']} steps"
-    cells = [f"{r['row'].replace('_', ' ')}: {r['program']}", f"{lacks}{r['found'] or 'nothing'}", r["target"], steps, r["nodes"]]
+    cells = [
+        f"{r['row'].replace('_', ' ')}: {r['program']}",
+        f"{lacks}{r['found'] or 'nothing'}",
+        ", ".join([r["target"], *r["admitted"]]),
+        steps,
+        r["nodes"],
+    ]
     shown = [str(c).replace("|", "\\|") for c in cells]
     return f"| {' | '.join(shown)} | {r['seconds']:.2f} s |"
 
