@@ -124,14 +124,16 @@ def streaming_board() -> dict[str, Program]:
 
 def collect(only: str, points: int, board: bool) -> list[Item]:
     """Return every problem that there is to check; the large ones first, as they say most."""
-    from tests.codegen import contract_problems, problems
+    from tests.codegen import contract_problems, grouped_problems, problems
 
     named: list[tuple[str, Program, Sequence[Schedule]]] = []
     if board:
         named += [(c.name, c.program, c.schedules) for c in contract_problems.BOARD]
+        named += grouped_problems.BOARD
         named += [(n, p, ()) for n, p in streaming_board().items()]
     named += [(n, p, ()) for n, p in problems.PROBLEMS.items()]
     named += [(c.name, c.program, c.schedules) for c in contract_problems.CASES]
+    named += grouped_problems.CASES
     items = []
     for i, (name, program, schedules) in enumerate(named):
         if only not in name:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from eqsat.codegen.cuda.skinny import SkinnyTile
+from eqsat.codegen.cuda.wgmma import WgmmaTile
+from eqsat.codegen.kernel import Schedule
 from eqsat.codegen.problem import GroupedContractProblem, contract_problem
 from eqsat.ir import Expr, Input, Output, Program, apply, read, reduce
 from eqsat.types import DType
-from tests.codegen.contract_problems import BF16, F32, Shape, gelu, silu
+from tests.codegen.contract_problems import BF16, BIG, F16, F32, Shape, gelu, silu
 
 
 def together(*outputs: tuple[str, Expr, str, DType]) -> Program:
@@ -89,3 +92,26 @@ def queries_and_keys(m: int, n: int, k: int) -> Program:
     s = Shape(BF16, i=m, j=m, k=k, h=2, d=n // 2)
     values = [apply("mul", s.rms(s("x", f"{row}k")), s.matmul(s("x", f"{row}k"), s(f"w{row}", "khd"))) for row in "ij"]
     return together(*((f"y{row}", e, f"h{row}d", BF16) for e, row in zip(values, "ij", strict=True)))
+
+
+_FEW = (SkinnyTile(8, 1, 8, 2, 2, 2, 1), SkinnyTile(8, 1, 4, 1, 2, 2, 2, 0, 1), SkinnyTile(8, 2, 4, 3, 1, 2, 1, 1))
+_TWO = (WgmmaTile(128, 128, 2, 0, 1, 1, 8), WgmmaTile(128, 64, 2, 0, 1, 2, 8))
+CASES: tuple[tuple[str, Program, tuple[Schedule, ...]], ...] = (
+    ("grouped_wgmma", projections(320, (520, 256, 8), 328), BIG),
+    ("grouped_wgmma_nt_f16", projections(200, (104, 192), 136, w="jk", dtype=F16), BIG),
+    ("grouped_wgmma_heads", heads(200, 4, 2, 64, 256), BIG),
+    ("grouped_wgmma_rows_under_two_names", queries_and_keys(300, 256, 256), BIG),
+    ("grouped_wgmma_epilogues", with_epilogues(300, (520, 264, 136), 256), BIG),
+    ("grouped_wgmma_gates", gates(300, (520, 264), 256), _TWO),
+    ("grouped_wgmma_batched", batches(3, 200, (264, 136), 136), BIG),
+    ("grouped_skinny", projections(16, (520, 256, 8), 1024), _FEW),
+    ("grouped_skinny_heads", heads(9, 4, 2, 64, 1024), _FEW),
+    ("grouped_skinny_epilogues", with_epilogues(12, (520, 264, 136), 512), _FEW),
+)
+"""Small and odd ones, to be run on a device against the oracle."""
+BOARD: tuple[tuple[str, Program, tuple[Schedule, ...]], ...] = (
+    ("qkv_2048x4096_grouped_heads_bf16", projections(2048, (4096, 1024, 1024), 4096), BIG),
+    ("qkv_2048x4096_bf16", projections(2048, (4096, 4096, 4096), 4096), BIG),
+    ("qkv_16x4096_grouped_heads_bf16", projections(16, (4096, 1024, 1024), 4096), _FEW),
+)
+"""Shapes of models, meant to be timed."""

@@ -29,6 +29,8 @@ from tests.codegen.cpu_run import call_all, compile_many
 from tests.codegen.emulate import compile_kernels, run_outputs
 from tests.codegen.emulate_mma import emulated, emulated_wgmma, run_maps
 from tests.codegen.grouped_problems import (
+    BOARD,
+    CASES,
     batches,
     gates,
     grouped,
@@ -234,3 +236,8 @@ def test_bytes_and_operations_of_all_parts_bound_the_kernel() -> None:
     assert three == pytest.approx(two * 1.5)
     few = grouped(projections(8, (4096, 4096), 4096))
     assert SKINNY.bound_ns(few, rates) >= few.program.bytes / rates.read
+
+
+def test_every_case_for_the_device_has_a_legal_schedule_of_its_family() -> None:
+    for name, program, schedules in (*CASES, *BOARD):
+        assert [s for s in schedules if any(f.legal(grouped(program), s) is None for f in (WGMMA, SKINNY))], name
