@@ -29,15 +29,15 @@ class CutLimits:
     """The stated space: at most `loads` buffers a kernel, and at most `per_class` regions a class of each family.
 
     In a graph of many classes, fewer: some `total` altogether, but always the `least` best ones of a class. After so many
-    `combinations` of parts have been looked at, no more than a third of `least`: the enumeration ends in time.
+    `combinations` of parts have been looked at, no more than half of `least`: the enumeration ends in time.
     """
 
     loads: int = 8
     per_class: int = 48
     contractions: int = 3
-    total: int = 7_000
-    least: int = 12
-    combinations: int = 2_000_000
+    total: int = 5_000
+    least: int = 8
+    combinations: int = 600_000
 
     def regions(self, classes: int) -> int:
         """Return how many regions of a class are kept in a graph of so many classes."""
@@ -120,7 +120,7 @@ class Cuts:
             waiting.discard(c)
             changed = False
             if self._met > self.limits.combinations:
-                self.per_class = min(self.per_class, max(1, self.limits.least // 3))
+                self.per_class = min(self.per_class, max(1, self.limits.least // 2))
             for i, n in enumerate(found[c]):
                 self._since, now = self._evaluated.get((c, i), -1), self._serial
                 for cut in self._of_node(c, n):

@@ -97,7 +97,7 @@ class Limits:
     """
 
     nodes: int = 20_000
-    matches: int = 60_000
+    matches: int = 40_000
     soft_s: float = 6.0
     hard_s: float = 20.0
     memory_bytes: int = 1 << 30
