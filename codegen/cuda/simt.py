@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from eqsat.codegen.cuda.bounds import traffic_ns, wave_factor
-from eqsat.codegen.cuda.emit import Scope, assemble, parameters, refuse_illegal, register_type, stored_type
+from eqsat.codegen.cuda.emit import Scope, assemble, output_names, parameters, refuse_illegal, register_type, stored_type
 from eqsat.codegen.cuda.loads import (
     AxisNames,
     Load,
@@ -32,7 +33,7 @@ from eqsat.codegen.cuda.reduce_print import indent
 from eqsat.codegen.cuda.reduce_shape import OPERATORS
 from eqsat.codegen.cuda.shorten import call_short, short_functions
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
-from eqsat.codegen.problem import ContractProblem, Problem, nest
+from eqsat.codegen.problem import Contract, ContractProblem, Problem, nest
 from eqsat.codegen.targets import Target
 from eqsat.ir import Expr, Input
 
@@ -110,7 +111,7 @@ class SimtFamily:
 
     def legal(self, problem: Problem, schedule: Schedule) -> str | None:
         """Return why the schedule cannot serve the problem, or None."""
-        if not isinstance(problem, ContractProblem):
+        if not isinstance(problem, Contract):
             return f"a contract kernel cannot serve a {problem.family} problem"
         if not isinstance(schedule, SimtTile):
             return f"a plain contract kernel has no schedule {type(schedule).__name__}"
@@ -119,11 +120,14 @@ class SimtFamily:
             return "the thread tile divides the block tile, and tn is a power of two up to 16"
         if s.threads % 32 or not 32 <= s.threads <= 1024 or s.bm % 8 or s.bn % 8 or s.bk % 4:
             return f"{s.threads} threads: expected a multiple of 32 up to 1024, bm and bn multiples of 8, bk of 4"
-        shared = _shared_bytes(problem, s)
+        if len({_tile_types(p) for p in problem.parts}) > 1:
+            return "its outputs take different numbers or types of right operands"
+        lead = problem.parts[0]
+        shared = _shared_bytes(lead, s)
         if shared > STATIC_SHARED_BYTES:
             return f"{shared} bytes of tiles in shared memory; {STATIC_SHARED_BYTES} are there without asking for more"
-        words = s.tm * s.tn * sum(max(c.node.dtype.accumulator.bytes, 4) // 4 for c in problem.contractions)
-        moved = sum(t * s.bk // s.threads for t in (s.bm, *(s.bn for _ in problem.contractions)))
+        words = s.tm * s.tn * sum(max(c.node.dtype.accumulator.bytes, 4) // 4 for c in lead.contractions)
+        moved = sum(t * s.bk // s.threads for t in (s.bm, *(s.bn for _ in lead.contractions)))
         if min(255, 65536 // s.threads) < words + moved + s.tm + s.tn + 24:
             return f"{words} accumulator and {moved} operand registers for each of {s.threads} threads"
         return None
@@ -131,24 +135,24 @@ class SimtFamily:
     def emit(self, problem: Problem, schedule: Schedule) -> KernelSource:
         """Return the source; raises IllegalScheduleError if `legal` objects."""
         refuse_illegal(self.legal(problem, schedule), schedule)
-        assert isinstance(problem, ContractProblem)
+        assert isinstance(problem, Contract)
         assert isinstance(schedule, SimtTile)
-        return _emit(contract_shape(problem), schedule)
+        return _emit(problem, schedule)
 
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
         """Return the larger of the time to move each byte once and the time of the arithmetic at the dtype's own rate."""
-        assert isinstance(problem, ContractProblem)
-        path = problem.contractions[0].node.dtype.accumulator.value
+        assert isinstance(problem, Contract)
+        path = problem.parts[0].contractions[0].node.dtype.accumulator.value
         return max(traffic_ns(problem.program, rates), problem.flops / rates.rate(path))
 
     def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
         """Return a model's time: the arithmetic by how well a thread tile reuses what it reads, in whole waves of blocks."""
-        assert isinstance(problem, ContractProblem)
+        assert isinstance(problem, Contract)
         assert isinstance(schedule, SimtTile)
         s = schedule
         batch, m, n, _ = problem.shape
-        blocks = batch * -(-m // s.bm) * -(-n // s.bn)
-        path = problem.contractions[0].node.dtype.accumulator.value
+        blocks = sum(_blocks(p, s) for p in problem.parts)
+        path = problem.parts[0].contractions[0].node.dtype.accumulator.value
         # Each step reads tm + tn values from shared memory for tm·tn multiply-adds: 8 by 8 reaches some 80 % of the peak.
         reuse = s.tm * s.tn / (s.tm + s.tn)
         padded = blocks * s.bm * s.bn / max(batch * m * n, 1)
@@ -309,6 +313,14 @@ class Side:
             ]
         return lines
 
+    def shared_statistics(self) -> list[str]:
+        """Print the arrays in shared memory in which the partial statistics meet."""
+        across = self.schedule.bk // self.lanes if self.along_k else self.schedule.bk
+        return [
+            f"__shared__ {statistic_operator(node)}::type parts{number}[{across}][{self.size}];"
+            for number, node in enumerate(self.statistics)
+        ]
+
     def combine_statistics(self) -> list[str]:
         """Print how the partial statistics meet in shared memory and reach the rows of each thread's register tile."""
         s = self.schedule
@@ -323,7 +335,6 @@ class Side:
                 puts = [f"UNROLL for (int j = 0; j < {self.lanes}; ++j) parts{number}[depth][row + j] = z{number}[i][j];"]
             place = self.place()[: 3 if any("continue" in line for line in self.place()[:2]) else 2]
             lines += [
-                f"__shared__ {operator}::type parts{number}[{across}][{self.size}];",
                 f"UNROLL for (int i = 0; i < {self.turns}; ++i) {{",
                 *indent([*place, *puts]),
                 "}",
@@ -360,20 +371,62 @@ class _leaf:  # noqa: N801  a function with bound arguments
         return iota_text(e, f"{position} + j" if position == self.inner.var else position)
 
 
-def _emit(shape: ContractShape, s: SimtTile) -> KernelSource:
+def _tile_types(problem: ContractProblem) -> tuple[str, ...]:
+    """Return the C types of the tiles of a part's right operands."""
+    return tuple(register_type(c.b.dtype) for c in problem.contractions)
+
+
+def _blocks(problem: ContractProblem, s: SimtTile) -> int:
+    batch, m, n, _ = problem.shape
+    return batch * -(-m // s.bm) * -(-n // s.bn)
+
+
+def _emit(problem: Contract, s: SimtTile) -> KernelSource:
+    """Return the source: tiles in shared memory, then what the blocks of each part do with them."""
+    program, lead = problem.program, problem.parts[0]
+    ends = list(itertools.accumulate(_blocks(p, s) for p in problem.parts))
+    lines = [
+        f"alignas(16) __shared__ {register_type(lead.contractions[0].a.dtype)} tile_a[{s.bk}][{s.bm + PAD}];",
+        *(f"alignas(16) __shared__ {t} tile_b{i}[{s.bk}][{s.bn + PAD}];" for i, t in enumerate(_tile_types(lead))),
+        *_shared_statistics(contract_shape(lead), s),
+    ]
+    if len(problem.parts) == 1:
+        lines += _part(lead, s, "blockIdx.x")
+    else:
+        for i, (p, begin) in enumerate(zip(problem.parts, [0, *ends], strict=False)):
+            head = f"if (blockIdx.x < {ends[i]}) {{" if i + 1 < len(ends) else "{"
+            lines += [f"{'else ' if i else ''}{head}", *indent(_part(p, s, f"blockIdx.x - {begin}")), "}"]
+    text = [
+        f'extern "C" __global__ void __launch_bounds__({s.threads}) eqsat_kernel({parameters(program)}) {{',
+        *indent(lines),
+        "}",
+    ]
+    return assemble(program, s, "simt", "\n".join(text) + "\n", parts=PARTS, grid=(max(ends[-1], 1), 1, 1), block=s.threads)
+
+
+def _sides(shape: ContractShape, s: SimtTile) -> tuple[Side, Side]:
+    """Return how the left and the right operands come into shared memory."""
     problem = shape.problem
-    program, lead = problem.program, problem.contractions[0]
+    left = Side(shape, "m", (problem.contractions[0].a,), s.bm, s, problem.statistics)
+    return left, Side(shape, "n", tuple(c.b for c in problem.contractions), s.bn, s)
+
+
+def _shared_statistics(shape: ContractShape, s: SimtTile) -> list[str]:
+    """Print the arrays in which the partial statistics meet."""
+    return _sides(shape, s)[0].shared_statistics()
+
+
+def _part(problem: ContractProblem, s: SimtTile, block: str) -> list[str]:
+    """Print what one block of a part does: its tile of the output, `block` counted from the part's first."""
+    shape = contract_shape(problem)
     batches, rows, columns, depth = problem.shape
     tiles = (-(-rows // s.bm), -(-columns // s.bn))
-    left = Side(shape, "m", (lead.a,), s.bm, s, problem.statistics)
-    rights = tuple(c.b for c in problem.contractions)
-    right = Side(shape, "n", rights, s.bn, s)
-    tile_names = [f"tile_b{i}" for i in range(len(rights))]
-    blocks = tiles[0] * tiles[1] * batches
-    index = index_type(max(blocks, 1))
+    left, right = _sides(shape, s)
+    tile_names = [f"tile_b{i}" for i in range(len(problem.contractions))]
+    index = index_type(max(tiles[0] * tiles[1] * batches, 1))
     accumulators = [register_type(c.node.dtype) for c in problem.contractions]
-    lines = [
-        f"const {index} block = blockIdx.x;",
+    return [
+        f"const {index} block = {block};",
         f"const {index} batch = block / {max(tiles[0] * tiles[1], 1)};",
         "int tile_row, tile_column;",
         f"tile_of<8>((int)(block % {max(tiles[0] * tiles[1], 1)}), {tiles[0]}, {max(tiles[1], 1)}, tile_row, tile_column);",
@@ -381,11 +434,6 @@ def _emit(shape: ContractShape, s: SimtTile) -> KernelSource:
         f"const {index_type(columns + s.bn)} first_n = ({index_type(columns + s.bn)})tile_column * {s.bn};",
         *split_index("batch", shape.batch, batches),
         f"const int side = threadIdx.x % {s.bn // s.tn}, down = threadIdx.x / {s.bn // s.tn};",
-        f"alignas(16) __shared__ {register_type(lead.a.dtype)} tile_a[{s.bk}][{s.bm + PAD}];",
-        *(
-            f"alignas(16) __shared__ {register_type(b.dtype)} {name}[{s.bk}][{s.bn + PAD}];"
-            for b, name in zip(rights, tile_names, strict=True)
-        ),
         *(f"{t} acc{i}[{s.tm}][{s.tn}];" for i, t in enumerate(accumulators)),
         f"UNROLL for (int i = 0; i < {s.tm}; ++i)",
         f"  UNROLL for (int j = 0; j < {s.tn}; ++j) {{ {' '.join(f'acc{i}[i][j] = 0;' for i in range(len(accumulators)))} }}",
@@ -411,17 +459,12 @@ def _emit(shape: ContractShape, s: SimtTile) -> KernelSource:
         *left.combine_statistics(),
         *_epilogue(shape, s, rows, columns),
     ]
-    text = [
-        f'extern "C" __global__ void __launch_bounds__({s.threads}) eqsat_kernel({parameters(program)}) {{',
-        *indent(lines),
-        "}",
-    ]
-    return assemble(program, s, "simt", "\n".join(text) + "\n", parts=PARTS, grid=(max(blocks, 1), 1, 1), block=s.threads)
 
 
 def _epilogue(shape: ContractShape, s: SimtTile, rows: int, columns: int) -> list[str]:
     """Print what happens to the accumulators: the output expression over vectors of neighbouring columns, and the store."""
     problem, out = shape.problem, shape.problem.output
+    to = output_names(problem.program)[problem.output_index]
     inner = shape.n[-1]
     width = min(s.tn, 4)
     lanes = width if inner.extent % width == 0 else 1
@@ -442,13 +485,13 @@ def _epilogue(shape: ContractShape, s: SimtTile, rows: int, columns: int) -> lis
     at = load_offset(shape.store, shape.loops, shape.names)
     if access_mode(shape.store, inner, lanes) == "vector":
         pack = f"Pack<{stored_type(out.dtype)}>::template from<{lanes}>(o)"
-        store = [f"store_raw<{lanes * out.dtype.bytes}, PLAIN>(out + {at}, {pack});"]
+        store = [f"store_raw<{lanes * out.dtype.bytes}, PLAIN>({to} + {at}, {pack});"]
     else:
         kind = index_type(inner.extent)
         store = [
             f"UNROLL for (int j = 0; j < {lanes}; ++j) {{",
             f"  const {kind} first_column = {inner.var};",
-            f"  {{ const {kind} {inner.var} = first_column + j; store_one(out + {at}, o[j]); }}",
+            f"  {{ const {kind} {inner.var} = first_column + j; store_one({to} + {at}, o[j]); }}",
             "}",
         ]
     return [

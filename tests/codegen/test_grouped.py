@@ -24,7 +24,7 @@ from eqsat.codegen.targets import parse_target
 from eqsat.ir import Program, apply
 from eqsat.oracle import evaluate
 from eqsat.search.verify import check_outputs, prepare
-from tests.codegen.contract_problems import BF16, F16, Shape
+from tests.codegen.contract_problems import BF16, F16, F32, Shape
 from tests.codegen.cpu_run import call_all, compile_many
 from tests.codegen.emulate import compile_kernels, run_outputs
 from tests.codegen.emulate_mma import emulated, emulated_wgmma, run_maps
@@ -43,7 +43,7 @@ from tests.codegen.grouped_problems import (
     with_epilogues,
 )
 
-WGMMA, SKINNY = WgmmaFamily(), SkinnyFamily()
+WGMMA, SKINNY, SIMT = WgmmaFamily(), SkinnyFamily(), SimtFamily()
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator is built with g++")
 
 
@@ -220,7 +220,8 @@ def test_families_refuse_parts_that_no_tile_serves() -> None:
     turned = grouped(together(*((f"y{c}", s.matmul(x, s(f"w{c}", w)), f"i{c}", BF16) for c, w in (("p", "kp"), ("q", "qk")))))
     assert "orders" in str(WGMMA.legal(turned, ALONE))
     assert "orders" in str(SKINNY.legal(turned, SkinnyTile(8, 1, 2, 1, 1, 2, 1)))
-    assert SimtFamily().legal(turned, SimtTile(16, 16, 16, 1, 1)) is not None
+    assert "different numbers" in str(SIMT.legal(unlike, SimtTile(16, 16, 16, 1, 1)))
+    assert SIMT.legal(turned, SimtTile(16, 16, 16, 1, 1)) is None
 
 
 def test_every_part_begins_with_a_tile_of_its_own() -> None:
@@ -241,3 +242,23 @@ def test_bytes_and_operations_of_all_parts_bound_the_kernel() -> None:
 def test_every_case_for_the_device_has_a_legal_schedule_of_its_family() -> None:
     for name, program, schedules in (*CASES, *BOARD):
         assert [s for s in schedules if any(f.legal(grouped(program), s) is None for f in (WGMMA, SKINNY))], name
+
+
+@needs_compiler
+def test_emulated_plain_kernels_agree_with_the_oracle(tmp_path: Path) -> None:
+    tiles = (SimtTile(16, 16, 16, 1, 1), SimtTile(32, 64, 8, 2, 4))
+    cases = [(name, p, s) for name, p in CPU_PROGRAMS.items() for s in tiles if SIMT.legal(grouped(p), s) is None]
+    assert len(cases) == 2 * len(CPU_PROGRAMS)
+    sources = [SIMT.emit(grouped(p), s) for _, p, s in cases]
+    wrong = {}
+    for entry, source, (name, program, schedule) in zip(compile_kernels(sources, tmp_path), sources, cases, strict=True):
+        inputs = drawn(program)
+        if not (error := departure(program, inputs, run_outputs(entry, source, program, inputs, times=1))) <= 1:
+            wrong[f"{name}: {schedule}"] = error
+    assert not wrong
+
+
+def test_a_plain_kernel_of_several_outputs_compiles_without_spills() -> None:
+    program = projections(512, (512, 128, 128), 512, dtype=F32)
+    binary = compile_source(SIMT.emit(grouped(program), SimtTile(128, 128, 8, 8, 8)), parse_target("sm_90"))
+    assert (binary.resources.spill_bytes, binary.resources.stack_bytes) == (0, 0)
