@@ -100,15 +100,19 @@ class KernelGraph:
             for cut in self.cuts.of[c]:
                 if cut.mode.family == "contract":
                     for operand in cut.mode.shared:
+                        if self._loaded_axes(operand).intersection(self.layout(c)[-1:]):
+                            continue  # each row of the operand would be scattered over the result
                         groups["contract", cut.mode.over, frozenset(x[:2] for x in operand)].setdefault(c, cut)
                 elif cut.mode.family in ("reduce", "online"):
                     groups[cut.mode.family, cut.mode.over, cut.mode.score].setdefault(c, cut)
                 elif cut.mode.family == "point":
                     groups["point", frozenset(self.frozen.axes[c]), None].setdefault(c, cut)
         for (family, over, _), found in groups.items():
-            loads = [cut.loads for cut in found.values()]
             if family == "contract":  # rows have a name of their own in each result that needs them (queries, keys)
-                loads = [frozenset(x[:2] for x in load) for load in loads]
+                found = _with_own_products(found)
+                loads = [frozenset(x[:2] for x in cut.loads) for cut in found.values()]
+            else:
+                loads = [cut.loads for cut in found.values()]
             common = frozenset.intersection(*loads)
             if family in ("reduce", "point"):  # one that every element of every result walks along: else this is no single pass
                 walked = self.cuts.elements(frozenset(over).union(*(cut.mode.free for cut in found.values())))
@@ -120,6 +124,10 @@ class KernelGraph:
     def _loaded_elements(self, load: Load) -> int:
         kind, source, *_ = load
         return self._inputs[str(source)].elements if kind == "read" else self.cuts.elements(self.frozen.axes[int(source)])
+
+    def _loaded_axes(self, loads: frozenset[Load]) -> frozenset[str]:
+        names = (str(x[2]).split() if x[0] == "read" else self.frozen.axes[int(x[1])] for x in loads)  # type: ignore[misc]
+        return frozenset(a for axes in names for a in axes)
 
     def buffer(self, c: int) -> Output | Input:
         """Return the buffer that holds class `c`: an output of the program, or an intermediate called `t<class>`."""
@@ -217,6 +225,18 @@ class KernelGraph:
             beside = typed[0]
             args = [const(a.attrs[0], beside) if a.op == "const" and _fits(a.attrs[0], beside) else a for a in args]
         return apply(op, *args)
+
+
+def _with_own_products(found: dict[int, Cut]) -> dict[int, Cut]:
+    """Return the cuts but those that share a contraction with one before: it would be computed for each of them."""
+    kept: dict[int, Cut] = {}
+    seen: set[tuple[object, ...]] = set()
+    for c, cut in found.items():
+        products = {a for a in cut.anchors if a[0] == "contract"}
+        if not products & seen:
+            kept[c] = cut
+            seen |= products
+    return kept
 
 
 def _called(expr: Expr) -> Expr:

@@ -84,6 +84,10 @@ def _attention(q: Array, k: Array, v: Array) -> Array:
     return np.softmax(_scores(q, k)) @ v
 
 
+def _projected(x: Array, *weights: Array) -> Array:
+    return _attention(*(np.einsum("tc,chd->htd", x, w) for w in weights))
+
+
 def _scores(q: Array, k: Array) -> Array:
     return (q @ k.mT) * (1 / math.sqrt(q.shape[-1]))
 
@@ -241,6 +245,9 @@ def _linear_rows() -> list[Row]:
             _specs("bf16", {"x": (2048, 4096), "wq": square, "wk": (4096, 1024), "wv": (4096, 1024)}, ("wq", "wk", "wv")),
             lambda x, wq, wk, wv: (x @ wq, x @ wk, x @ wv),
             must.all_of(must.kernels(1), must.products(3), *map(must.taken_as_it_is, ("wq", "wk", "wv")), must.read_once("x"))),
+        Row("attention_projected", "softmax(q @ kᵀ·s) @ v, q, k, v = x @ wq, x @ wk, x @ wv by head", "one kernel for q, k and v, one pass over keys",
+            (("x", (2048, 2048), "bf16", False), *((f"w{c}", (2048, 32, 64), "bf16", True) for c in "qkv")), _projected,
+            must.all_of(must.kernels(2), must.products(5), must.read_once("x"))),
         Row("stacked_linear", "(x @ w1 + b1) @ w2 + b2, weights constant", "x @ (w1 @ w2 prepared) + (b1 @ w2 + b2 prepared)",
             _specs("bf16", {"x": (2048, 4096), "w1": square, "b1": (4096,), "w2": square, "b2": (4096,)}, ("w1", "b1", "w2", "b2")),
             lambda x, w1, b1, w2, b2: (x @ w1 + b1) @ w2 + b2, must.all_of(must.kernels(1), must.products(1), must.two_reads)),

@@ -137,6 +137,13 @@ def test_products_of_one_operand_can_be_written_by_one_kernel(graph_of: Callable
     together = grouped(graph_of([x @ a, np_.exp(x @ b), x @ c]))  # type: ignore[arg-type]
     assert [p.shape for p in together] == [(1, 6, 11, 8)]
     assert not grouped(graph_of([x @ a, y @ b]))  # type: ignore[arg-type]
+    assert not grouped(graph_of([x @ a, (x @ b).mT]))  # type: ignore[arg-type]
+
+
+def test_a_product_that_two_results_need_is_in_a_kernel_with_others_once(graph_of: Callable[[Array], KernelGraph]) -> None:
+    x, a, b = tensor("x", (6, 8)), tensor("a", (8, 5)), tensor("b", (8, 3))
+    graph = graph_of([x @ a, np_.exp(x @ a), x @ b])  # type: ignore[arg-type]
+    assert {(p.shape[2], len(p.parts)) for p in grouped(graph)} == {(8, 2)}
 
 
 def test_queries_keys_and_values_that_one_kernel_needs_can_be_written_by_one(graph_of: Callable[[Array], KernelGraph]) -> None:
