@@ -161,8 +161,9 @@ template <class OP> DEV void row_total(float s, float (&out)[2]) {
 // value(i, half, column, y) as of Acc::each_pair -> 16-bit -> swizzled staging -> TMA store, up to 64 columns a pass over BUFFERS
 // buffers of 8 KB. The store map's box is 64 rows of PANEL columns: the largest of 64, 32, 16 that divides N, so that no store
 // passes the tile's edge. The values are made between the barriers of their own pass: made before, the loads of all columns would
-// be issued at once and spill.
-template <class T, int N, int BUFFERS, class F> DEV void store_tile(const TMap* map, u32 staging, int& pass, int m, int n, int batch, F value) {
+// be issued at once and spill. With HEAD, the columns are those of heads of so many, which lie apart: the map's third axis counts
+// them, and whole panels make a head.
+template <class T, int N, int BUFFERS, int HEAD, class F> DEV void store_tile(const TMap* map, u32 staging, int& pass, int m, int n, int batch, F value) {
   constexpr int PANEL = N % 64 == 0 ? 64 : N % 32 == 0 ? 32 : 16;
   constexpr int SHIFT = PANEL == 64 ? 0 : PANEL == 32 ? 1 : 2, MASK = PANEL / 8 - 1;  // swizzle: chunk ^= (row >> SHIFT) & MASK
   const bool leader = threadIdx.x % 128 == 0;
@@ -187,7 +188,11 @@ template <class T, int N, int BUFFERS, class F> DEV void store_tile(const TMap* 
     named_sync(1 + warpgroup(), 128);
     if (leader) {
       UNROLL for (int p = 0; p < 64 / PANEL; ++p)
-        if (c + p * PANEL < N) tma_store3(map, buffer + p * 64 * PANEL * 2, n + c + p * PANEL, m, batch);
+        if (c + p * PANEL < N) {
+          const int column = n + c + p * PANEL;
+          if constexpr (HEAD) tma_store3(map, buffer + p * 64 * PANEL * 2, column % HEAD, m, column / HEAD);
+          else tma_store3(map, buffer + p * 64 * PANEL * 2, column, m, batch);
+        }
       bulk_commit();
     }
   });

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -180,7 +181,7 @@ def _layout(problem: Contract, s: WgmmaTile) -> Layout | str:
         return "row statistics ride on a left operand that is contiguous along k"
     if any(min(p.shape) == 0 for p in problem.parts):
         return "an extent is 0"
-    staged = all(_staged(p) for p in problem.parts)
+    staged = all(_stored(p, s) is not None for p in problem.parts)
     a_rows = _loaded_rows(problem, s, a, bs[0])
     slot = _tile_bytes(a, a_rows) + sum(_tile_bytes(b, s.bn) for b in bs[0])
     stages, buffers = _stages(s, slot, staged)
@@ -227,10 +228,44 @@ def _statistics_refusal(problem: ContractProblem) -> str | None:
     return None
 
 
-def _staged(problem: ContractProblem) -> bool:
-    """Whether the output leaves through TMA: 16-bit, rows and batches joined and aligned to 16 bytes."""
-    steps = output_joins(problem)
-    return problem.output.dtype.bytes == 2 and steps is not None and steps[2] == 1 and steps[0] % 8 == 0 and steps[1] % 8 == 0
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How TMA sees an output: extents and strides in elements of columns, rows and what is outermost.
+
+    That is the batch, or (`head` columns each, 0 if they all lie together) the heads that the columns are divided into.
+    """
+
+    extents: tuple[int, int, int]
+    strides: tuple[int, int]
+    head: int
+
+
+def _stored(problem: ContractProblem, s: WgmmaTile) -> Stored | None:
+    """Return how the output leaves through TMA: if it is 16-bit, its columns contiguous, and its other steps multiples of 16 bytes."""
+    if problem.output.dtype.bytes != 2:
+        return None
+    batch, m, n, _ = problem.shape
+    joins = output_joins(problem)
+    if joins is not None:
+        found = Stored((n, m, batch), (joins[1], joins[0]), 0) if joins[2] == 1 else None
+    else:
+        found = _stored_by_head(problem, s) if batch == 1 else None
+    return found if found is not None and all(x % 8 == 0 for x in found.strides) else None
+
+
+def _stored_by_head(problem: ContractProblem, s: WgmmaTile) -> Stored | None:
+    """Return how an output leaves whose columns are heads that lie apart, each of whole panels."""
+    for i in range(1, len(problem.n)):
+        split = dataclasses.replace(problem, batch=problem.n[:i], n=problem.n[i:])
+        joins, (heads, m, head, _) = output_joins(split), split.shape
+        if joins is not None and joins[2] == 1 and head % _panel(s) == 0:
+            return Stored((head, m, heads), (joins[1], joins[0]), head)
+    return None
+
+
+def _panel(s: WgmmaTile) -> int:
+    """Return the columns of the box of a store: the most that divide the tile's."""
+    return next(p for p in (64, 32, 16) if s.bn % p == 0)
 
 
 def _loaded_rows(problem: Contract, s: WgmmaTile, a: Operand, bs: tuple[Operand, ...]) -> int:
@@ -322,7 +357,7 @@ def _kernel(problem: Contract, s: WgmmaTile, layout: Layout) -> str:
         "INIT": [" ".join(f"part[i][{j}] = {_combine(e)}::neutral();" for j, e in enumerate(problem.statistics))],
         "TOTAL": [" ".join(f"row_total<{_combine(e)}>(part[i][{j}], stat[i][{j}]);" for j, e in enumerate(problem.statistics))],
         "ACCUMULATE": _accumulate(problem),
-        "FINISH": _finish(problem, layout),
+        "FINISH": _finish(problem, s, layout),
     }
     return fill(part("wgmma.cu"), flags, slots)
 
@@ -342,18 +377,20 @@ def _select(layout: Layout) -> list[str]:
     ]
 
 
-def _finish(problem: Contract, layout: Layout) -> list[str]:
+def _finish(problem: Contract, s: WgmmaTile, layout: Layout) -> list[str]:
     """Print what becomes of the accumulators, for the part that the tile belongs to."""
     accumulators = [f"acc[{c}][i].v[v + e]" for c in range(len(layout.bs[0]))]
     statistics = [f"stat[i][{j}][half]" for j in range(len(problem.statistics))]
     several, out = len(layout.bs) > 1, []
     for i, p in enumerate(problem.parts):
+        stored = _stored(p, s) if layout.staged else None
         slots = {
             "EPILOGUE": epilogue(p, accumulators, statistics),
             "STORE": [] if layout.staged else direct_store(p),
             "COLUMN": [f"tile.n - {layout.starts[i]}" if several else "tile.n"],
             "MAP_Y": [_output_maps(layout)[i] if layout.staged else ""],
             "Y": [stored_type(p.output.dtype)],
+            "HEAD": [str(stored.head if stored else 0)],
         }
         lines = fill(part("wgmma_finish.cu"), {"staged" if layout.staged else "direct"}, slots).splitlines()
         if several:
@@ -419,12 +456,11 @@ def _arguments(problem: Contract, s: WgmmaTile, layout: Layout) -> tuple[Arg, ..
 
 
 def _output_map(problem: ContractProblem, s: WgmmaTile) -> TensorMapArg:
-    batch, m, n, _ = problem.shape
-    steps = output_joins(problem)
-    assert steps is not None
-    panel = next(p for p in (64, 32, 16) if s.bn % p == 0)
-    strides = (_stride(steps[1], n, 1), _stride(steps[0], n, m))
-    return TensorMapArg(problem.output.name, problem.output.dtype, (n, m, batch), strides, (panel, 64, 1), 2 * panel)
+    found = _stored(problem, s)
+    assert found is not None
+    n, m, _ = found.extents
+    strides = (_stride(found.strides[0], n, 1), _stride(found.strides[1], n, m))
+    return TensorMapArg(problem.output.name, problem.output.dtype, found.extents, strides, (_panel(s), 64, 1), 2 * _panel(s))
 
 
 def _stride(elements: int, inner: int, between: int) -> int:

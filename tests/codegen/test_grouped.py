@@ -81,6 +81,8 @@ EMULATED: list[tuple[str, Program, WgmmaTile]] = [
     ("the same columns", same_columns(72, 72, 72), ALONE),
     ("by head, with a statistic", heads(72, 3, 2, 24, 128), WgmmaTile(128, 64, 2, 0, 1, 1, 8)),
     ("rows under two names, with a statistic", queries_and_keys(72, 48, 128), WgmmaTile(64, 48, 1, 0, 1, 1, 8)),
+    ("heads that whole panels make, stored by head", heads(72, 3, 2, 64, 128), WgmmaTile(128, 128, 2, 0, 1, 2, 8)),
+    ("heads of narrow panels, clusters of rows", heads(200, 5, 3, 32, 128), WgmmaTile(64, 96, 2, 1, 2, 1, 8)),
     ("epilogues of each kind, stored directly", with_epilogues(72, (64, 72, 136), 64), ALONE),
     ("gates", gates(72, (48, 104), 72), WgmmaTile(64, 48, 1, 0, 2, 1, 8)),
     ("batched, few rows", batches(3, 20, (72, 136), 72), WgmmaTile(64, 64, 2, 1, 1, 1, 8)),
@@ -262,3 +264,12 @@ def test_a_plain_kernel_of_several_outputs_compiles_without_spills() -> None:
     program = projections(512, (512, 128, 128), 512, dtype=F32)
     binary = compile_source(SIMT.emit(grouped(program), SimtTile(128, 128, 8, 8, 8)), parse_target("sm_90"))
     assert (binary.resources.spill_bytes, binary.resources.stack_bytes) == (0, 0)
+
+
+def test_outputs_by_head_leave_through_tensor_maps_where_heads_are_whole_panels() -> None:
+    wide, narrow = WgmmaTile(128, 128, 2, 0, 1, 1, 8), WgmmaTile(128, 96, 2, 0, 1, 1, 8)
+    problem = grouped(heads(256, 6, 2, 32, 128))
+    maps = {a.name: a for a in WGMMA.emit(problem, narrow).args if isinstance(a, TensorMapArg)}
+    assert maps["q"].extents == (32, 256, 6)
+    assert maps["v"].extents == (32, 256, 2)
+    assert {m.name for m in WGMMA.emit(problem, wide).args if isinstance(m, TensorMapArg)} == {"x", "wq", "wv"}
