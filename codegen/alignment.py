@@ -25,7 +25,8 @@ def alignment(one: Expr, other: Expr) -> dict[str, str] | None:
         pairs = _paired(a, b)
         if pairs is None or any(names.setdefault(y, x) != x for x, y in pairs):
             return None
-        stack += zip(a.args, b.args, strict=True)
+        if a.op != "access":  # what it reads is equal, by names that are hidden from outside
+            stack += zip(a.args, b.args, strict=True)
     return names if len(set(names.values())) == len(names) else None
 
 
