@@ -229,6 +229,7 @@ class _Tester:
         if self.rule.phase == "fold":
             for draw in self._situations():
                 self._test(draw, Float64(self.rule.bound, where_finite=True), "masked")
+        self._check_whole()
         if self.tally.compared < (_LEAST // 3 if proof.found else _LEAST) or self.tally.compared * 10 < self.tally.skipped:
             raise _untestable(
                 self.rule,
@@ -298,12 +299,17 @@ class _Tester:
                     f"  left   {e.left}\n  right  {e.right}\n"
                     "A constant has no dtype (weak) and takes that of what it meets; guard with (float a), (typed a) or (same-dtype a b)."
                 )
+
+    def _check_whole(self) -> None:
+        """Refuse a true law that puts a constant beside whole numbers, which it did not meet on the left."""
+        e = self.equation
+        for types in self.typings:
             if (constant := fraction_among_whole(e, types)) is not None:
                 given = ", ".join(f"{v}: {types[v]}" for v in e.tensors)
                 raise FalseRuleError(
                     f"{self._head()} lets a fraction meet whole numbers: with {given} the constant {constant} takes a whole dtype.\n"
                     f"  left   {e.left}\n  right  {e.right}\n"
-                    "Guard with (float a), or write the law with whole constants."
+                    "Guard with (groups a b) for those that come together, with (float a), or write the law with whole constants."
                 )
 
     def _field(self) -> float:

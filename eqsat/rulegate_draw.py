@@ -327,7 +327,7 @@ def _holds(guard: Node, draw: Draw, numbers: Mapping[str, Number]) -> bool:
         return found is not None and (draw.name(args[0]) in found) == (head == "has")
     if head in RANGES and args[0].kind != "symbol":
         raise UncheckableError(f"the gate draws numbers for variables, and {guard} speaks of a term; state it of its variables")
-    if head in ("float", "typed", "numeric", "same-dtype", "constant", *COSTS, *RANGES):
+    if head in ("float", "typed", "numeric", "same-dtype", "groups", "constant", *COSTS, *RANGES):
         return True  # dtypes are chosen to fit, and numbers are drawn to fit (`within_ranges`)
     if head in _AXES:
         sets = [axes_of(a, draw) for a in args]

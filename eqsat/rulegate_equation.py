@@ -246,6 +246,9 @@ def _allows(guard: Node, types: Mapping[str, str]) -> bool:
             return dtype_of(a, types) != "bool"
         case "same-dtype", (a, b):
             return dtype_of(a, types) == dtype_of(b, types)
+        case "groups", (a, b):
+            pair = {dtype_of(a, types), dtype_of(b, types)}
+            return pair not in ({"weak", "i32"}, {"weak", "i64"})
         case head, (a,) if head in RANGES and a.kind == "symbol":
             return dtype_of(a, types) != "bool"
         case ("=" | "!=") as op, (a, b):

@@ -18,12 +18,9 @@ _CALCULATIONS = frozenset({"+", "-", "*", "neg", "abs", "min", "max", "to-f64"})
 def fraction_among_whole(equation: Equation, types: Mapping[str, str]) -> Node | None:
     """Return a constant on the right side that may be a fraction where it meets whole numbers; None if there is none.
 
-    Numbers and constant operands that meet whole numbers on the left side are whole there, or no program has that term. Only
-    rules among whole numbers are looked at.
+    Numbers and constant operands that meet whole numbers on the left side are whole there, or no program has that term.
     """
-    if not {types[v] for v in equation.tensors} <= {*_WHOLE, "weak"}:
-        return None
-    numbers = {v for v, sort in equation.numbers if sort == "i64"} | set(equation.tensors)
+    numbers = {v for v, sort in equation.numbers if sort == "i64"}
     for constant in _met(equation.left, types):
         numbers |= {n.text for n in constant.walk() if n.kind == "symbol"}
         if not _is_whole(constant, numbers):

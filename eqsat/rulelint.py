@@ -52,6 +52,7 @@ MACROS: Mapping[str, Signature] = {
     "typed": (("T",), ""),
     "numeric": (("T",), ""),
     "same-dtype": (("T", "T"), ""),
+    "groups": (("T", "T"), ""),
     "other-origin": (("String", "String"), ""),
     "whole": (("f64",), ""),
     "alike-but": (("String", "T", "String", "T"), ""),
@@ -289,6 +290,11 @@ def expand(guards: Sequence[Node]) -> tuple[Node, ...]:
                 out.append(listed("!=", analysis("dtype", a), Node("string", "bool"), at=g))
             case "same-dtype", (a, b):
                 out.append(listed("=", analysis("dtype", a), analysis("dtype", b), at=g))
+            case "groups", (a, b):
+                pair = (analysis("dtype", a), analysis("dtype", b))
+                for one, other in (pair, pair[::-1]):
+                    both = listed("+", one, other, at=g)
+                    out += [listed("!=", both, Node("string", f"weak{i}"), at=g) for i in ("i32", "i64")]
             case "other-origin", (j, k):
                 out.append(listed("!=", analysis("origin", j), analysis("origin", k), at=g))
             case "whole", (c,):

@@ -6,7 +6,8 @@ better: a row is compared with its own baseline in the same run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,6 +161,51 @@ def _contraction_rows() -> list[Workload]:
     ]  # fmt: skip
 
 
+def _weigh(scores: Array, v: Array) -> Array:
+    return np.softmax(scores * (1 / math.sqrt(v.shape[-1]))) @ v
+
+
+def _causal(q: Array, k: Array, v: Array) -> Array:
+    n = q.shape[-2]
+    seen = np.iota(n).reshape(1, n) <= np.iota(n).reshape(n, 1)
+    return _weigh(np.where(seen, q @ k.mT, float("-inf")), v)
+
+
+def _grouped(q: Array, k: Array, v: Array) -> Array:
+    """Each of k's and v's heads serves several of q's, one position at a time."""
+    batch, heads, _, width = q.shape
+    mine = q.reshape(batch, k.shape[1], heads // k.shape[1], width)
+    return _weigh(mine @ k.mT, v).reshape(q.shape)
+
+
+def _unit_heads(x: Array) -> Array:
+    return (x * np.rsqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-6)).astype("bf16")
+
+
+def _unit_heads_torch(torch: Any, x: Any) -> Any:
+    return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6)
+
+
+def _attention_rows() -> list[Workload]:
+    def row(name: str, shapes: Sequence[tuple[int, ...]], ours: Any, theirs: Any, bound: str = "arithmetic") -> Workload:
+        return Workload(name, tuple((n, s, "bf16") for n, s in zip("qkv", shapes, strict=True)), ours, theirs, bound=bound)
+
+    def attend(t: Any) -> Any:
+        return t.nn.functional.scaled_dot_product_attention
+
+    short, long = (4, 32, 2048, 128), (4, 32, 4096, 128)
+    cached = (8, 8, 8192, 128)
+    return [
+        row("attention_4x32x2048x128_bf16", [short] * 3, lambda q, k, v: _weigh(q @ k.mT, v), lambda t, q, k, v: attend(t)(q, k, v)),
+        row("attention_causal_4x32x4096x128_bf16", [long] * 3, _causal, lambda t, q, k, v: attend(t)(q, k, v, is_causal=True)),
+        row("attention_qk_norm_2x32x2048x128_bf16", [(2, 32, 2048, 128)] * 3,
+            lambda q, k, v: _weigh(_unit_heads(q) @ _unit_heads(k).mT, v),
+            lambda t, q, k, v: attend(t)(_unit_heads_torch(t, q), _unit_heads_torch(t, k), v)),
+        row("attention_decode_8x64of8x8192x128_bf16", [(8, 64, 1, 128), cached, cached], _grouped,
+            lambda t, q, k, v: attend(t)(q, k, v, enable_gqa=True), bound="memory"),
+    ]  # fmt: skip
+
+
 def _cpu_rows() -> list[Workload]:
     f = "f32"
     shape = (512, 512)
@@ -177,4 +223,4 @@ def _cpu_rows() -> list[Workload]:
 
 def board(device: str) -> tuple[Workload, ...]:
     """Return the rows for "cuda" or "cpu"."""
-    return tuple(w for w in (*_memory_rows(), *_contraction_rows(), *_cpu_rows()) if w.device == device)
+    return tuple(w for w in (*_memory_rows(), *_contraction_rows(), *_attention_rows(), *_cpu_rows()) if w.device == device)

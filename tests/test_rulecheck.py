@@ -90,7 +90,7 @@ def test_the_same_rule_gives_the_same_evidence():
 
 
 TRUE = {
-    "a general rule": "(rule ((= e (Sub x c)) (= x (Add a b))) ((union e (Sub a (Sub c b)))) META)",
+    "a general rule": "(rule ((= e (Sub x c)) (= x (Add a b)) (groups b c)) ((union e (Sub a (Sub c b)))) META)",
     "a rule with a let": "(rule ((= e (Neg (Sub a b)))) ((let s (Sub b a)) (union e s)) META)",
     "a literal axis": '(rewrite (Sum "h" (Mul a b)) (Mul a (Sum "h" b)) :when ((free-of "h" a)) META)',
     "a rule about one extent": "(rewrite (Max k (Min k2 a)) (Sum k (Min k2 a)) :when ((= 1 (extent k)) (numeric a)) META)",
@@ -320,6 +320,10 @@ FALSE = {
     "rule form": (
         '(rule ((= e (Sum k (Mul a b)))) ((union e (Mul a (Sum k b)))) META)',
         "changes the axes",
+    ),
+    "a fraction among positions": (
+        '(rewrite (Add a (Add b c)) (Add (Add a b) c) META)',
+        "lets a fraction meet whole numbers",
     ),
     "rule form two": (
         '(rule ((= e (Sub x c)) (= x (Add a b))) ((union e (Sub a (Add b c)))) META)',
