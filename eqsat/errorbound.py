@@ -108,7 +108,7 @@ def evaluate_with_bound(
             found = interpret(roots, bounds)
             return [bounds.store(v, o) for v, o in zip(found, p.outputs, strict=True)]
 
-    sliced = evaluate_in_slices(program, inputs, whole) if xp is np else None
+    sliced = evaluate_in_slices(program, inputs, whole, xp)
     return [(value, bound) for value, bound in (sliced or whole(program, inputs))]
 
 

@@ -240,7 +240,7 @@ def evaluate(program: Program, inputs: Mapping[str, Array], xp: Any = np) -> lis
             values = interpret([o.expr for o in p.outputs], Float64(check_inputs(p, arrays), xp))
         return [(to_layout(v, o.expr, o.axes),) for v, o in zip(values, p.outputs, strict=True)]
 
-    sliced = evaluate_in_slices(program, inputs, whole) if xp is np else None
+    sliced = evaluate_in_slices(program, inputs, whole, xp)
     return [v for (v,) in (sliced or whole(program, inputs))]
 
 

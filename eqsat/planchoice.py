@@ -137,7 +137,9 @@ class Chooser:
                     done.append(i)
                     have |= self.actions[i].writes
         if missing := self.goals - have:
-            raise ExtractionError(f"the chosen kernels do not reach the buffers {sorted(missing)}; this is a defect, please report it")
+            raise ExtractionError(
+                f"the chosen kernels do not reach the buffers {sorted(missing)}; this is a defect, please report it"
+            )
         wanted = set(self.goals)
         kept: list[int] = []
         for i in reversed(done):

@@ -1,9 +1,10 @@
-"""Evaluate large programs slice by slice along an axis that nothing mixes, so that temporaries stay in a cache."""
+"""Evaluate large programs slice by slice along an axis that nothing mixes, so that temporaries stay in a cache, or fit a GPU."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,12 +13,16 @@ from eqsat.ops import Array, Kind
 
 # Elements of the largest value of a slice: 256 KiB in float64, of which several fit a private cache.
 _SLICE_ELEMENTS = 1 << 15
+# On a GPU nothing is gained but room: 1 GiB in float64, of which a score with its error takes some ten at a time.
+_SLICE_ELEMENTS_GPU = 1 << 27
 
 Evaluate = Callable[[Program, Mapping[str, Array]], Sequence[tuple[Array, ...]]]
 
 
-def evaluate_in_slices(program: Program, inputs: Mapping[str, Array], evaluate: Evaluate) -> list[tuple[Array, ...]] | None:
-    """Evaluate slice by slice over NumPy arrays; None if the program is small or no axis can be sliced.
+def evaluate_in_slices(
+    program: Program, inputs: Mapping[str, Array], evaluate: Evaluate, xp: Any = np
+) -> list[tuple[Array, ...]] | None:
+    """Evaluate slice by slice; None if the program is small or no axis can be sliced.
 
     Parameters
     ----------
@@ -25,6 +30,8 @@ def evaluate_in_slices(program: Program, inputs: Mapping[str, Array], evaluate: 
     inputs : mapping of str to array
     evaluate : callable
         Evaluates a program: for each output, one or several arrays in its layout.
+    xp : module
+        NumPy or CuPy.
 
     Returns
     -------
@@ -32,15 +39,15 @@ def evaluate_in_slices(program: Program, inputs: Mapping[str, Array], evaluate: 
         As `evaluate` would give for the whole.
     """
     largest = max((e.type.elements for o in program.outputs for e in o.expr.walk()), default=0)
-    if largest <= 2 * _SLICE_ELEMENTS or any(
-        e.op == "sum" and _expands(e.args[0]) for o in program.outputs for e in o.expr.walk()
-    ):
+    limit = _SLICE_ELEMENTS if xp is np else _SLICE_ELEMENTS_GPU
+    by_products = xp is np and any(e.op == "sum" and _expands(e.args[0]) for o in program.outputs for e in o.expr.walk())
+    if largest <= 2 * limit or by_products:
         return None
-    axis = _choose(program)
+    axis = _choose(program, limit)
     if axis is None:
         return None
     extent = program.outputs[0].expr.type.extents[axis]
-    step = max(1, _SLICE_ELEMENTS * extent // largest)
+    step = max(1, limit * extent // largest)
     where = _dimensions(program, axis) or {}
     programs = {n: narrowed(program, axis, n) for n in {min(step, extent), extent % step} - {0}}
     results: list[list[Array]] = []
@@ -50,14 +57,14 @@ def evaluate_in_slices(program: Program, inputs: Mapping[str, Array], evaluate: 
         for at, parts in enumerate(evaluate(programs[n], cut)):
             dimension = program.outputs[at].axes.index(axis)
             if start == 0:
-                results.append([_whole(p, dimension, extent) for p in parts])
+                results.append([_whole(p, dimension, extent, xp) for p in parts])
             for whole, part in zip(results[at], parts, strict=True):
                 _cut(whole, dimension, start, n)[...] = part
     return [tuple(r) for r in results]
 
 
-def _whole(part: Array, dimension: int, extent: int) -> Array:
-    return np.empty([extent if d == dimension else n for d, n in enumerate(part.shape)], dtype=part.dtype)
+def _whole(part: Array, dimension: int, extent: int, xp: Any) -> Array:
+    return xp.empty([extent if d == dimension else n for d, n in enumerate(part.shape)], dtype=part.dtype)
 
 
 def _cut(array: Array, dimension: int | None, start: int, n: int) -> Array:
@@ -69,19 +76,14 @@ def _expands(e: Expr) -> bool:
     return bool(e.args) and e.type.elements > max(a.type.elements for a in e.args)
 
 
-def _choose(program: Program) -> str | None:
+def _choose(program: Program, limit: int) -> str | None:
     """Return the axis to slice: shared by all outputs, mixed by nothing, and such that little is evaluated again."""
     shared = [a for a in program.outputs[0].axes if a and all(a in o.axes for o in program.outputs)]
     for axis in shared:
         extent = program.outputs[0].expr.type.extents[axis]
         nodes = [e for o in program.outputs for e in o.expr.walk()]
         fixed = sum(e.type.elements for e in nodes if axis not in e.axes)
-        if (
-            extent > 1
-            and fixed <= 4 * _SLICE_ELEMENTS
-            and all(_is_pure(e, axis) for e in nodes)
-            and _dimensions(program, axis) is not None
-        ):
+        if extent > 1 and fixed <= 4 * limit and all(_is_pure(e, axis) for e in nodes) and _dimensions(program, axis) is not None:
             return axis
     return None
 

@@ -62,7 +62,11 @@ def test_pruning_never_loses_a_plan_cheaper_than_the_incumbent(seed: int) -> Non
 
 
 def test_kernels_that_need_each_other_are_not_a_plan() -> None:
-    actions = [Action(frozenset([0]), frozenset([1])), Action(frozenset([1]), frozenset([0])), Action(frozenset([1]), frozenset())]
+    actions = [
+        Action(frozenset([0]), frozenset([1])),
+        Action(frozenset([1]), frozenset([0])),
+        Action(frozenset([1]), frozenset()),
+    ]
     choice = Chooser(actions, frozenset([0])).exact([1.0, 1.0, 50.0])
     assert choice.plan == (2, 0)
 

@@ -20,7 +20,11 @@ def test_a_rule_is_kept_if_the_program_has_what_it_matches():
 
 
 def test_a_rule_is_kept_if_a_kept_rule_makes_what_it_matches():
-    assert kept("pow-half recip-sqrt div-recip", "(Div (Const 1.0) (Pow a (Const 0.5)))") == ["pow-half", "recip-sqrt", "div-recip"]
+    assert kept("pow-half recip-sqrt div-recip", "(Div (Const 1.0) (Pow a (Const 0.5)))") == [
+        "pow-half",
+        "recip-sqrt",
+        "div-recip",
+    ]
     assert kept("pow-half recip-sqrt div-recip", "(Pow a (Const 0.5))") == ["pow-half"]
 
 

@@ -55,7 +55,7 @@ def test_slices_agree_with_the_whole(name: str, monkeypatch: pytest.MonkeyPatch)
     (plain,) = evaluate(p, data)
     monkeypatch.setattr(slicing, "_SLICE_ELEMENTS", 20)
     if axis is not None:
-        monkeypatch.setattr(slicing, "_choose", lambda _: axis)
+        monkeypatch.setattr(slicing, "_choose", lambda _, __: axis)
     ((sliced, sliced_bound),) = evaluate_with_bound(p, data)
     assert sliced.shape == value.shape
     np.testing.assert_allclose(sliced, value, rtol=1e-14)
@@ -65,7 +65,7 @@ def test_slices_agree_with_the_whole(name: str, monkeypatch: pytest.MonkeyPatch)
 
 def test_only_an_axis_that_nothing_mixes_is_sliced() -> None:
     def chosen(expr: Expr, axes: tuple[str, ...]) -> str | None:
-        return slicing._choose(program(expr, axes))
+        return slicing._choose(program(expr, axes), 20)
 
     assert chosen(ROWS, ("i", "j")) == "i"
     assert chosen(softmax(X, "i"), ("i", "j")) == "j"
@@ -78,7 +78,7 @@ def test_an_input_read_along_two_axes_is_not_sliced() -> None:
     square = Input("s", (50, 50), F32)
     both = apply("add", read("s", ("i", "j"), (50, 50), F32), read("s", ("j", "i"), (50, 50), F32))
     p = Program((square,), (Output("out", both, ("i", "j"), F32),))
-    assert slicing._choose(p) is None
+    assert slicing._choose(p, 20) is None
 
 
 def test_narrowing_changes_one_extent_everywhere() -> None:

@@ -379,7 +379,8 @@ def _store_values(problem: OnlineProblem, layout: _Layout) -> list[str]:
     ]
     for i, (o, name) in enumerate(over):
         first, second = (
-            offset(o, places(problem, row=problem.m, col=axes) | _moved(problem, axes, x)) for x in ("column", "(column + 1)")
+            offset(o, {**places(problem, row=problem.m, col=axes), **_moved(problem, axes, x)})
+            for x in ("column", "(column + 1)")
         )
         if _pairs(problem, o, axes):
             out.append(
