@@ -187,7 +187,7 @@ def rules_list(files: tuple[Path, ...], as_json: bool) -> int:
 @_json
 def rules_check(files: tuple[Path, ...], shipped: bool, write: bool, as_json: bool) -> int:
     """Prove or test every law in FILES: exit 0 if all are admitted, 1 if one is refused, 2 if a file is malformed."""
-    from eqsat.evidence import write_committed  # only this command gates without a search
+    from eqsat.gate.evidence import write_committed  # only this command gates without a search
     from eqsat.rulecheck import judge_rules
     from eqsat.rulefile import builtin_rules, load_rules
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from eqsat.compressed import Evaluation, TooLargeError
 from eqsat.derivation import Derivation
 from eqsat.errors import EqsatError
-from eqsat.floats import Floats
 from eqsat.ir import Expr, Program
+from eqsat.proof.compressed import Evaluation, TooLargeError
+from eqsat.proof.floats import Floats
 from eqsat.terms import from_term
 
 
@@ -18,7 +18,7 @@ def first_departure(
     """Return the number of the first step (from 1) that changes the value, or None: the derivation as a bisector.
 
     Both sides of every step are evaluated in float64 at the program's own extents, on inputs that are constant on a few
-    blocks of each axis (`eqsat.compressed`), and compared with an error that allows for rounding.
+    blocks of each axis (`eqsat.proof.compressed`), and compared with an error that allows for rounding.
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
 Each equation that a rule claims is evaluated on both sides in random situations that satisfy its guards: at several extent
 assignments (distinct extents, each axis once of extent 1), over every combination of axis sets, with negatives, zeros,
 operands equal to each other and to constants; in float64 with a tolerance from a running error. Then it is proved for all
-extents (`eqsat.prover`). What is not proved is tested further: polynomial and rational laws in two prime fields, where a
+extents (`eqsat.proof.prover`). What is not proved is tested further: polynomial and rational laws in two prime fields, where a
 false law passes with a probability that is computed; order and choice over the integers. The numeric class is tested in any
 case, since a proof speaks of the reals: `exact` bit by bit in float32, the others at large magnitudes, `approximates` also
 at many numbers of all magnitudes.
@@ -23,13 +23,11 @@ from typing import Any
 import numpy as np
 
 from eqsat.errors import FalseRuleError, RuleError
-from eqsat.evidence import Evidence, cached, committed, keep
-from eqsat.prover import Proof, prove
-from eqsat.rulefile import Rule
-from eqsat.rulegate_draw import EXTENTS, Draw, applied, axes_of, degree, draws, evaluate, tensor_numbers, within_ranges
-from eqsat.rulegate_equation import Equation, IllTypedError, UncheckableError, dtype_of, equations, typings
-from eqsat.rulegate_shrink import Situation, shown, shrink
-from eqsat.rulegate_value import (
+from eqsat.gate.draw import EXTENTS, Draw, applied, axes_of, degree, draws, evaluate, tensor_numbers, within_ranges
+from eqsat.gate.equation import Equation, IllTypedError, UncheckableError, dtype_of, equations, typings
+from eqsat.gate.evidence import Evidence, cached, committed, keep
+from eqsat.gate.shrink import Situation, shown, shrink
+from eqsat.gate.value import (
     EXTREMA,
     INTEGER_OPS,
     RING_OPS,
@@ -41,7 +39,9 @@ from eqsat.rulegate_value import (
     PrimeField,
     UntestableError,
 )
-from eqsat.rulegate_whole import fraction_among_whole
+from eqsat.gate.whole import fraction_among_whole
+from eqsat.proof.prover import Proof, prove
+from eqsat.rulefile import Rule
 
 PRIMES = (2147483647, 2147483629)
 """The two largest primes below 2^31: products of residues fit 64 bits."""

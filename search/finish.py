@@ -13,7 +13,7 @@ from eqsat.canonical import canonical_key
 from eqsat.codegen.kernel import Rates, Schedule
 from eqsat.codegen.plan import Executable, Step
 from eqsat.errors import CompileError, KernelFaultError, NoKernelError, WrongResultError
-from eqsat.evidence import Evidence
+from eqsat.gate.evidence import Evidence
 from eqsat.ir import Program
 from eqsat.regions import Partition
 from eqsat.rulefile import RuleSet

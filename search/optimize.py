@@ -16,8 +16,8 @@ from eqsat.codegen.kernel import KernelBinary, KernelSource, Rates, Schedule
 from eqsat.codegen.plan import Executable, Plan, Step
 from eqsat.debug import CANDIDATES, COMPILER, RULES, SOURCES, SUMMARY, inspector
 from eqsat.errors import CompileError, NoKernelError, WrongResultError
-from eqsat.evidence import Evidence
 from eqsat.frozen import Frozen
+from eqsat.gate.evidence import Evidence
 from eqsat.ir import Program
 from eqsat.kernelgraph import KernelGraph
 from eqsat.region_borders import Order

@@ -10,9 +10,9 @@ from eqsat.codegen.plan import Plan
 from eqsat.departure import first_departure
 from eqsat.derivation import Derivation, derive_all
 from eqsat.errors import NoKernelError
-from eqsat.evidence import Evidence
+from eqsat.gate.evidence import Evidence
 from eqsat.ir import Program
-from eqsat.planproof import Agreement, agree
+from eqsat.proof.agreement import Agreement, agree
 from eqsat.rulefile import RuleSet
 from eqsat.search.compose import compose
 from eqsat.search.rulebase import declarations

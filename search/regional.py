@@ -15,7 +15,7 @@ from eqsat import text
 from eqsat.codegen.kernel import Arg, KernelBinary, KernelSource, Rates, WorkspaceArg
 from eqsat.codegen.plan import Executable, Kernel, Plan, Step
 from eqsat.ir import Expr, Input, Output, Program, read, rebuild
-from eqsat.planproof import agree
+from eqsat.proof.agreement import agree
 from eqsat.regions import Partition, Region, rejoin
 from eqsat.search import receipt
 from eqsat.search.bundle import find_problem

@@ -12,7 +12,7 @@ from pathlib import Path
 import eqsat
 from eqsat.codegen.targets import Target
 from eqsat.errors import UsageError
-from eqsat.evidence import Evidence
+from eqsat.gate.evidence import Evidence
 from eqsat.rulecheck import check_rules
 from eqsat.rulefile import RuleSet, builtin_rules, load_rules
 from eqsat.search.options import Options

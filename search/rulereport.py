@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from eqsat.gate.equation import Equation, equations
+from eqsat.gate.instance import program as instance
+from eqsat.gate.instance import situation
 from eqsat.ir import Program
 from eqsat.rulefile import Rule, RuleSet
-from eqsat.rulegate_equation import Equation, equations
-from eqsat.ruleinstance import program as instance
-from eqsat.ruleinstance import situation
 from eqsat.saturation import Limits
 from eqsat.search.optimize import optimize
 from eqsat.search.result import Optimized

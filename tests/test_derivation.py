@@ -15,7 +15,7 @@ from eqsat.derivation import Derivation, derive, derive_all
 from eqsat.errors import DTypeError, ExtractionError
 from eqsat.ir import Expr, Input, Output, Program, apply, const, read, reduce
 from eqsat.mirror import equations_of, logging_rule
-from eqsat.planproof import agree
+from eqsat.proof.agreement import agree
 from eqsat.rulefile import RuleSet, builtin_rules, load_rules
 from eqsat.saturation import Limits
 from eqsat.session import Session

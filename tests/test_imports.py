@@ -56,7 +56,7 @@ def imports() -> Iterator[tuple[str, str]]:
         ("cuda.bindings.nvrtc", {"eqsat.codegen.cuda.nvrtc"}),
         ("cuda.bindings.driver", {"eqsat.codegen.cuda.driver"}),
         ("egglog", {"eqsat.egraph"}),
-        ("z3", {"eqsat.prove_solver"}),
+        ("z3", {"eqsat.proof.solver"}),
         ("scipy", {"eqsat.planchoice"}),
     ],
 )

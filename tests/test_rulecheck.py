@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from eqsat import evidence
 from eqsat.errors import FalseRuleError, RuleError
-from eqsat.evidence import committed
+from eqsat.gate import evidence
+from eqsat.gate.evidence import committed
 from eqsat.rulecheck import Evidence, check_rule, check_rules
 from eqsat.rulefile import Rule, builtin_rules, load_rules
 
@@ -64,7 +64,7 @@ def test_loading_the_shipped_rules_with_committed_evidence_takes_no_time():
 def test_committed_evidence_of_another_gate_does_not_count(monkeypatch):
     rule = builtin_rules().rules[0]
     assert committed(rule.digest, rule.name) is not None
-    monkeypatch.setattr("eqsat.evidence.judge_digest", lambda: "another")
+    monkeypatch.setattr("eqsat.gate.evidence.judge_digest", lambda: "another")
     evidence._shipped.cache_clear()
     try:
         assert committed(rule.digest, rule.name) is None

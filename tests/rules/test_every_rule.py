@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from eqsat.egraph import EGraph
+from eqsat.gate.equation import Equation, equations
+from eqsat.gate.instance import load_text, program, situation
 from eqsat.oracle import evaluate
 from eqsat.rulefile import Rule, builtin_rules
-from eqsat.rulegate_equation import Equation, equations
-from eqsat.ruleinstance import load_text, program, situation
 from eqsat.signature import declarations
 
 RULES = builtin_rules(unstable=True)

@@ -10,8 +10,8 @@ from eqsat import numpy_like as fn
 from eqsat import optimize, tensor
 from eqsat.codegen.targets import parse_target
 from eqsat.errors import NoKernelError
-from eqsat.evidence import Evidence
-from eqsat.planproof import Agreement
+from eqsat.gate.evidence import Evidence
+from eqsat.proof.agreement import Agreement
 from eqsat.rulefile import RuleSet, load_rules
 from eqsat.search import machine, proofs
 from eqsat.search.machine import Place

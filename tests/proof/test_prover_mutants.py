@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from eqsat.errors import FalseRuleError, RuleError
+from eqsat.gate.equation import equations, typings
 from eqsat.ops import BY_CONSTRUCTOR, Kind
-from eqsat.prover import prove
+from eqsat.proof.prover import prove
 from eqsat.rulecheck import check_rule
 from eqsat.rulefile import Rule, builtin_rules
-from eqsat.rulegate_equation import equations, typings
 from eqsat.sexpr import Node
 
 POINTWISE = {

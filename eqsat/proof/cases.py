@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from eqsat.gate.equation import Equation
 from eqsat.indexterms import INDEX_CONSTRUCTORS
-from eqsat.meaning import Values
 from eqsat.ops import BY_CONSTRUCTOR, Kind
-from eqsat.rulegate_equation import Equation
+from eqsat.proof.meaning import Values
 from eqsat.sexpr import Node
 
 _MOST_CASES = 2048  # combinations of axes and dtypes; a rule with more is tested, not proved

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from eqsat.access import Index
-from eqsat.compressed import Evaluation, TooLargeError
-from eqsat.constants import Constants
-from eqsat.floats import Floats
 from eqsat.ir import Expr, apply, const, rebuild
 from eqsat.ops import Kind
-from eqsat.prove import equal
-from eqsat.residues import CHAINS, Residues
+from eqsat.proof.compressed import Evaluation, TooLargeError
+from eqsat.proof.constants import Constants
+from eqsat.proof.floats import Floats
+from eqsat.proof.programs import equal
+from eqsat.proof.residues import CHAINS, Residues
 
 Method = Literal["identical", "normal form", "field", "laws", "float", "untested", "refuted"]
 _ENOUGH = -40.0  # log2 of the chance of a miss at which no further trial is run

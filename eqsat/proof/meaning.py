@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Literal
 
-from eqsat.normalform import UNIT, Atom, Poly, UndecidedError, bind, number, single
-from eqsat.normalform_functions import (
+from eqsat.proof.functions import (
     any_power,
     equals_zero,
     exponential,
@@ -27,7 +26,8 @@ from eqsat.normalform_functions import (
     raised,
     truncated,
 )
-from eqsat.normalform_reductions import all_over, maximum, position_of_maximum, product_over, rename, repeated, sum_over
+from eqsat.proof.normalform import UNIT, Atom, Poly, UndecidedError, bind, number, single
+from eqsat.proof.reductions import all_over, maximum, position_of_maximum, product_over, rename, repeated, sum_over
 
 Values = Literal["real", "whole", "truth"]
 """What a dtype holds: floats of any width, integers, truth values."""

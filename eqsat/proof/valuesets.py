@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from eqsat.compressed import Array
+from eqsat.proof.compressed import Array
 
 
 class ValueSets:

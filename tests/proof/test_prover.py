@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from eqsat.errors import FalseRuleError, RuleError
-from eqsat.prover import Proof, prove
+from eqsat.gate.equation import equations, typings
+from eqsat.proof.prover import Proof, prove
 from eqsat.rulecheck import check_rule
 from eqsat.rulefile import Rule, builtin_rules, load_rules
-from eqsat.rulegate_equation import equations, typings
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_a_proof_says_how(load):
 
 
 def test_without_z3_what_needs_it_is_left_open_with_what_to_install(load, monkeypatch):
-    monkeypatch.setattr("eqsat.prove_solver.available", lambda: False)
+    monkeypatch.setattr("eqsat.proof.solver.available", lambda: False)
     found = proof(load("(rewrite (Maximum a (Minimum b c)) (Minimum (Maximum a b) (Maximum a c)))"))
     assert not found.found
     assert "eqsat[prove]" in found.why
@@ -196,7 +196,7 @@ def test_without_z3_what_needs_it_is_left_open_with_what_to_install(load, monkey
 
 
 def test_without_z3_numbers_near_those_of_the_rule_are_tried(load, monkeypatch):
-    monkeypatch.setattr("eqsat.prove_solver.available", lambda: False)
+    monkeypatch.setattr("eqsat.proof.solver.available", lambda: False)
     with pytest.raises(FalseRuleError, match="is false"):
         check_rule(load("(rewrite (Minimum a (Const 1000000.0)) a :when ((typed a)))"))
 

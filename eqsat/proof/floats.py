@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from eqsat.compressed import Array
+from eqsat.gate.value import Float64
 from eqsat.ir import Expr, Output, Program
 from eqsat.oracle import evaluate
-from eqsat.rulegate_value import Float64
+from eqsat.proof.compressed import Array
 
 Value = tuple[Array, Array]
 

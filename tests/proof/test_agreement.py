@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from eqsat import numpy_like as en
 from eqsat import tensor
 from eqsat.access import AccessMap, Index
-from eqsat.constants import Constants, simplest_between
 from eqsat.ir import Expr, access, apply, const, iota, read, reduce
-from eqsat.planproof import agree, nameless
-from eqsat.residues import CHAINS
+from eqsat.proof.agreement import agree, nameless
+from eqsat.proof.constants import Constants, simplest_between
+from eqsat.proof.residues import CHAINS
 from eqsat.trace import to_program
 from eqsat.types import DType
 from tests.strategies import programs

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 
 from eqsat.access import Index
 from eqsat.ir import Expr
-from eqsat.meaning import Meaning, Values, as_truth, choice, within
-from eqsat.normalform import UNIT, Atom, Poly, UndecidedError, arrange, effort, index, number, single
-from eqsat.normalform_functions import quotient, tensor
-from eqsat.normalform_reductions import expand_equal, rename
 from eqsat.ops import Kind
+from eqsat.proof.functions import quotient, tensor
+from eqsat.proof.meaning import Meaning, Values, as_truth, choice, within
+from eqsat.proof.normalform import UNIT, Atom, Poly, UndecidedError, arrange, effort, index, number, single
+from eqsat.proof.reductions import expand_equal, rename
 from eqsat.types import DType
 
 Places = Mapping[str, Poly]

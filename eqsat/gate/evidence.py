@@ -21,11 +21,15 @@ from typing import Any, Literal
 Method = Literal["proved", "field", "fuzz", "structural"]
 
 _JUDGES = (
-    "normalform*.py",
-    "meaning.py",
-    "prove_*.py",
-    "prover.py",
-    "rulegate_*.py",
+    "proof/normalform.py",
+    "proof/functions.py",
+    "proof/reductions.py",
+    "proof/meaning.py",
+    "proof/cases.py",
+    "proof/laws.py",
+    "proof/solver.py",
+    "proof/prover.py",
+    "gate/*.py",
     "rulecheck.py",
     "ops.py",
     "signature.py",
@@ -91,7 +95,7 @@ class Evidence:
 @functools.cache
 def judge_digest() -> str:
     """Return a SHA-256 over the code that decides, so that no evidence outlives the gate or the op table that gave it."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     paths = sorted(p for pattern in _JUDGES for p in folder.glob(pattern))
     return hashlib.sha256(b"\0".join(p.read_bytes() for p in paths)).hexdigest()
 

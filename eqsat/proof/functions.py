@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 
-from eqsat.normalform import (
+from eqsat.proof.normalform import (
     ONE,
     UNIT,
     ZERO,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from eqsat.gate.equation import Equation, dtype_of
 from eqsat.ops import BY_CONSTRUCTOR, Kind, Result
-from eqsat.rulegate_equation import Equation, dtype_of
 from eqsat.sexpr import Node
 
 _WHOLE = ("i32", "i64")

@@ -6,10 +6,10 @@ import numpy as np
 from hypothesis import given, settings
 
 from eqsat.access import AccessMap, Index
-from eqsat.compressed import BLOCKS, Evaluation, Positions
-from eqsat.floats import Floats
 from eqsat.ir import Expr, Input, Output, Program, access, apply, const, iota, read, reduce
 from eqsat.oracle import evaluate
+from eqsat.proof.compressed import BLOCKS, Evaluation, Positions
+from eqsat.proof.floats import Floats
 from eqsat.types import DType
 from tests.strategies import programs
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from eqsat.access import Index
+from eqsat.gate.draw import Draw, evaluate
+from eqsat.gate.equation import Equation
+from eqsat.gate.value import Comparison, Domain
 from eqsat.indexterms import MADE
-from eqsat.rulegate_draw import Draw, evaluate
-from eqsat.rulegate_equation import Equation
-from eqsat.rulegate_value import Comparison, Domain
 
 _ROUNDS = 40
 _PLAIN = (0.0, 1.0, -1.0, 2.0)

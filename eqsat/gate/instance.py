@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
+from eqsat.gate.draw import EXTENTS, Draw, draws, index_of, is_menu, number
+from eqsat.gate.equation import Equation, typings
 from eqsat.indexterms import INDEX_CONSTRUCTORS, index_term
 from eqsat.ir import Expr, Input, Output, Program, read
-from eqsat.rulegate_draw import EXTENTS, Draw, draws, index_of, is_menu, number
-from eqsat.rulegate_equation import Equation, typings
 from eqsat.rulelint import MACROS
 from eqsat.sexpr import Node, listed, read_forms
 from eqsat.signature import COSTS, TermWriter, extent_facts

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
-from eqsat.normalform import Atom, Mono, Poly, index, single
-from eqsat.normalform_reductions import rename
-from eqsat.prove_rule import Goal
+from eqsat.proof.laws import Goal
+from eqsat.proof.normalform import Atom, Mono, Poly, index, single
+from eqsat.proof.reductions import rename
 
 _MOST_INSTANCES = 200  # places at which a maximum is compared with its operand
 _ROUNDS = 2  # times that places found by comparing are compared again

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from eqsat.access import AccessMap, Index
 from eqsat.ir import Expr, Output, Program, access, apply, const, iota, read, reduce, rename, substitute
 from eqsat.oracle import evaluate
-from eqsat.prove import equal
+from eqsat.proof.programs import equal
 from eqsat.types import DType
 from tests.strategies import example_inputs, programs
 

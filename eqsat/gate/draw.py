@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from eqsat.access import Index, IndexOp
+from eqsat.gate.equation import Equation, UncheckableError
+from eqsat.gate.index import random_index, taker
+from eqsat.gate.value import Domain, Value
 from eqsat.indexterms import INDEX_CONSTRUCTORS, MADE, substituted
 from eqsat.ops import BY_CONSTRUCTOR, Kind
-from eqsat.rulegate_equation import Equation, UncheckableError
-from eqsat.rulegate_index import random_index, taker
-from eqsat.rulegate_value import Domain, Value
 from eqsat.rulelint import FUNCTIONS, MACROS
 from eqsat.sexpr import Node
 from eqsat.signature import COSTS, RANGES

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from eqsat.normalform import UndecidedError, effort
-from eqsat.prove_cases import NotProvedError
-from eqsat.prove_rule import goals
-from eqsat.prove_solver import decide
-from eqsat.rulegate_equation import Equation
+from eqsat.gate.equation import Equation
+from eqsat.proof.cases import NotProvedError
+from eqsat.proof.laws import goals
+from eqsat.proof.normalform import UndecidedError, effort
+from eqsat.proof.solver import decide
 
 _EFFORT = 100_000  # products multiplied out for one equation: some seconds
 

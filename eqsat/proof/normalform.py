@@ -4,9 +4,9 @@ A value at one point of its axes is a polynomial. Its atoms are tensor elements,
 constants of a rule), sums over index variables, and functions of polynomials. A sum is kept as one atom for each group of
 factors that its variables connect, with the variables renamed to a canonical order, so that regrouped, interchanged and
 factored sums are one form. Exponentials are split into one factor for each summand of the exponent. A power may be any
-rational: what that assumes of the base is recorded apart (`eqsat.meaning`), so x·x⁻¹ is 1 here.
+rational: what that assumes of the base is recorded apart (`eqsat.proof.meaning`), so x·x⁻¹ is 1 here.
 
-The functions of polynomials (powers, exponentials, comparisons, maxima, products) are in `eqsat.normalform_functions`.
+The functions of polynomials (powers, exponentials, comparisons, maxima, products) are in `eqsat.proof.functions`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Atom:
     Parameters
     ----------
     kind : str
-        What it is; `index` and `sum` have a meaning here, the others in `eqsat.normalform_functions`.
+        What it is; `index` and `sum` have a meaning here, the others in `eqsat.proof.functions`.
     args : tuple
         Text, numbers, forms, index variables.
     bounds : tuple of Atom

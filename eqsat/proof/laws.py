@@ -1,6 +1,6 @@
 """What has to be proved of a rule's equation: in every case that the guards leave open, that two forms are equal.
 
-In each case (`eqsat.prove_cases`) both sides are read as forms at one point of their axes. Numbers of the rule and extents are
+In each case (`eqsat.proof.cases`) both sides are read as forms at one point of their axes. Numbers of the rule and extents are
 unknowns with the signs that the guards give them.
 """
 
@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from eqsat.meaning import Meaning, Values, as_truth, choice, within
-from eqsat.normalform import UNIT, Atom, Poly, UndecidedError, index, number, single
-from eqsat.normalform_functions import is_positive, quotient, raised, tensor
-from eqsat.normalform_reductions import expand_equal, maximum
+from eqsat.gate.draw import is_menu
+from eqsat.gate.equation import Equation, UncheckableError
 from eqsat.ops import BY_CONSTRUCTOR, Kind, Result
-from eqsat.prove_cases import Case, NotProvedError, axis_key, cases
-from eqsat.rulegate_draw import is_menu
-from eqsat.rulegate_equation import Equation, UncheckableError
+from eqsat.proof.cases import Case, NotProvedError, axis_key, cases
+from eqsat.proof.functions import is_positive, quotient, raised, tensor
+from eqsat.proof.meaning import Meaning, Values, as_truth, choice, within
+from eqsat.proof.normalform import UNIT, Atom, Poly, UndecidedError, index, number, single
+from eqsat.proof.reductions import expand_equal, maximum
 from eqsat.sexpr import Node
 from eqsat.signature import RANGES
 

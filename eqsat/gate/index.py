@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from eqsat.access import Index
-from eqsat.rulegate_value import Take
+from eqsat.gate.value import Take
 
 
 def random_index(pool: Sequence[str], rng: random.Random) -> Index:

@@ -7,23 +7,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence, Set
 from fractions import Fraction
 
-from eqsat.normalform import (
-    UNIT,
-    ZERO,
-    Atom,
-    Mono,
-    Poly,
-    bind,
-    forms_in,
-    fresh,
-    index,
-    number,
-    product,
-    single,
-    substitute,
-    total,
-)
-from eqsat.normalform_functions import (
+from eqsat.proof.functions import (
     any_power,
     equals_zero,
     exponential,
@@ -39,6 +23,22 @@ from eqsat.normalform_functions import (
     replaced,
     tensor,
     truncated,
+)
+from eqsat.proof.normalform import (
+    UNIT,
+    ZERO,
+    Atom,
+    Mono,
+    Poly,
+    bind,
+    forms_in,
+    fresh,
+    index,
+    number,
+    product,
+    single,
+    substitute,
+    total,
 )
 
 _MOST_CASES = 4  # truth values in one argument that are told apart

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from eqsat.compressed import Array, mix
-from eqsat.constants import Constants
-from eqsat.degrees import Degree
 from eqsat.ir import Expr
+from eqsat.proof.compressed import Array, mix
+from eqsat.proof.constants import Constants
+from eqsat.proof.degrees import Degree
+from eqsat.proof.valuesets import ValueSets
 from eqsat.types import DType
-from eqsat.valuesets import ValueSets
 
 CHAINS = (
     (2146754399, 1073377199, 536688599, 268344299, 134172149),
