@@ -89,8 +89,8 @@ def show(name: str, what: str, expression: Any, numpy: Callable[..., Any]) -> No
     resources = [s.binary.resources for s in hopper.executable.steps]
     print(f"The same program for sm_90, chosen by model and compiled without a GPU, in {OUT / name}_sm90:")
     for kernel, used in zip(hopper.receipt.plan["kernels"], resources, strict=True):
-        for name, shown in zip(kernel["writes"], kernel["shown"], strict=True):
-            print(f"  {name} = {shown}")
+        for written, shown in zip(kernel["writes"], kernel["shown"], strict=True):
+            print(f"  {written} = {shown}")
         print(f"    {kernel['schedule']}; {used.registers} registers, {used.spill_bytes} bytes spilled")
     print(f"  files: {', '.join(sorted(p.name for p in (OUT / f'{name}_sm90').iterdir()))}\n", flush=True)
 

@@ -20,6 +20,9 @@ def fraction_among_whole(equation: Equation, types: Mapping[str, str]) -> Node |
 
     Numbers and constant operands that meet whole numbers on the left side are whole there, or no program has that term.
     """
+    dtypes = set(types.values())
+    if not dtypes & set(_WHOLE) or ("weak" not in dtypes and not any(n.head == "Const" for n in equation.right.walk())):
+        return None
     numbers = {v for v, sort in equation.numbers if sort == "i64"}
     for constant in _met(equation.left, types):
         numbers |= {n.text for n in constant.walk() if n.kind == "symbol"}
