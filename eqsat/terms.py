@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from eqsat.access import AccessMap, Index
@@ -222,7 +223,7 @@ class _Reader:
                 return _lazily(lambda a: accessed(a, axis, index, known), args)
             case "cast":
                 to = DType.parse(attrs[0].text)
-                return apply("cast", _as(args[0], to), dtype=to)
+                return apply("cast", _cast_operand(args[0], to), dtype=to)
         if row.kind is Kind.REDUCE:
             return self._reduce(row, attrs[0], args[0])
         return _pointwise(row, args)
@@ -239,7 +240,7 @@ class _Reader:
         number = node.number
 
         def typed(d: DType) -> Expr:
-            if not d.is_float and number != int(number):
+            if not d.is_float and not (math.isfinite(number) and number == int(number)):
                 raise DTypeError(f"the constant {number} meets {d} operands, which hold whole numbers only; cast them first")
             return const(number, d)
 
@@ -263,6 +264,14 @@ class _Reader:
 
 def _as(value: Value, dtype: DType) -> Expr:
     return value if isinstance(value, Expr) else value(dtype)
+
+
+def _cast_operand(value: Value, to: DType) -> Expr:
+    """Return what a cast takes: a constant in the cast's own type, or in float64 where that cannot hold it."""
+    try:
+        return _as(value, to)
+    except DTypeError:
+        return _as(value, DType.F64)
 
 
 def _lazily(build: Callable[[Expr], Expr], args: Sequence[Value]) -> Value:

@@ -143,3 +143,12 @@ def test_a_fraction_among_integers_is_refused():
     whole = Program((Input("n", (3,), I32),), (Output("y", read("n", ("i",), (3,), I32), ("i",), I32),))
     with pytest.raises(DTypeError, match=r"0\.5 meets i32"):
         from_term('(Mul (Const 0.5) (Read "n" "i"))', whole)
+
+
+@pytest.mark.parametrize(("value", "to"), [(-2.5, I32), (float("inf"), I32), (2.5, DType.BOOL), (3.0, I32)])
+def test_a_constant_under_a_cast_need_not_fit_the_type_it_is_cast_to(value, to):
+    expr = apply("cast", const(value, DType.F32), dtype=to)
+    program = Program((), (Output("y", expr, (), to),))
+    back = Program((), (Output("y", from_term(to_term(expr), program), (), to),))
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(evaluate(back, {})[0], evaluate(program, {})[0])
