@@ -1,14 +1,21 @@
 """What tests share: a cache folder of their own, and one program optimized on this CPU."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from eqsat import numpy_like as fn
 from eqsat.array import Array
 from eqsat.search.result import Optimized
 from eqsat.trace import tensor
+
+# The same examples in every run, so that a change is judged by what it changes; campaigns (EQSAT_FUZZ_EXAMPLES) look elsewhere.
+settings.register_profile("repeatable", derandomize=True)
+if "EQSAT_FUZZ_EXAMPLES" not in os.environ:
+    settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session", autouse=True)
