@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 IndexOp = Literal["axis", "const", "add", "mul", "div", "mod"]
 
@@ -64,6 +64,23 @@ class Index:
         match self.op:
             case "const":
                 return self
+            case "add":
+                return parts[0] + parts[1]
+            case "mul":
+                return parts[0] * self.value
+            case "div":
+                return parts[0] // self.value
+            case _:
+                return parts[0] % self.value
+
+    def at(self, positions: Mapping[str, Any], number: Callable[[int], Any]) -> Any:
+        """Return its value at positions of its axes: numbers or arrays, with constants made by `number`."""
+        parts = [a.at(positions, number) for a in self.args]
+        match self.op:
+            case "axis":
+                return positions[self.name]
+            case "const":
+                return number(self.value)
             case "add":
                 return parts[0] + parts[1]
             case "mul":

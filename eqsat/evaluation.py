@@ -6,7 +6,7 @@ A value's dimensions are its node's axes in sorted order. No function here knows
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -143,7 +143,7 @@ def gather(xp: Any, e: Expr, value: Array) -> Array:
     inside: Array = xp.ones((1,) * len(shape), dtype=np.bool_)
     positions = []
     for a, n in zip(names, value.shape, strict=True):
-        p = _positions(xp, entries.get(a, Index.axis(a)), at, len(shape))
+        p = entries.get(a, Index.axis(a)).at(at, lambda n: xp.full((1,) * len(shape), n, dtype=np.int64))
         inside = inside & (p >= 0) & (p < n)
         positions.append(xp.clip(p, 0, n - 1))
     found = value[tuple(positions)]
@@ -185,22 +185,6 @@ def _slice(xp: Any, value: Array, lines: Sequence[tuple[str, int, int]], e: Expr
     out = xp.zeros([ext[axis] for axis in order], dtype=value.dtype)
     out[tuple(targets)] = value[tuple(sources)]
     return out.transpose(moved)
-
-
-def _positions(xp: Any, index: Index, at: Mapping[str, Array], rank: int) -> Array:
-    match index.op:
-        case "axis":
-            return at[index.name]
-        case "const":
-            return xp.full((1,) * rank, index.value, dtype=np.int64)
-        case "add":
-            return _positions(xp, index.args[0], at, rank) + _positions(xp, index.args[1], at, rank)
-        case "mul":
-            return _positions(xp, index.args[0], at, rank) * index.value
-        case "div":
-            return _positions(xp, index.args[0], at, rank) // index.value
-        case _:
-            return _positions(xp, index.args[0], at, rank) % index.value
 
 
 def to_float64(xp: Any, array: Array, dtype: DType) -> Array:

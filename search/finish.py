@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -137,11 +136,6 @@ def compile_by_model(place: Place, candidate: Candidate, rates: Rates, counts: d
     raise NoKernelError(
         f"none of {len(failures)} schedules of {candidate.node.family} compiled for {place.target.name}: {failures[:3]}"
     )
-
-
-def foretold_ns(candidate: Candidate, rates: Rates) -> float:
-    """Return what the likeliest schedule of a kernel is predicted to take; infinite if none is legal."""
-    return predicted_ns(candidate, candidate.legal[0], rates) if candidate.legal else math.inf
 
 
 def predicted_ns(candidate: Candidate, schedule: Schedule, rates: Rates) -> float:

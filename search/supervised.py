@@ -6,6 +6,7 @@ The parent starts `main` below in a fresh interpreter and talks to it through a 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pickle
@@ -93,12 +94,11 @@ class WorkerProcess:
         theirs.close()
         self._pipe: Connection[Any, Any] = ours
         self._begun = Begin(None, start_limit_s, "starting the worker")
-        try:
+        with contextlib.ExitStack() as unless_it_starts:
+            unless_it_starts.callback(self.kill)
             self._pipe.send(options)
             self.description: Any = self._wait(None)
-        except BaseException:
-            self.kill()
-            raise
+            unless_it_starts.pop_all()
 
     @property
     def alive(self) -> bool:
@@ -123,11 +123,10 @@ class WorkerProcess:
             return self._wait(on_event)
         except (BrokenPipeError, ConnectionResetError):
             raise self._lost("fault", self._last_words()) from None
-        except BaseException:
+        finally:
             # an interrupt, or an error in on_event: the worker is in the middle of the job and its messages would confuse the next
             if not self._idle:
                 self.kill()
-            raise
 
     def _wait(self, on_event: Callable[[Any], None] | None) -> Any:
         self._idle = False

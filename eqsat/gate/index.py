@@ -49,7 +49,7 @@ def taker(extents: Mapping[str, int], axis: str, index: Index) -> Take:
     def along(name: str, extent: int) -> Any:
         return np.arange(extent).reshape([-1 if n == name else 1 for n in names])
 
-    positions = _positions(index, {a: along(a, extents[a]) for a in index.axes}, len(names))
+    positions = index.at({a: along(a, extents[a]) for a in index.axes}, lambda n: np.full((1,) * len(names), n))
     inside = (positions >= 0) & (positions < extents[axis])
 
     def take(array: Any, outside: float) -> Any:
@@ -63,20 +63,3 @@ def taker(extents: Mapping[str, int], axis: str, index: Index) -> Take:
         return np.where(inside, found, np.asarray(outside, array.dtype))
 
     return take
-
-
-def _positions(index: Index, steps: Mapping[str, Any], rank: int) -> Any:
-    parts = [_positions(a, steps, rank) for a in index.args]
-    match index.op:
-        case "axis":
-            return steps[index.name]
-        case "const":
-            return np.full((1,) * rank, index.value)
-        case "add":
-            return parts[0] + parts[1]
-        case "mul":
-            return parts[0] * index.value
-        case "div":
-            return parts[0] // index.value
-        case _:
-            return parts[0] % index.value

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from eqsat.access import AccessMap, Index
+from eqsat.access import AccessMap
 from eqsat.ir import Expr
 from eqsat.ops import Kind
 
@@ -211,7 +211,7 @@ class Evaluation:
         out = {}
         for axis, index in mapping.entries:
             extent = e.args[0].type.extents[axis]
-            target = np.asarray(_positions(index, {a: _along(here[a], names.index(a), len(names)) for a in index.axes}))
+            target = np.asarray(index.at({a: _along(here[a], names.index(a), len(names)) for a in index.axes}, np.int64))
             target = target.reshape(target.shape or (1,) * len(names))
             inside = (target >= 0) & (target < extent)
             read, which = np.unique(np.where(inside, target, 0), return_inverse=True)
@@ -263,24 +263,6 @@ class Evaluation:
             along = _along_array(block, names.index(a), len(names)) if a else block.reshape((1,) * len(names))
             codes = mix(codes + np.uint64(1 + 2 * d) + (along.astype(np.uint64) << np.uint64(20)))
         return self._algebra.leaf(e, codes)
-
-
-def _positions(index: Index, at: Mapping[str, Array]) -> Any:
-    """Return the positions that an index expression gives."""
-    if index.op == "axis":
-        return at[index.name]
-    if index.op == "const":
-        return np.asarray(index.value, np.int64)
-    parts = [_positions(a, at) for a in index.args]
-    match index.op:
-        case "add":
-            return parts[0] + parts[1]
-        case "mul":
-            return parts[0] * index.value
-        case "div":
-            return parts[0] // index.value
-        case _:
-            return parts[0] % index.value
 
 
 def _along(p: Positions, dimension: int, rank: int) -> Array:
