@@ -27,10 +27,8 @@ def run(arguments: list[str]) -> int:
     try:
         code = commands.main(args=arguments, prog_name="eqsat", standalone_mode=False)
         return code if isinstance(code, int) else OK
-    except click.exceptions.Abort:
-        return _say("interrupted before the first verified plan; nothing was saved", INTERRUPTED)
-    except KeyboardInterrupt:
-        return _say("interrupted before the first verified plan; nothing was saved", INTERRUPTED)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        return _say("interrupted before there was anything to keep; nothing was saved", INTERRUPTED)
     except click.ClickException as e:
         e.show()
         return USAGE
@@ -288,8 +286,12 @@ def discovery_command(rows: tuple[str, ...], target: str | None, file: Path | No
     record = discovery.run_suite(rows, target=target, tell=lambda outcome: click.echo(discovery.line(outcome)))
     ok = sum(r["ok"] for r in record["rows"].values())
     click.echo(f"{ok} of {len(record['rows'])} found")
-    if file is not None:
-        file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if file is not None and record["rows"]:
+        kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"rows": {}}
+        merged = record | {"rows": kept["rows"] | record["rows"]}  # rows that were not run again stay
+        file.write_text(json.dumps(merged, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if len(record["rows"]) < len(discovery.rows_named(rows)):
+        return _say("interrupted; the rows above are what there is", INTERRUPTED)
     return OK if ok == len(record["rows"]) else FAILED
 
 

@@ -6,6 +6,7 @@ choose exactly. The plan is then held against the row's check, evaluated kernel 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import math
@@ -213,10 +214,14 @@ def run_suite(
         The target whose model chooses; each row's own if None.
     tell : callable
         Called with each outcome as it is known.
+
+    Notes
+    -----
+    Ctrl-C ends the run; the record has the rows that were done.
     """
     chosen = rows_named(names)
     found: dict[str, Any] = {}
-    with Choosers() as choosers:
+    with Choosers() as choosers, contextlib.suppress(KeyboardInterrupt):
         for row in chosen:
             outcome = discover(row, choosers.of(row, target))
             tell(outcome)

@@ -9,7 +9,7 @@ from eqsat.codegen.cpu.contraction import ContractNest, side_by_side, sum_dtype
 from eqsat.codegen.cpu.loops import loop, parallel
 from eqsat.codegen.cpu.model import shared, up
 from eqsat.codegen.cpu.pack import pack
-from eqsat.codegen.cpu.point import VECTOR_BYTES
+from eqsat.codegen.cpu.point import common_refusal
 from eqsat.codegen.cpu.source import assemble
 from eqsat.codegen.cpu.vector import widest
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
@@ -60,12 +60,10 @@ class ContractFamily:
         if not isinstance(problem, Contract) or not isinstance(schedule, CpuContractTile):
             return f"expected a contract problem and a CpuContractTile; got {problem.family} and {type(schedule).__name__}"
         s = schedule
-        if s.vector_bytes not in VECTOR_BYTES:
-            return f"vectors have {VECTOR_BYTES} bytes; got {s.vector_bytes}"
-        if min(s.rows, s.vectors, s.kc, s.mc, s.nc) < 1 or s.threads not in (0, 1) or s.compiler not in (0, 1, 2):
-            return "rows, vectors and blocks are at least 1, threads is 0 or 1, compiler 0, 1 or 2"
-        if s.compiler == 2 and s.threads != 1:
-            return "zig has no OpenMP"
+        if refusal := common_refusal(s.vector_bytes, s.vectors, s.threads, s.compiler):
+            return refusal
+        if min(s.rows, s.kc, s.mc, s.nc) < 1:
+            return "rows and blocks are at least 1"
         if s.rows * s.vectors + s.vectors > _REGISTERS:
             return f"{s.rows} x {s.vectors} sums and {s.vectors} vectors of b are more than {_REGISTERS} registers"
         columns = s.vectors * _lanes(problem, s)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from eqsat.codegen.cpu.bounds import memory_bound_ns, products
 from eqsat.codegen.cpu.model import shared, work
 from eqsat.codegen.cpu.online_nest import OnlineNest, Tiling, groups
-from eqsat.codegen.cpu.point import VECTOR_BYTES
+from eqsat.codegen.cpu.point import common_refusal
 from eqsat.codegen.cpu.source import assemble
 from eqsat.codegen.cpu.vector import widest
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
@@ -59,12 +59,10 @@ class OnlineFamily:
         if not isinstance(problem, OnlineProblem) or not isinstance(schedule, CpuOnlineTile):
             return f"expected a dependent fold and a CpuOnlineTile; got {problem.family} and {type(schedule).__name__}"
         s = schedule
-        if s.vector_bytes not in VECTOR_BYTES:
-            return f"vectors have {VECTOR_BYTES} bytes; got {s.vector_bytes}"
-        if min(s.rows, s.keys, s.tile_rows, s.vectors) < 1 or s.threads not in (0, 1) or s.compiler not in (0, 1, 2):
-            return "rows, keys and register tiles are at least 1, threads is 0 or 1, compiler 0, 1 or 2"
-        if s.compiler == 2 and s.threads != 1:
-            return "zig has no OpenMP"
+        if refusal := common_refusal(s.vector_bytes, s.vectors, s.threads, s.compiler):
+            return refusal
+        if min(s.rows, s.keys, s.tile_rows) < 1:
+            return "rows, keys and register tiles are at least 1"
         if s.tile_rows * s.vectors + s.vectors > _REGISTERS:
             return f"{s.tile_rows} x {s.vectors} sums and {s.vectors} vectors are more than {_REGISTERS} registers"
         batch, m, _, _, _ = problem.shape
