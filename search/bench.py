@@ -23,10 +23,10 @@ from typing import Any
 from eqsat.errors import EnvironmentMissingError, EqsatError, UsageError
 from eqsat.search import machine
 from eqsat.search.beside import MISLEADING
-from eqsat.search.board import Workload, board
 from eqsat.search.machine import Place
 from eqsat.search.optimize import optimize
 from eqsat.search.store import Store, default_path
+from eqsat.search.workloads import Workload, board
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 

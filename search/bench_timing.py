@@ -19,10 +19,11 @@ import numpy as np
 from eqsat.search import machine
 from eqsat.search.bench import interval
 from eqsat.search.beside import misled, time_calls
-from eqsat.search.board import Workload, board
 from eqsat.search.result import load
 from eqsat.search.statistics import summarize
 from eqsat.search.store import Store
+from eqsat.search.workloads import Workload, board
+from eqsat.search.workloads.workload import Spec
 from eqsat.types import DType
 
 Contestants = dict[str, Callable[[], Any]]
@@ -66,9 +67,15 @@ def rates(kind: str) -> dict[str, Any]:
 
 
 def draw(w: Workload, seed: int) -> list[np.ndarray[Any, Any]]:
-    """Return random normal inputs in each input's dtype."""
+    """Return random normal inputs in each input's dtype; integers evenly from those that the row allows."""
     rng = np.random.default_rng(seed)
-    return [rng.standard_normal(shape, dtype=np.float32).astype(DType.parse(dtype).numpy) for _, shape, dtype in w.inputs]
+
+    def one(name: str, shape: tuple[int, ...], dtype: DType) -> np.ndarray[Any, Any]:
+        if name in w.below:
+            return rng.integers(0, w.below[name], shape).astype(dtype.numpy)
+        return rng.standard_normal(shape, dtype=np.float32).astype(dtype.numpy)
+
+    return [one(name, shape, DType.parse(dtype)) for name, shape, dtype in w.inputs]
 
 
 def time_on_cpu(w: Workload, bundle: Path, modes: list[str]) -> dict[str, Any]:
@@ -117,6 +124,15 @@ class _NumpyAsTorch:
                 return 0.5 * x * (1 + np.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
 
 
+def _drawn(torch: Any, w: Workload, spec: Spec, generator: Any) -> Any:
+    """Return `draw`'s counterpart on the device for one input."""
+    name, shape, dtype = spec
+    kind = getattr(torch, {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "i32": "int32", "i64": "int64"}[dtype])
+    if name in w.below:
+        return torch.randint(0, w.below[name], shape, generator=generator, device="cuda", dtype=kind)
+    return torch.randn(shape, generator=generator, device="cuda").to(kind)
+
+
 def time_on_cuda(w: Workload, bundle: Path, modes: list[str]) -> dict[str, Any]:
     """Time a row on the GPU: the result and PyTorch's modes, each captured in a CUDA graph.
 
@@ -127,13 +143,10 @@ def time_on_cuda(w: Workload, bundle: Path, modes: list[str]) -> dict[str, Any]:
     import torch  # optional dependency: the baseline on CUDA
 
     best = load(bundle)
-    kinds = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
     generator = torch.Generator(device="cuda").manual_seed(0)
     size = sum(int(np.prod(shape)) * DType.parse(d).bytes for _, shape, d in w.inputs)
     count = max(2, min(16, _FLUSH_BYTES // max(size, 1) + 1))
-    sets = [
-        [torch.randn(shape, generator=generator, device="cuda").to(kinds[d]) for _, shape, d in w.inputs] for _ in range(count)
-    ]
+    sets = [[_drawn(torch, w, spec, generator) for spec in w.inputs] for _ in range(count)]
     functions: dict[str, Callable[..., Any]] = {"eqsat": best, "again": best}
     torch.backends.cuda.matmul.allow_tf32 = False
     functions["torch eager"] = lambda *xs: w.baseline(torch, *xs)
@@ -141,6 +154,7 @@ def time_on_cuda(w: Workload, bundle: Path, modes: list[str]) -> dict[str, Any]:
     for mode in [m for m in modes if m in wanted]:
         torch._dynamo.reset()
         functions[f"torch {mode}"] = torch.compile(lambda *xs: w.baseline(torch, *xs), mode=wanted[mode], dynamic=False)
+    functions |= {name: (lambda *xs, f=f: f(torch, *xs)) for name, f in w.others.items()}
     cold: dict[str, tuple[Any, int]] = {}
     streams: dict[str, tuple[Any, int]] = {}
     notes: dict[str, str] = {}

@@ -173,8 +173,8 @@ def _value(without: str | None, result: Optimized) -> Value:
 
 def known_programs() -> dict[str, Program]:
     """Return the programs of the boards and of the discovery suite, by name."""
-    from eqsat.search.board import board
     from eqsat.search.discovery_rows import ROWS
+    from eqsat.search.workloads import board
 
     programs = {w.name: w.program() for device in ("cuda", "cpu") for w in board(device)}
     return programs | {f"discovery {r.name}": r.program() for r in ROWS}

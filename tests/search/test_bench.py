@@ -14,7 +14,7 @@ from eqsat.search import beside, machine
 from eqsat.search.bench import run_board, table
 from eqsat.search.bench_timing import draw, numpy_baseline
 from eqsat.search.beside import MISLEADING, time_calls
-from eqsat.search.board import Workload, board
+from eqsat.search.workloads import Workload, board
 
 
 def test_row_names_are_unique_and_rows_say_what_bounds_them() -> None:
