@@ -30,6 +30,7 @@ from eqsat.array import (
 from eqsat.contraction import einsum
 from eqsat.errors import ShapeError, UsageError
 from eqsat.types import DType, promote
+from eqsat.windows import avg_pool, conv, conv_transpose, depthwise_conv, max_pool, windows
 
 __all__ = [
     "abs",
@@ -38,13 +39,17 @@ __all__ = [
     "arange",
     "argmax",
     "argmin",
+    "avg_pool",
     "broadcast_to",
     "cast",
     "ceil",
     "clip",
     "concatenate",
     "const",
+    "conv",
+    "conv_transpose",
     "cos",
+    "depthwise_conv",
     "einsum",
     "erf",
     "exp",
@@ -64,6 +69,7 @@ __all__ = [
     "logsumexp",
     "matmul",
     "max",
+    "max_pool",
     "maximum",
     "mean",
     "min",
@@ -93,6 +99,7 @@ __all__ = [
     "triu",
     "var",
     "where",
+    "windows",
     "zeros",
 ]
 
