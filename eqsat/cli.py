@@ -5,10 +5,9 @@ Exit codes: 0 ok, 1 no verified kernel or a failed check, 2 usage, 3 environment
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import re
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import click
 import eqsat
 from eqsat.cli_rules import add_commands
 from eqsat.errors import EnvironmentMissingError, EqsatError, FalseRuleError, NoKernelError, UsageError, WrongResultError
+from eqsat.programfile import program_in
 
 OK, FAILED, USAGE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -131,35 +131,6 @@ def emit_files(files: Mapping[str, bytes], kinds: Iterable[str], folder: Path) -
     except OSError as e:
         raise EnvironmentMissingError(f"expected to write to {folder}; got {e}. Choose a folder with space.") from e
     return [folder / n for n in chosen]
-
-
-def program_in(what: str) -> Any:
-    """Return the program, expression or builder that FILE[:NAME] names."""
-    from eqsat import text  # the language is loaded only by the commands that read programs
-
-    name, _, attribute = what.rpartition(":") if ":" in what else (what, "", "")
-    path = Path(name)
-    if not path.is_file():
-        raise UsageError(f"expected FILE or FILE:NAME; {path} does not exist or is a folder")
-    if path.suffix != ".py":
-        return text.loads(path.read_text(), file=str(path))
-    module = _module(path)
-    attribute = attribute or "build"
-    if not hasattr(module, attribute):
-        offered = ", ".join(n for n in vars(module) if not n.startswith("_"))
-        raise UsageError(f"{path} has no {attribute!r}; it has {offered}")
-    value = getattr(module, attribute)
-    return value() if callable(value) else value
-
-
-def _module(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"expected a Python file; {path} cannot be loaded")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @commands.group("rules")
@@ -295,20 +266,74 @@ def discovery_command(rows: tuple[str, ...], target: str | None, file: Path | No
     return OK if ok == len(record["rows"]) else FAILED
 
 
+_out = click.option("--out", type=click.Path(path_type=Path), help="Folder for the JSON file of this device.")
+_modes = click.option(
+    "--modes",
+    default="eager,compile,max-autotune",
+    show_default=True,
+    help="PyTorch modes to compare with on a GPU, comma-separated.",
+)
+_shard = click.option(
+    "--shard",
+    default="0/1",
+    show_default=True,
+    metavar="I/N",
+    help="Run every N-th row from the I-th on; shards may share --out.",
+)
+
+
+def _run_bench(source: str, names: tuple[str, ...], as_json: bool, modes: str, shard: str, **options: Any) -> int:
+    from eqsat.search.bench import run_rows
+
+    part = re.fullmatch(r"(\d+)/([1-9]\d*)", shard)
+    if part is None or int(part[1]) >= int(part[2]):
+        raise UsageError(f"expected --shard I/N with I < N; got {shard!r}")
+    wanted = tuple(m.strip() for m in modes.split(",") if m.strip())
+    record = run_rows(names, source=source, modes=wanted, shard=(int(part[1]), int(part[2])), **options)
+    _emit(record, lambda: str(record["table"]), as_json)
+    return OK
+
+
 @bench_group.command("board")
 @click.argument("names", nargs=-1)
 @_target
 @_budget
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the JSON file of this device.")
+@_out
 @_store
+@_modes
+@_shard
 @_json
-def bench_command(names: tuple[str, ...], target: str, budget: str, out: Path | None, store: Path | None, as_json: bool) -> int:
+def bench_command(names: tuple[str, ...], as_json: bool, **options: Any) -> int:
     """Run the board (or the workloads NAMES) side by side with the device's baselines."""
-    from eqsat.search.bench import run_board
+    return _run_bench("board", names, as_json, **options)
 
-    record = run_board(names, target=target, budget=budget, store=store, out=out)
-    _emit(record, lambda: str(record["table"]), as_json)
-    return OK
+
+@bench_group.command("sweep")
+@click.argument("sweep")
+@click.argument("names", nargs=-1)
+@_target
+@_budget
+@_out
+@_store
+@_modes
+@_shard
+@_json
+def sweep_command(sweep: str, names: tuple[str, ...], as_json: bool, **options: Any) -> int:
+    """Run one kind of kernel over many shapes: SWEEP is gemm, attention or memory; NAMES choose some of its rows."""
+    return _run_bench(f"sweep-{sweep}", names, as_json, **options)
+
+
+@bench_group.command("program")
+@click.argument("what", metavar="FILE[:NAME]")
+@_target
+@_budget
+@_out
+@_store
+@_modes
+@_json
+def program_command(what: str, as_json: bool, **options: Any) -> int:
+    """Run a program of your own; a Python file may define baseline(torch, *inputs) to compare with."""
+    return _run_bench(what, (), as_json, shard="0/1", **options)
 
 
 @commands.command("doctor")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import fcntl
 import json
 import os
 import re
@@ -26,34 +27,41 @@ from eqsat.search.beside import MISLEADING
 from eqsat.search.machine import Place
 from eqsat.search.optimize import optimize
 from eqsat.search.store import Store, default_path
-from eqsat.search.workloads import Workload, board
+from eqsat.search.workloads import Workload, workloads_of
 
+MODES = ("eager", "compile", "max-autotune")
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def run_board(
+def run_rows(
     names: Sequence[str] = (),
     *,
+    source: str = "board",
     target: str = "native",
     budget: str | float = "60s",
     store: Path | None = None,
     out: Path | None = None,
-    modes: Sequence[str] = ("eager", "compile", "max-autotune"),
+    modes: Sequence[str] = MODES,
+    shard: tuple[int, int] = (0, 1),
 ) -> dict[str, Any]:
-    """Optimize and time the rows of the board that fit the device.
+    """Optimize workloads and time them beside their baselines.
 
     Parameters
     ----------
     names : sequence of str
         Rows by name or part of a name; all of the device's rows if empty.
+    source : str
+        "board", "sweep-" and the name of a sweep, or FILE[:NAME] for a program of the user's own.
     target : str
     budget : str or float
         For each row's search.
     store : Path, optional
     out : Path, optional
-        Folder for `<device>.json`; results of rows that were not run again are kept.
+        Folder for `<device>.json` (or `<device>-<sweep or file>.json`); results of rows that were not run again are kept.
     modes : sequence of str
-        PyTorch modes to compare with on CUDA.
+        PyTorch modes to compare with on CUDA, out of `MODES`.
+    shard : (i, n)
+        Run every n-th row only, from the i-th on: n processes, each with a device of its own, share the work.
 
     Returns
     -------
@@ -64,10 +72,21 @@ def run_board(
     ------
     EnvironmentMissingError
         The target cannot be measured on this machine.
+    UsageError
+        No row has such a name, or there is no such sweep, file or mode.
     """
-    kind = machine.resolve(target).target.kind
+    place = machine.resolve(target)
+    kind = place.target.kind
+    every = workloads_of(source, kind)
+    rows = [w for w in every if not names or any(n in w.name for n in names)][shard[0] :: shard[1]]
+    if not rows:
+        raise UsageError(f"no row of {source} for {kind} matches {list(names)}; rows: {[w.name for w in every]}")
+    if unknown := [m for m in modes if m not in MODES]:
+        raise UsageError(f"expected modes out of {', '.join(MODES)}; got {', '.join(unknown)}")
+    if place.open_device is None:
+        raise EnvironmentMissingError(f"expected a device to measure {target} on; {place.note}. Use --target cpu.")
     with _environment(dict.fromkeys(_ONE_THREAD, "1") if kind == "cpu" else {}):
-        return _run(names, target, budget, store, out, modes)
+        return _run(rows, source, place, target, budget, store, out, modes)
 
 
 @contextlib.contextmanager
@@ -83,23 +102,22 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def _run(
-    names: Sequence[str], target: str, budget: str | float, store: Path | None, out: Path | None, modes: Sequence[str]
+    rows: Sequence[Workload],
+    source: str,
+    place: Place,
+    target: str,
+    budget: str | float,
+    store: Path | None,
+    out: Path | None,
+    modes: Sequence[str],
 ) -> dict[str, Any]:
-    place = machine.resolve(target)
-    if place.open_device is None:
-        raise EnvironmentMissingError(f"expected a device to measure {target} on; {place.note}. Use --target cpu.")
-    rows = [w for w in board(place.target.kind) if not names or any(n in w.name for n in names)]
-    if not rows:
-        raise UsageError(
-            f"no row of the {place.target.kind} board matches {list(names)}; rows: {[w.name for w in board(place.target.kind)]}"
-        )
     kept = Store(store or default_path())
     found: dict[str, dict[str, Any]] = {}
     try:
         with tempfile.TemporaryDirectory() as folder:
             for w in rows:
                 found[w.name] = _search(w, target, budget, kept, Path(folder) / w.name)
-            timed = _time_rows([w for w in rows if "error" not in found[w.name]], place, Path(folder), modes)
+            timed = _time_rows([w for w in rows if "error" not in found[w.name]], source, place, Path(folder), modes)
     finally:
         kept.close()
     for name, times in timed["rows"].items():
@@ -109,6 +127,7 @@ def _run(
     record = {
         "device": place.name,
         "fingerprint": place.fingerprint,
+        "source": source,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "environment": timed["environment"],
         "rates": timed["rates"],
@@ -135,11 +154,12 @@ def _search(w: Workload, target: str, budget: str | float, store: Store, folder:
     try:
         best = optimize(w.program(), target=target, budget=budget, store=store, progress=False)
     except EqsatError as e:
-        return {"error": f"{type(e).__name__}: {e}"[:500]}
+        return {"bound": w.bound, "goal": w.goal, "error": f"{type(e).__name__}: {e}"[:500]}
     best.save(folder)
     r = best.receipt.record
     return {
         "bound": w.bound,
+        "goal": w.goal,
         "search_s": time.monotonic() - began,
         "verdict": r["search"]["verdict"],
         "gap": r["search"]["gap"],
@@ -160,11 +180,18 @@ def _search(w: Workload, target: str, budget: str | float, store: Store, folder:
     }
 
 
-def _time_rows(rows: Sequence[Workload], place: Place, folder: Path, modes: Sequence[str]) -> dict[str, Any]:
+def _time_rows(rows: Sequence[Workload], source: str, place: Place, folder: Path, modes: Sequence[str]) -> dict[str, Any]:
     """Time all rows in a fresh process; a row whose process dies is left without times."""
     env = {k: v for k, v in os.environ.items() if k not in MISLEADING}
     answer = folder / "timed.json"
-    request = {"kind": place.target.kind, "rows": [w.name for w in rows], "modes": list(modes), "answer": str(answer)}
+    where = source if source == "board" or source.startswith("sweep-") else str(Path(source).resolve())
+    request = {
+        "source": where,
+        "kind": place.target.kind,
+        "rows": [w.name for w in rows],
+        "modes": list(modes),
+        "answer": str(answer),
+    }
     command = [sys.executable, "-m", "eqsat.search.bench_timing", json.dumps(request)]
     code = subprocess.run(
         command, cwd=folder, env=env | {"PYTHONPATH": os.pathsep.join(sys.path)}, stdin=subprocess.DEVNULL
@@ -176,19 +203,32 @@ def _time_rows(rows: Sequence[Workload], place: Place, folder: Path, modes: Sequ
 
 
 def _written(record: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Write the record to `<device>.json`, keeping rows of an earlier run on the same device that were not run now."""
+    """Write the record to the device's file for its source, keeping rows of an earlier run that were not run now."""
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{re.sub(r'[^a-z0-9]+', '-', record['device'].lower()).strip('-')}.json"
-    if path.exists():
-        earlier = json.loads(path.read_text())
-        record["rows"] = {
-            **earlier.get("rows", {}),
-            **{k: {**v, "created": record["created"]} for k, v in record["rows"].items()},
-        }
-    else:
-        record["rows"] = {k: {**v, "created": record["created"]} for k, v in record["rows"].items()}
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path = out / f"{_file_name(record['device'], record['source'])}.json"
+    record["rows"] = {k: {**v, "created": record["created"]} for k, v in record["rows"].items()}
+    with _locked(out):
+        if path.exists():
+            record["rows"] = {**json.loads(path.read_text()).get("rows", {}), **record["rows"]}
+        path.write_text(json.dumps(record, indent=1) + "\n")
     return record
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other shards from writing to a folder meanwhile."""
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
+
+
+def _file_name(device: str, source: str) -> str:
+    """Return a file's name out of a device's name and, unless it is the board, what was run."""
+    own = "" if source == "board" else source if source.startswith("sweep-") else Path(source.split(":")[0]).stem
+    return re.sub(r"[^a-z0-9]+", "-", f"{device} {own}".lower()).strip("-")
 
 
 def table(record: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import random
 import sys
 import time
@@ -22,7 +23,7 @@ from eqsat.search.beside import misled, time_calls
 from eqsat.search.result import load
 from eqsat.search.statistics import summarize
 from eqsat.search.store import Store
-from eqsat.search.workloads import Workload, board
+from eqsat.search.workloads import Workload, workloads_of
 from eqsat.search.workloads.workload import Spec
 from eqsat.types import DType
 
@@ -33,7 +34,7 @@ _FLUSH_BYTES = 256 << 20  # several times any last-level cache
 
 def main(request: dict[str, Any]) -> None:
     """Time every row of the request and write the answer."""
-    rows = [w for w in board(request["kind"]) if w.name in request["rows"]]
+    rows = [w for w in workloads_of(request["source"], request["kind"]) if w.name in request["rows"]]
     timing = time_on_cuda if request["kind"] == "cuda" else time_on_cpu
     answer: dict[str, Any] = {"environment": environment(), "rates": rates(request["kind"]), "rows": {}}
     Path(request["answer"]).write_text(json.dumps(answer))
@@ -83,21 +84,24 @@ def time_on_cpu(w: Workload, bundle: Path, modes: list[str]) -> dict[str, Any]:
     best = load(bundle)
     arrays = draw(w, 0)
     contestants: Contestants = {"eqsat": lambda: best(*arrays), "again": lambda: best(*arrays)}
-    contestants["numpy"] = lambda: numpy_baseline(w, arrays)
-    try:
-        import torch  # optional dependency: the baseline of the CPU rows too
-    except ImportError:
-        pass
-    else:
-        torch.set_num_threads(1)
-        tensors = [torch.from_numpy(a) for a in arrays]
-        contestants["torch eager"] = lambda: w.baseline(torch, *tensors)
+    if (baseline := w.baseline) is not None:
+        if w.built is None:  # a user's baseline may use what the stand-in for torch does not have
+            contestants["numpy"] = lambda: numpy_baseline(w, arrays)
+        try:
+            import torch  # optional dependency: the baseline of the CPU rows too
+        except ImportError:
+            pass
+        else:
+            torch.set_num_threads(1)
+            tensors = [torch.from_numpy(a) for a in arrays]
+            contestants["torch eager"] = lambda: baseline(torch, *tensors)
     measured = time_calls(list(contestants.values()), rounds=_ROUNDS)
     return {"times": {name: interval(m) for name, m in zip(contestants, measured, strict=True)}}
 
 
 def numpy_baseline(w: Workload, arrays: list[np.ndarray[Any, Any]]) -> Any:
     """Run the row's PyTorch code on NumPy arrays through a stand-in for the torch module."""
+    assert w.baseline is not None
     return w.baseline(_NumpyAsTorch, *arrays)
 
 
@@ -122,6 +126,18 @@ class _NumpyAsTorch:
             @staticmethod
             def gelu(x: Any, approximate: str) -> Any:
                 return 0.5 * x * (1 + np.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+
+
+def _in_modes(torch: Any, baseline: Callable[..., Any], modes: list[str]) -> dict[str, Callable[..., Any]]:
+    """Return a baseline as PyTorch runs it in each mode."""
+    wanted = {"compile": None, "max-autotune": "max-autotune-no-cudagraphs"}
+    found: dict[str, Callable[..., Any]] = {}
+    if "eager" in modes:
+        found["torch eager"] = lambda *xs: baseline(torch, *xs)
+    for mode in [m for m in modes if m in wanted]:
+        torch._dynamo.reset()
+        found[f"torch {mode}"] = torch.compile(lambda *xs: baseline(torch, *xs), mode=wanted[mode], dynamic=False)
+    return found
 
 
 def _drawn(torch: Any, w: Workload, spec: Spec, generator: Any) -> Any:
@@ -149,11 +165,8 @@ def time_on_cuda(w: Workload, bundle: Path, modes: list[str]) -> dict[str, Any]:
     sets = [[_drawn(torch, w, spec, generator) for spec in w.inputs] for _ in range(count)]
     functions: dict[str, Callable[..., Any]] = {"eqsat": best, "again": best}
     torch.backends.cuda.matmul.allow_tf32 = False
-    functions["torch eager"] = lambda *xs: w.baseline(torch, *xs)
-    wanted = {"compile": None, "max-autotune": "max-autotune-no-cudagraphs"}
-    for mode in [m for m in modes if m in wanted]:
-        torch._dynamo.reset()
-        functions[f"torch {mode}"] = torch.compile(lambda *xs: w.baseline(torch, *xs), mode=wanted[mode], dynamic=False)
+    if (baseline := w.baseline) is not None:
+        functions |= _in_modes(torch, baseline, modes)
     functions |= {name: (lambda *xs, f=f: f(torch, *xs)) for name, f in w.others.items()}
     cold: dict[str, tuple[Any, int]] = {}
     streams: dict[str, tuple[Any, int]] = {}
@@ -169,7 +182,25 @@ def time_on_cuda(w: Workload, bundle: Path, modes: list[str]) -> dict[str, Any]:
     dirty = _replayed(torch, cold, lambda: flush.zero_())
     stream = _replayed(torch, streams, None)
     torch.cuda.empty_cache()
-    return {"times": times, "dirty": dirty, "stream": stream, "notes": notes}
+    precision = "f32 products in IEEE arithmetic, convolutions as PyTorch ships them (TF32)"
+    return {"times": times, "dirty": dirty, "stream": stream, "notes": notes, "clocks": _clocks(), "precision": precision}
+
+
+def _clocks() -> dict[str, Any]:
+    """Return the device's clocks (MHz), power (W), temperature (°C) and reasons of throttling at this moment, where NVML tells."""
+    try:
+        import pynvml  # optional dependency: NVIDIA's management library
+    except ImportError:
+        return {}
+    pynvml.nvmlInit()
+    device = pynvml.nvmlDeviceGetHandleByIndex(int(os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or 0))
+    return {
+        "sm_mhz": pynvml.nvmlDeviceGetClockInfo(device, pynvml.NVML_CLOCK_SM),
+        "memory_mhz": pynvml.nvmlDeviceGetClockInfo(device, pynvml.NVML_CLOCK_MEM),
+        "power_w": pynvml.nvmlDeviceGetPowerUsage(device) / 1e3,
+        "temperature_c": pynvml.nvmlDeviceGetTemperature(device, pynvml.NVML_TEMPERATURE_GPU),
+        "throttled": pynvml.nvmlDeviceGetCurrentClocksEventReasons(device),
+    }
 
 
 def _captured(torch: Any, f: Callable[..., Any], sets: list[list[Any]], *, once: bool) -> tuple[Any, int]:

@@ -8,7 +8,7 @@ import pytest
 
 import eqsat.search.receipt
 from eqsat import text
-from eqsat.cli import program_in
+from eqsat.programfile import program_in
 from eqsat.trace import as_program
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -25,7 +25,7 @@ class Workload:
     expression : callable
         Takes traced arrays.
     baseline : callable
-        Takes the torch module and torch tensors.
+        Takes the torch module and torch tensors; None: there is nothing to compare with.
     device : {"cuda", "cpu"}
         Where the row belongs by its size.
     bound : {"memory", "arithmetic", "algebra"}
@@ -36,20 +36,25 @@ class Workload:
         Further baselines, called like `baseline`, timed as they are.
     below : mapping of str to int
         Integer inputs, which are drawn from 0 up to that number.
+    built : Program, optional
+        The program, where there is one already; else `expression` makes it.
     """
 
     name: str
     inputs: tuple[Spec, ...]
     expression: Callable[..., Array]
-    baseline: Callable[..., Any]
+    baseline: Callable[..., Any] | None
     device: str = "cuda"
     bound: str = "memory"
     goal: float | None = None
     others: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     below: Mapping[str, int] = field(default_factory=dict)
+    built: Program | None = None
 
     def program(self) -> Program:
         """Return the program, its inputs in the row's order."""
+        if self.built is not None:
+            return self.built
         inputs = [tensor(n, shape, dtype) for n, shape, dtype in self.inputs]
         return to_program(self.expression(*inputs), inputs=inputs)
 

@@ -60,6 +60,6 @@ def test_an_unknown_row_is_an_error_that_lists_the_rows(capsys: pytest.CaptureFi
 @pytest.mark.parametrize("words", [["bench", "gemm"], ["bench", "board", "gemm"], ["bench", "--budget", "60s", "gemm"]])
 def test_the_board_needs_no_name(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(bench, "run_board", lambda names, **_: asked.append(names) or {"table": "a table"})
+    monkeypatch.setattr(bench, "run_rows", lambda names, **_: asked.append(names) or {"table": "a table"})
     assert cli.run(words) == cli.OK
     assert asked == [("gemm",)]

@@ -11,10 +11,10 @@ import pytest
 from eqsat.errors import EnvironmentMissingError, UsageError
 from eqsat.oracle import evaluate
 from eqsat.search import beside, machine
-from eqsat.search.bench import run_board, table
+from eqsat.search.bench import run_rows, table
 from eqsat.search.bench_timing import draw, numpy_baseline
 from eqsat.search.beside import MISLEADING, time_calls
-from eqsat.search.workloads import Workload, board
+from eqsat.search.workloads import SWEEPS, Workload, board, workloads_of
 
 
 def test_row_names_are_unique_and_rows_say_what_bounds_them() -> None:
@@ -45,7 +45,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, own_cache: Path) -> tuple
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENBLAS_CORETYPE", "Haswell")
-        found = run_board(["gelu_fused"], target="cpu", budget="5s", store=folder / "s.sqlite", out=folder / "results")
+        found = run_rows(["gelu_fused"], target="cpu", budget="5s", store=folder / "s.sqlite", out=folder / "results")
     return found, folder / "results"
 
 
@@ -85,13 +85,13 @@ def test_a_row_that_found_no_kernel_is_shown_with_its_error() -> None:
 
 def test_an_unknown_row_is_a_usage_error_that_lists_the_rows() -> None:
     with pytest.raises(UsageError, match="gelu_fused"):
-        run_board(["no_such_row"], target="cpu")
+        run_rows(["no_such_row"], target="cpu")
 
 
 def test_a_target_that_is_not_here_cannot_be_benched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_cuda_place", lambda wanted: "there is no GPU")
     with pytest.raises(EnvironmentMissingError, match="there is no GPU"):
-        run_board(target="sm_90")
+        run_rows(target="sm_90")
 
 
 def test_variables_that_slow_a_library_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,3 +117,46 @@ def test_the_wait_for_a_device_is_part_of_the_time() -> None:
     (m,) = time_calls([lambda: None], rounds=5, wait=lambda: waited.append(1))
     assert len(waited) >= 8
     assert m.median_ns > 0
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_sweep_is_many_programs_with_baselines(name: str) -> None:
+    rows = workloads_of(f"sweep-{name}", "cuda")
+    assert len({w.name for w in rows}) == len(rows) >= 30
+    for w in rows:
+        assert w.baseline is not None
+        assert [i.shape for i in w.program().inputs] == [shape for _, shape, _ in w.inputs]
+
+
+def test_an_unknown_sweep_is_a_usage_error_that_lists_the_sweeps() -> None:
+    with pytest.raises(UsageError, match="gemm, attention, memory"):
+        run_rows(source="sweep-nothing", target="cpu")
+
+
+def test_an_unknown_mode_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="eager, compile"):
+        run_rows(["gelu_fused"], target="cpu", modes=("fast",))
+
+
+@pytest.mark.slow
+def test_a_program_of_ones_own_runs_beside_its_baseline(tmp_path: Path, own_cache: Path) -> None:
+    file = tmp_path / "scaled.py"
+    file.write_text(
+        "import eqsat\n\n\ndef build():\n    x = eqsat.tensor('x', (64, 64), 'f32')\n    return x * 2.0 + 1.0\n\n\n"
+        "def baseline(torch, x):\n    return x * 2.0 + 1.0\n"
+    )
+    found = run_rows(source=str(file), target="cpu", budget="5s", store=tmp_path / "s.sqlite", out=tmp_path / "results")
+    times = found["rows"]["scaled"]["times"]
+    assert {"eqsat", "again"} <= set(times)
+    (written,) = (tmp_path / "results").glob("*.json")
+    assert written.stem.endswith("-scaled")
+
+
+def test_integer_inputs_are_drawn_from_the_row_s_range() -> None:
+    labelled = next(w for w in board("cuda") if w.below)
+    small = replace(labelled, inputs=tuple((n, (5,) * len(shape), d) for n, shape, d in labelled.inputs))
+    drawn = dict(zip([n for n, _, _ in small.inputs], draw(small, 0), strict=True))
+    for name, limit in small.below.items():
+        assert drawn[name].dtype.kind == "i"
+        assert drawn[name].min() >= 0
+        assert drawn[name].max() < limit
