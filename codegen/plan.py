@@ -120,10 +120,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Executable:
-    """A plan with every kernel compiled: what is timed whole, run, saved and loaded."""
+    """A plan with every kernel compiled: what is timed whole, run, saved and loaded.
+
+    With `overlapped`, a kernel's blocks come to a GPU's idle multiprocessors before the kernel in front of it has ended (CUDA's
+    programmatic dependent launch); they wait there for its results.
+    """
 
     plan: Plan
     steps: tuple[Step, ...]
+    overlapped: bool = False
 
     @property
     def intermediates(self) -> Buffers:

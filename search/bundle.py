@@ -53,7 +53,7 @@ def to_files(executable: Executable, receipt: Mapping[str, Any]) -> dict[str, by
         if step.binary.ptx:
             files[f"{name}.ptx"] = step.binary.ptx.encode()
         steps.append(_step_record(name, step))
-    record = {"format": 1, "program": text.dumps(executable.plan.program), "steps": steps}
+    record = {"format": 1, "program": text.dumps(executable.plan.program), "steps": steps, "overlapped": executable.overlapped}
     files["plan.json"] = json.dumps(record, indent=1).encode()
     files["receipt.json"] = json.dumps(receipt, indent=1).encode()
     return files
@@ -106,7 +106,7 @@ def from_files(files: Mapping[str, bytes]) -> tuple[Executable, dict[str, Any]]:
         steps = tuple(_step(files, r) for r in record["steps"])
     except (KeyError, ValueError, TypeError) as e:
         raise UsageError(f"expected a bundle written by save(): plan.json, receipt.json and the kernels; got {e!r}") from e
-    return Executable(Plan(program, tuple(s.kernel for s in steps)), steps), receipt
+    return Executable(Plan(program, tuple(s.kernel for s in steps)), steps, bool(record.get("overlapped", False))), receipt
 
 
 def _step(files: Mapping[str, bytes], r: Mapping[str, Any]) -> Step:

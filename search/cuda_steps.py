@@ -27,9 +27,17 @@ def bytes_of(buffers: Buffers) -> dict[str, int]:
 
 
 class LoadedSteps:
-    """The kernels of one plan (or one kernel alone), loaded into the current context once."""
+    """The kernels of one plan (or one kernel alone), loaded into the current context once.
 
-    def __init__(self, binaries: Sequence[KernelBinary]) -> None:
+    Parameters
+    ----------
+    binaries : sequence of KernelBinary
+    overlapped : bool
+        Whether each kernel but the first may begin before the one in front of it has ended.
+    """
+
+    def __init__(self, binaries: Sequence[KernelBinary], *, overlapped: bool = False) -> None:
+        self._overlapped = overlapped
         for binary in binaries:
             if refusal := launch_geometry_error(binary.source):
                 raise IllegalScheduleError(f"kernel {binary.source.entry!r} cannot be launched: {refusal}")
@@ -50,7 +58,10 @@ class LoadedSteps:
                     "Emit it for this plan: a kernel's buffer names are the plan's."
                 )
         pairs = zip(self.kernels, scratch.workspaces, strict=True)
-        return tuple(Launch(kernel, known, workspace.pointer) for kernel, workspace in pairs)
+        return tuple(
+            Launch(kernel, known, workspace.pointer, overlapping=self._overlapped and n > 0)
+            for n, (kernel, workspace) in enumerate(pairs)
+        )
 
 
 class Preparation:

@@ -114,7 +114,7 @@ class CudaBackend:
             key = _timing_key(plan)
             if key not in sets:
                 sets[key] = self._drawn_sets(plan, len({_timing_key(p) for p in plans}))
-            steps = LoadedSteps([s.binary for s in plan.call.steps])
+            steps = LoadedSteps([s.binary for s in plan.call.steps], overlapped=plan.overlapped)
             contestants.append(Contestant(i, steps, bytes_of(plan.call.intermediates), sets[key], self._stream))
             race.first_samples(contestants[-1], 1)
             contestants[-1].samples.clear()
@@ -126,7 +126,9 @@ class CudaBackend:
         yield Begin(None, REFERENCE_LIMIT_S, "computing the references of the program")
         verifier = self._verifier(plan.plan.program, PLAN if len(plan.steps) > 1 else KERNEL)
         yield Begin(0, REFERENCE_LIMIT_S, "running the plan")
-        verdict = self._check(verifier, LoadedSteps([s.binary for s in plan.steps]), bytes_of(plan.intermediates))
+        verdict = self._check(
+            verifier, LoadedSteps([s.binary for s in plan.steps], overlapped=plan.overlapped), bytes_of(plan.intermediates)
+        )
         if undecided(plan, verdict):
             yield Begin(0, REFERENCE_LIMIT_S, "running the plan kernel by kernel")
             verdict = check_steps(plan, verdict, self._seed, self._launch, lambda buffer: int(buffer.array.data.ptr), self._xp)

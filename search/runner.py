@@ -57,7 +57,7 @@ class CudaRunner:
         steps = [s for s in executable.call.steps if not s.kernel.is_empty]
         self._intermediates = bytes_of(executable.call.intermediates)
         with driver.current_context(self._context):
-            self._steps = LoadedSteps([s.binary for s in steps])
+            self._steps = LoadedSteps([s.binary for s in steps], overlapped=executable.overlapped)
             self._capture = Stream()
             self._constants = self._prepared() if executable.plan.prepared else None
         self._graph = graph and len(steps) > 1

@@ -333,23 +333,47 @@ def _cell(arg: Arg, pointers: Mapping[str, int], workspace: int) -> Any:
 
 
 class Launch:
-    """A kernel with its arguments packed once: a call is one driver call (about 4 µs) and allocates nothing."""
+    """A kernel with its arguments packed once: a call is one driver call (about 4 µs) and allocates nothing.
 
-    __slots__ = ("_cells", "_fixed", "_table", "kernel")
+    With `overlapping`, its blocks may come before the kernel in front of it on the stream has ended: programmatic stream
+    serialization, for kernels that wait themselves (`begin_dependent`).
+    """
 
-    def __init__(self, kernel: LoadedKernel, pointers: Mapping[str, int], workspace: int = 0) -> None:
+    __slots__ = ("_cells", "_config", "_fixed", "_table", "kernel")
+
+    def __init__(
+        self, kernel: LoadedKernel, pointers: Mapping[str, int], workspace: int = 0, *, overlapping: bool = False
+    ) -> None:
         source: KernelSource = kernel.source
         self.kernel = kernel
         self._cells = [_cell(a, pointers, workspace) for a in source.args]
         self._table = (ctypes.c_void_p * max(1, len(self._cells)))(*(ctypes.addressof(c) for c in self._cells))
         self._fixed = (kernel.function, *source.grid, source.block, 1, 1, source.shared_bytes), ctypes.addressof(self._table)
+        self._config = _overlapping(source) if overlapping else None
 
     def __call__(self, stream: int) -> None:
         """Launch on the stream with this handle."""
         head, table = self._fixed
-        result = cu.cuLaunchKernel(*head, stream, table, 0)
+        if self._config is None:
+            result = cu.cuLaunchKernel(*head, stream, table, 0)
+        else:
+            self._config.hStream = cu.CUstream(stream)
+            result = cu.cuLaunchKernelEx(self._config, self.kernel.function, table, 0)
         if int(result[0]) != 0:
             _ok(result, f"the launch of {self.kernel.source.entry!r}")
+
+
+def _overlapping(source: KernelSource) -> Any:
+    """Return the launch configuration with which a kernel may begin before the one in front of it has ended."""
+    attribute = cu.CUlaunchAttribute()
+    attribute.id = cu.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    config = cu.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = source.grid
+    config.blockDimX, config.blockDimY, config.blockDimZ = source.block, 1, 1
+    config.sharedMemBytes = source.shared_bytes
+    config.attrs, config.numAttrs = [attribute], 1
+    return config
 
 
 class Graph:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,6 +183,15 @@ def refuse_illegal(why: str | None, schedule: Schedule) -> None:
         raise IllegalScheduleError(f"expected a legal schedule; got {schedule}: {why}. Choose another point of the space.")
 
 
+def _begin(body: str) -> str:
+    """Put the wait for the kernels before it first in the kernel, unless the text says itself where it belongs."""
+    if "begin_dependent()" in body:
+        return body
+    found, count = re.subn(rf"\b({ENTRY}\([^()]*\)\s*\{{)", r"\1\n  begin_dependent();", body, count=1)
+    assert count == 1, f"no {ENTRY} in the text of a kernel"
+    return found
+
+
 def assemble(
     program: Program,
     schedule: Schedule,
@@ -203,7 +213,8 @@ def assemble(
     Parameters
     ----------
     body : str
-        The kernel and what belongs to it alone; its entry is `eqsat_kernel`.
+        The kernel and what belongs to it alone; its entry is `eqsat_kernel`. Before it reads memory that another kernel may
+        have written, it waits (`begin_dependent`): where the text does not, that comes first.
     parts : sequence of str
         Files beside this module that come before the body, in order.
     constants : sequence of str
@@ -211,7 +222,7 @@ def assemble(
     args : tuple of Arg, optional
         By default the inputs that are read, then the outputs.
     """
-    pieces = [head(program, schedule, family), *(f"{c}\n" for c in constants), *(part(p) for p in parts), body]
+    pieces = [head(program, schedule, family), *(f"{c}\n" for c in constants), *(part(p) for p in parts), _begin(body)]
     return KernelSource(
         "cuda",
         "\n".join(pieces),

@@ -166,6 +166,15 @@ DEV u32 smem_u32(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 DEV void named_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
 DEV void named_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
 DEV u64 globaltimer() { u64 t; asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t)); return t; }
+// First of all in a kernel that may follow another of its plan: lets the blocks of the kernel after it come to multiprocessors that
+// have room, once all blocks of this one run, and waits until the kernels before it have ended and their writes are seen. Where
+// the launches do not overlap, neither does anything.
+DEV void begin_dependent() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 // Shuffles a value of any trivially copyable type of whole 32-bit words (or a bool) with the lane that differs in `mask`.
 template <class T> DEV T shuffle_xor(T v, int mask) {
   if constexpr (sizeof(T) < 4) return (T)__shfl_xor_sync(~0u, (int)v, mask);

@@ -120,6 +120,16 @@ API(cuLaunchKernel, void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
   captured->launches[captured->count++] = l;
   return 0;
 }
+struct Config {
+  unsigned grid[3], block[3], shared;
+  void *stream;
+  struct { int id, pad; int value[16]; } *attrs;
+  unsigned count;
+};
+API(cuLaunchKernelEx, const struct Config *c, void *f, void **params, void **extra) {
+  for (unsigned i = 0; i < c->count; ++i) say("launch attribute %d = %d\n", c->attrs[i].id, c->attrs[i].value[0]);
+  return fake_cuLaunchKernel(f, c->grid[0], c->grid[1], c->grid[2], c->block[0], c->block[1], c->block[2], c->shared, c->stream, params, extra);
+}
 API(cuStreamBeginCapture, void *s, int mode) { capturing = 1; captured = calloc(1, sizeof *captured); return 0; }
 API(cuStreamEndCapture, void *s, void **g) { capturing = 0; *g = captured; return 0; }
 API(cuGraphInstantiateWithFlags, void **e, void *g, u64 flags) {

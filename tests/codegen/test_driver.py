@@ -36,6 +36,22 @@ with driver.current_context(context):
     assert log[-1] == "launch scale__3 grid 7 2 3 block 128 1 1 shared 1024 stream 9000 args 100 200 300"
 
 
+def test_an_overlapping_launch_asks_for_programmatic_serialization_and_is_otherwise_the_same(fake_cuda):
+    _, log = fake_cuda("""
+with driver.current_context(context):
+    k = kernel("scale__3", (X, Y, WorkspaceArg()), grid=(7, 2, 3), block=128, shared_bytes=1024, workspace_bytes=64)
+    launch = driver.Launch(k, {"x": 0x100, "y": 0x200}, 0x300, overlapping=True)
+    launch(0x9000)
+    launch(0x9100)
+""")
+    assert log[-4:] == [
+        "launch attribute 6 = 1",
+        "launch scale__3 grid 7 2 3 block 128 1 1 shared 1024 stream 9000 args 100 200 300",
+        "launch attribute 6 = 1",
+        "launch scale__3 grid 7 2 3 block 128 1 1 shared 1024 stream 9100 args 100 200 300",
+    ]
+
+
 def test_a_kernel_without_arguments_can_be_launched(fake_cuda):
     _, log = fake_cuda("""
 with driver.current_context(context):

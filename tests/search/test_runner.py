@@ -84,7 +84,7 @@ def test_a_repeated_call_packs_nothing_anew(fake_cuda):
 from eqsat.codegen.cuda import driver
 packed = []
 plain = driver.Launch.__init__
-driver.Launch.__init__ = lambda self, *a: (packed.append(1), plain(self, *a))[1]
+driver.Launch.__init__ = lambda self, *a, **more: (packed.append(1), plain(self, *a, **more))[1]
 run = CudaRunner(one)
 for _ in range(6):
     run(Tensor(0x100))
