@@ -41,7 +41,7 @@ class Rounding:
         Every value of a 16-bit dtype may be rounded to it, because some plan stores it; and every 16-bit factor of a
         contraction once more, because some plan stores it joined with another (a·b + a·c = a·(b + c)). False for a single
         kernel: there only its output, explicit casts and computed factors of a contraction (they pass through the matrix
-        unit) are.
+        unit) are, and a constant is a number of its arithmetic type.
     confidence : float
         How many times the scale of a soft part is allowed (6: less than one element in 1e8).
     multiplicand : float
@@ -133,14 +133,21 @@ class _RunningError:
         return found if len(found) < 2 else tuple(p for f in found for p in pull_invariant(f, axes))
 
     def leaf(self, e: Expr) -> Bounded:
-        """Return an exact read or position, or a constant that may be rounded to its dtype."""
+        """Return an exact read or position, or a constant that may be rounded.
+
+        A kernel prints it as a number of its arithmetic type (no constant is an operand of a matrix unit by itself); only a
+        plan may have stored it in its own dtype. It matters: the error of a constant is one for all positions, so that it
+        does not average out. A softmax scale of 1/sqrt(d) rounded to bf16 moves every score by up to 2^-9 of itself, which
+        was nine tenths of what averages over 8192 keys leave of their values.
+        """
         value = self._plain.leaf(e)
         if e.op != "const" or not e.dtype.is_float:
             return Bounded(value)
-        exact = float(np.asarray(e.attrs[0], dtype=e.dtype.numpy).astype(np.float64)) == float(e.attrs[0])
+        held = e.dtype if self._rounding.stored else e.dtype.accumulator
+        exact = float(np.asarray(e.attrs[0], dtype=held.numpy).astype(np.float64)) == float(e.attrs[0])
         if exact or not math.isfinite(e.attrs[0]):
             return Bounded(value)
-        return Bounded(value, {(frozenset(), False): e.dtype.roundoff * self._xp.abs(value)})
+        return Bounded(value, {_HARD: held.roundoff * self._xp.abs(value) + _SMALLEST[held]})
 
     def pointwise(self, e: Expr, args: Sequence[Bounded]) -> Bounded:
         """Propagate operand errors by the slopes of the op table and add the op's own rounding."""

@@ -360,7 +360,7 @@ def _faults(program: Program, p: Prepared, right: Sequence[Array], xp: Any) -> I
             yield f"{out.name}: off by one row", at, partial(xp.roll, value, 1, axis=long)
         yield f"{out.name}: last element changed", at, partial(_changed, xp, p.expected[at])
         yield from _precision_fault(xp, out, at, p.expected[at])
-        if p.suite.name in ("exact", "edges"):
+        if p.suite.name in ("exact", "normal", "edges"):
             yield from _dropped_tiles(program, at, p, xp)
 
 
