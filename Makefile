@@ -54,6 +54,14 @@ bench: .venv/base  ## the board for the device at hand beside its baselines; wri
 tables: .venv/base  ## README tables from bench/results
 	$(PY) bench/tables.py
 
+.PHONY: plots
+plots: .venv/test  ## the README's plots from bench/results
+	$(PY) bench/plots.py
+
+.PHONY: sweeps
+sweeps: .venv/base  ## one kind of kernel over many shapes; writes bench/results/<device>-sweep-<kind>.json
+	for s in gemm attention memory; do $(PY) -m eqsat bench sweep $$s --budget 10s --modes eager --out bench/results || exit; done
+
 .PHONY: discovery
 discovery: .venv/base  ## the discovery suite: programs, plans chosen by model; writes bench/results/discovery.json
 	$(PY) -m eqsat bench discovery --json bench/results/discovery.json

@@ -70,13 +70,23 @@ def filled(readme: str, results: Path) -> str:
         "first-output": lambda: f"```text\n{(results / 'first.txt').read_text(encoding='utf-8').strip()}\n```\n",
         "search-speed": lambda: f"```text\n{(results / 'search.txt').read_text(encoding='utf-8').strip()}\n```\n",
         "discovery": lambda: discovery(json.loads((results / "discovery.json").read_text(encoding="utf-8"))),
-        "tables": lambda: "\n".join(map(board, _boards(results))),
+        "tables": lambda: "\n".join(map(board, boards(results))),
+        "sweeps": lambda: "\n".join(map(sweep, sweeps(results))),
     }
     return SECTION.sub(lambda m: m[1] + makers[m["name"]]() + m[3], readme)
 
 
-def _boards(results: Path) -> list[dict[str, Any]]:
-    """Return the records of devices, in order of their files' names."""
+def boards(results: Path) -> list[dict[str, Any]]:
+    """Return the boards' records, in order of their files' names."""
+    return [r for r in _records(results) if r.get("source", "board") == "board"]
+
+
+def sweeps(results: Path) -> list[dict[str, Any]]:
+    """Return the sweeps' records, in order of their files' names."""
+    return [r for r in _records(results) if r.get("source", "board").startswith("sweep-")]
+
+
+def _records(results: Path) -> list[dict[str, Any]]:
     records = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(results.glob("*.json"))]
     return [r for r in records if "device" in r]
 
@@ -117,15 +127,67 @@ def board(record: dict[str, Any]) -> str:
         f"**{record['device']}**, {record['created'][:10]} ({versions})  ",
         _ceilings([row["rates"] for row in record["rows"].values() if "rates" in row] or [record["rates"]]),
         "",
-        "| workload | eqsat, µs [95 %] | baselines, µs | × best baseline | × back to back | × after writes | GB/s | GFLOP/s | of ceiling | search |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| workload | eqsat, µs [95 %] | baselines, µs | × best baseline | goal | × back to back | × after writes | GB/s | GFLOP/s | of ceiling | search |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [_row(name, row) for name, row in record["rows"].items()]
-    ratios = [r for row in record["rows"].values() if (r := _ratio(row)) and row["bound"] != "algebra"]
+    ratios = [r for row in record["rows"].values() if (r := ratio(row)) and row["bound"] != "algebra"]
     if ratios:
-        mean = math.exp(sum(math.log(r) for r in ratios) / len(ratios))
-        lines += ["", f"Geometric mean of the ratios, rows won by algebra left out: {mean:.2f} ({len(ratios)} rows)."]
+        reached = [row for row in record["rows"].values() if row.get("goal") and (r := ratio(row)) and r >= row["goal"]]
+        lines += [
+            "",
+            f"Geometric mean of the ratios, rows won by algebra left out: {_mean(ratios):.2f} ({len(ratios)} rows); "
+            f"{sum(r >= 0.98 for r in ratios)} of them at 0.98 or more; {len(reached)} rows at their goal. {_against_itself(record)}",
+        ]
     return "\n".join([*lines, ""])
+
+
+def _mean(ratios: list[float]) -> float:
+    return math.exp(sum(map(math.log, ratios)) / len(ratios))
+
+
+def _against_itself(record: dict[str, Any]) -> str:
+    """Return how far apart the two series of the same kernel are that every row runs: what a difference must exceed to mean anything."""
+    pairs = {n: r["times"] for n, r in record["rows"].items() if {"eqsat", "again"} <= set(r.get("times", {}))}
+    apart = {n: abs(t["again"]["median_ns"] / t["eqsat"]["median_ns"] - 1) for n, t in pairs.items()}
+    if not apart:
+        return ""
+    middle, worst = sorted(apart.values())[len(apart) // 2], max(apart, key=apart.__getitem__)
+    return (
+        f"The same kernel against itself differs by {100 * middle:.1f} % (median), at most {100 * apart[worst]:.1f} % ({worst})."
+    )
+
+
+def sweep(record: dict[str, Any]) -> str:
+    """Return a sweep as a summary, with its rows folded away."""
+    rows = {n: r for n, r in record["rows"].items() if ratio(r)}
+    ratios = sorted((ratio(r) or 0.0, n) for n, r in rows.items())
+    name = record["source"].removeprefix("sweep-")
+    lines = [f"**{name}** on {record['device']}, {record['created'][:10]}: {len(record['rows'])} rows, {len(rows)} timed."]
+    if ratios:
+        share = [r["ceiling"] for r in rows.values() if r.get("ceiling")]
+        of_ceiling = (
+            f" Of the ceiling: median {100 * sorted(share)[len(share) // 2]:.0f} %, least {100 * min(share):.0f} %."
+            if share
+            else ""
+        )
+        lines[0] += (
+            f" Ratio to the best baseline: geometric mean {_mean([r for r, _ in ratios]):.2f}, "
+            f"least {ratios[0][0]:.2f} ({ratios[0][1]}), most {ratios[-1][0]:.2f} ({ratios[-1][1]}).{of_ceiling}"
+        )
+    lines += [
+        "",
+        "<details><summary>rows</summary>",
+        "",
+        "| workload | eqsat, µs [95 %] | baselines, µs | × best baseline | of ceiling |",
+        "|---|---|---|---|---|",
+    ]
+    for n, r in record["rows"].items():
+        if "eqsat" not in r.get("times", {}):
+            lines.append(f"| {n} | {r.get('error', 'not timed')} | | | |")
+            continue
+        lines.append(f"| {' | '.join([n, *_shown(r)[:2], _number(ratio(r)), _percent(r.get('ceiling'))])} |")
+    return "\n".join([*lines, "", "</details>", ""])
 
 
 def _ceilings(measured: list[dict[str, Any]]) -> str:
@@ -144,7 +206,7 @@ def _baselines(row: dict[str, Any], kind: str) -> dict[str, float]:
     return {name: t["median_ns"] for name, t in row.get(kind, {}).items() if name not in ("eqsat", "again")}
 
 
-def _ratio(row: dict[str, Any], kind: str = "times") -> float | None:
+def ratio(row: dict[str, Any], kind: str = "times") -> float | None:
     """Return the best baseline's time over ours: "times" cold; on a GPU "stream" back to back, "dirty" after large writes."""
     others = _baselines(row, kind)
     return min(others.values()) / row[kind]["eqsat"]["median_ns"] if others and "eqsat" in row[kind] else None
@@ -152,22 +214,36 @@ def _ratio(row: dict[str, Any], kind: str = "times") -> float | None:
 
 def _row(name: str, row: dict[str, Any]) -> str:
     if "eqsat" not in row.get("times", {}):
-        return f"| {name} | {row.get('error', 'not timed')} | | | | | | | | |"
+        return f"| {name} | {row.get('error', 'not timed')} | | | | | | | | | |"
     own = row["times"]["eqsat"]
-    others = ", ".join(f"{k} {_us(v)}" for k, v in sorted(_baselines(row, "times").items(), key=lambda pair: pair[1])) or "–"
-    ratios = [_ratio(row, kind) for kind in ("times", "stream", "dirty")]
-    verdict = row["verdict"] if row["verdict"] != "open" else f"open, {100 * row['gap']:.0f} %"
+    cold, *others = (ratio(row, kind) for kind in ("times", "stream", "dirty"))
     cells = [
         name,
-        f"{_us(own['median_ns'])} [{_us(own['low_ns'])}, {_us(own['high_ns'])}]",
-        others,
-        *(f"{r:.2f}" if r else "–" for r in ratios),
+        *_shown(row),
+        _number(cold),
+        _number(row.get("goal")),
+        *map(_number, others),
         f"{row['program_bytes'] / own['median_ns']:.0f}",
         f"{row['plan_flops'] / own['median_ns']:.0f}",
-        f"{100 * row['ceiling']:.0f} %" if row.get("ceiling") else "–",
-        verdict,
+        _percent(row.get("ceiling")),
+        row["verdict"] if row["verdict"] != "open" else f"open, {100 * row['gap']:.0f} %",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _shown(row: dict[str, Any]) -> tuple[str, str]:
+    """Return our time with its interval, and the baselines', fastest first."""
+    own = row["times"]["eqsat"]
+    others = ", ".join(f"{k} {_us(v)}" for k, v in sorted(_baselines(row, "times").items(), key=lambda pair: pair[1])) or "–"
+    return f"{_us(own['median_ns'])} [{_us(own['low_ns'])}, {_us(own['high_ns'])}]", others
+
+
+def _number(value: float | None) -> str:
+    return f"{value:.2f}" if value else "–"
+
+
+def _percent(value: float | None) -> str:
+    return f"{100 * value:.0f} %" if value else "–"
 
 
 def _us(ns: float) -> str:
