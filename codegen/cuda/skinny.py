@@ -8,16 +8,15 @@ from dataclasses import dataclass
 
 from eqsat.codegen.cuda.bounds import processors, traffic_ns, wave_factor
 from eqsat.codegen.cuda.emit import arguments, assemble, parameter_names, parameters, part, refuse_illegal, stored_type
+from eqsat.codegen.cuda.few_rows import big_matrices, combine, few_rows_refusal, stage_left
 from eqsat.codegen.cuda.operand import (
     Operand,
-    accumulates_in_f32,
     axis_names,
     buffers,
     contiguous,
     direct_store,
     epilogue,
     loads_of,
-    operand,
     plain_read,
     vector_code,
 )
@@ -31,7 +30,6 @@ from eqsat.types import DType
 
 SHARED_LIMIT = 232448  # bytes a block may ask for on sm_90; sm_86 and sm_89 give the least of the mma parts, 99 KB
 SHARED_EVERYWHERE = 101376
-MAX_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,7 @@ class SkinnyFamily:
         """Return why the schedule cannot serve the problem, or None."""
         if not isinstance(problem, Contract) or not isinstance(schedule, SkinnyTile):
             return "it serves contractions with a SkinnyTile"
-        return _problem_refusal(problem) or _schedule_refusal(problem.parts[0], schedule)
+        return few_rows_refusal(problem) or _schedule_refusal(problem.parts[0], schedule)
 
     def emit(self, problem: Problem, schedule: Schedule) -> KernelSource:
         """Return the source."""
@@ -112,56 +110,9 @@ class SkinnyFamily:
         return target.kind == "cuda" and target.capability >= 80
 
 
-def _matrices(problem: ContractProblem) -> tuple[Operand, ...] | str:
-    found: list[Operand] = []
-    for c in problem.contractions:
-        b = operand(problem, c.b, problem.n)
-        if isinstance(b, str):
-            return b
-        found.append(b)
-    return tuple(found)
-
-
 def _slabs(problem: Contract, s: SkinnyTile) -> tuple[int, ...]:
     """Return how many slabs of columns lie before each part, and how many there are."""
     return tuple(itertools.accumulate((-(-p.shape[2] // (s.wn * s.nt * 8)) for p in problem.parts), initial=0))
-
-
-def _problem_refusal(problem: Contract) -> str | None:
-    """Refuse what no schedule can serve."""
-    firsts: list[Operand] = []
-    for p in problem.parts:
-        first = _first_matrix(p)
-        if isinstance(first, str):
-            return first
-        firsts.append(first)
-    if len({(o.dtype, o.k_major) for o in firsts}) > 1 or len({len(p.contractions) for p in problem.parts}) > 1:
-        return "its outputs take big matrices of different dtypes or orders, or different numbers of them"
-    a = problem.parts[0].contractions[0].a
-    if (plain_read(a) or a).dtype is not firsts[0].dtype:
-        return f"its operands are {a.dtype} and {firsts[0].dtype}"
-    if any(s.dtype.accumulator is not DType.F32 for s in problem.statistics):
-        return "a row statistic is not computed in f32"
-    return None
-
-
-def _first_matrix(problem: ContractProblem) -> Operand | str:
-    """Return the first big matrix of a part, or why no schedule can serve the part."""
-    batch, m, n, k = problem.shape
-    if not 1 <= m <= MAX_ROWS or min(n, k, batch) < 1 or batch > 65535:
-        return f"it serves 1 to {MAX_ROWS} rows (and up to 65535 batches); got {m}"
-    if refusal := accumulates_in_f32(problem):
-        return refusal
-    found = _matrices(problem)
-    if isinstance(found, str):
-        return found
-    first = found[0]
-    if any((b.dtype, b.k_major, b.k_stride, b.row_stride, b.batch_stride) != (
-        first.dtype, first.k_major, first.k_stride, first.row_stride, first.batch_stride) for b in found):  # fmt: skip
-        return "its big matrices differ in dtype or layout"
-    if not first.aligned(8) or (k if first.k_major else n) % 8:
-        return "the big matrix is loaded 16 bytes at a time, so its rows must be multiples of 8 elements"
-    return first
 
 
 def _left_loads(problem: ContractProblem) -> tuple[Expr, ...] | str:
@@ -182,7 +133,7 @@ def _left_loads(problem: ContractProblem) -> tuple[Expr, ...] | str:
 
 
 def _schedule_refusal(problem: ContractProblem, s: SkinnyTile) -> str | None:
-    found = _matrices(problem)
+    found = big_matrices(problem)
     assert not isinstance(found, str)
     if min(s.nt, s.wn, s.wk, s.depth, s.blocks) < 1 or s.nt % (2 if found[0].k_major else 8):
         return "a warp takes an even number of column tiles (a multiple of 8 where the columns are contiguous)"
@@ -259,7 +210,7 @@ def _workspace_bytes(problem: Contract, s: SkinnyTile) -> int:
 def _constants(problem: Contract, s: SkinnyTile) -> str:
     _, m, n, k = problem.shape
     lead = problem.parts[0]
-    found = _matrices(lead)
+    found = big_matrices(lead)
     assert not isinstance(found, str)
     big = found[0]
     values = {
@@ -280,7 +231,7 @@ def _stride(big: Operand) -> int:
 
 def _kernel(problem: Contract, s: SkinnyTile) -> str:
     lead, several = problem.parts[0], len(problem.parts) > 1
-    found = _matrices(lead)
+    found = big_matrices(lead)
     assert not isinstance(found, str)
     k_major = found[0].k_major
     flags = {
@@ -300,8 +251,8 @@ def _kernel(problem: Contract, s: SkinnyTile) -> str:
         "LOAD_FIRST": _loads(problem, s, "k0 + (wk + d * WK) * 32"),
         "LOAD_NEXT": _loads(problem, s, "k0 + (here + STEP) * 32"),
         **_straight(lead, s),
-        "INIT": [f"float part{j} = {_combine(lead, j)}::neutral();" for j in range(len(problem.statistics))],
-        "STAGE": _stage(lead),
+        "INIT": [f"float part{j} = {combine(lead, j)}::neutral();" for j in range(len(problem.statistics))],
+        "STAGE": stage_left(lead, 8 if problem.shape[3] % 8 == 0 else 1),
         "REDUCE_ROW": _reduce_row(lead),
         "TOTAL": _total(lead, s),
         "LEAVE_STATISTICS": _leave_statistics(lead),
@@ -321,7 +272,7 @@ def _by_part(problem: Contract, s: SkinnyTile, values: Sequence[object]) -> str:
 def _select(problem: Contract, s: SkinnyTile) -> list[str]:
     """Print which part a block belongs to: the slabs before it, its columns, and its big matrices."""
     names = parameter_names(problem.program)
-    found = [m for p in problem.parts if not isinstance(m := _matrices(p), str)]
+    found = [m for p in problem.parts if not isinstance(m := big_matrices(p), str)]
     sources = [[f"{names[b.name]}{_batch_offset(b)}" for b in group] for group in found]
     return [
         "const int slab_here = blockIdx.x / CK;",
@@ -350,12 +301,8 @@ def _finish(problem: Contract, s: SkinnyTile) -> list[str]:
     return out
 
 
-def _combine(problem: ContractProblem, index: int) -> str:
-    return problem.statistics[index].op.capitalize()
-
-
 def _loads(problem: Contract, s: SkinnyTile, k: str) -> list[str]:
-    found = _matrices(problem.parts[0])
+    found = big_matrices(problem.parts[0])
     assert not isinstance(found, str)
     names = parameter_names(problem.program)
     if len(problem.parts) > 1:
@@ -392,7 +339,7 @@ def _straight(problem: ContractProblem, s: SkinnyTile) -> dict[str, list[str]]:
         axis_names({"batch": problem.batch, "m": problem.m, k: problem.k}, problem.program.extents) for k in ("k", "(k + e)")
     )
     results = [] if read is not None else [("value[e] = {};", a)]
-    ops = [_combine(problem, j) for j in range(len(problem.statistics))]
+    ops = [combine(problem, j) for j in range(len(problem.statistics))]
     results += [
         (f"part{j}[t] = {op}::of(part{j}[t], {{}});", nest(e)[1])
         for j, (op, e) in enumerate(zip(ops, problem.statistics, strict=True))
@@ -421,21 +368,10 @@ def _straight(problem: ContractProblem, s: SkinnyTile) -> dict[str, list[str]]:
     }
 
 
-def _stage(problem: ContractProblem) -> list[str]:
-    """Print how elements `k` … `k + VECTOR - 1` of row `m` of the left operand are made, and what the statistics take of them."""
-    groups = {"batch": problem.batch, "m": problem.m}
-    extents = problem.program.extents
-    names = axis_names({**groups, "k": problem.k}, extents)
-    moved = axis_names({**groups, "(k + e)": problem.k}, extents)
-    results = [("value[e] = {};", problem.contractions[0].a)]
-    results += [(f"part{j} = {_combine(problem, j)}::of(part{j}, {{}});", nest(e)[1]) for j, e in enumerate(problem.statistics)]
-    return vector_code(problem.program, results, {}, names, moved, problem.k, 8 if problem.shape[3] % 8 == 0 else 1)
-
-
 def _reduce_row(problem: ContractProblem) -> list[str]:
     out: list[str] = []
     for j in range(len(problem.statistics)):
-        step = f"part{j} = {_combine(problem, j)}::of(part{j}, shuffle_xor(part{j}, o));"
+        step = f"part{j} = {combine(problem, j)}::of(part{j}, shuffle_xor(part{j}, o));"
         out.append(f"UNROLL for (int o = 16; o; o /= 2) {step}")
         out.append(f"if (lane == 0) stats[{j} * M * SEGMENTS + task] = part{j};")
     return out
@@ -445,7 +381,7 @@ def _total(problem: ContractProblem, s: SkinnyTile) -> list[str]:
     out: list[str] = []
     count = len(problem.statistics)
     for j in range(count):
-        op = _combine(problem, j)
+        op = combine(problem, j)
         out.append(f"float stat{j} = {op}::neutral();")
         if s.ck == 1:
             at = f"stats[({j} * M + y_row) * SEGMENTS + v]"
@@ -464,7 +400,7 @@ def _push_statistics(problem: ContractProblem) -> list[str]:
     """Print how a block's statistics go to every block of the cluster."""
     out: list[str] = []
     for j in range(len(problem.statistics)):
-        op, at = _combine(problem, j), f"inbox + INBOX + (rank * STATISTICS + {j}) * M + i / CK"
+        op, at = combine(problem, j), f"inbox + INBOX + (rank * STATISTICS + {j}) * M + i / CK"
         gather = f"UNROLL for (int v = 0; v < SEGMENTS; ++v) s = {op}::of(s, stats[({j} * M + i / CK) * SEGMENTS + v]);"
         send = f"push({at}, s, all_here, i % CK);"
         out.append(f"for (int i = threadIdx.x; i < M * CK; i += THREADS) {{ float s = {op}::neutral(); {gather} {send} }}")
@@ -475,7 +411,7 @@ def _leave_statistics(problem: ContractProblem) -> list[str]:
     """Print how a block's statistics go to its slot of the workspace."""
     out: list[str] = []
     for j in range(len(problem.statistics)):
-        op, slot = _combine(problem, j), f"slots[rank * SLOT + COUNT * M * SLAB + {j} * M + i]"
+        op, slot = combine(problem, j), f"slots[rank * SLOT + COUNT * M * SLAB + {j} * M + i]"
         gather = f"UNROLL for (int v = 0; v < SEGMENTS; ++v) s = {op}::of(s, stats[({j} * M + i) * SEGMENTS + v]);"
         out.append(f"for (int i = threadIdx.x; i < M; i += THREADS) {{ float s = {op}::neutral(); {gather} {slot} = s; }}")
     return out
