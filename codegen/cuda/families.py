@@ -11,12 +11,14 @@ from eqsat.codegen.cuda.reduce import ReduceFamily
 from eqsat.codegen.cuda.simt import SimtFamily
 from eqsat.codegen.cuda.skinny import SkinnyFamily
 from eqsat.codegen.cuda.wgmma import WgmmaFamily
+from eqsat.codegen.cuda.window import WindowFamily
 from eqsat.codegen.kernel import Family, Schedule
 from eqsat.errors import UsageError
 
 FAMILIES: tuple[Family, ...] = (
     PointFamily(),
     ReduceFamily(),
+    WindowFamily(),
     WgmmaFamily(),
     SkinnyFamily(),
     SimtFamily(),

@@ -88,7 +88,7 @@ def _load(e: Expr, buffer: Input, parameter: str, indices: tuple[Index, ...], ex
         low, high = index.bounds(extents)
         if e.op == "access" and (low < 0 or high >= extent):
             guard |= index.axes
-        part = _affine(index)
+        part = affine(index)
         if part is None or steps is None:
             steps = None
             continue
@@ -99,15 +99,15 @@ def _load(e: Expr, buffer: Input, parameter: str, indices: tuple[Index, ...], ex
     return Load(e, buffer, parameter, found, offset, frozenset(guard))
 
 
-def _affine(index: Index) -> tuple[dict[str, int], int] | None:
-    """Return (coefficient of each axis, constant), or None if the expression divides."""
+def affine(index: Index) -> tuple[dict[str, int], int] | None:
+    """Return (coefficient of each axis, constant) of an index expression, or None if it divides."""
     match index.op:
         case "axis":
             return {index.name: 1}, 0
         case "const":
             return {}, index.value
         case "add" | "mul":
-            parts = [_affine(a) for a in index.args]
+            parts = [affine(a) for a in index.args]
             factor = index.value if index.op == "mul" else 1
             total: dict[str, int] = {}
             constant = 0

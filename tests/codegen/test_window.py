@@ -1,0 +1,194 @@
+"""Kernels of windows: the emitted text run on the CPU against the oracle, what NVRTC makes of it, what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eqsat import numpy_like as fn
+from eqsat.codegen.cuda import nvrtc
+from eqsat.codegen.cuda.nvrtc import compile_many
+from eqsat.codegen.cuda.window import WindowFamily, WindowTile, patches
+from eqsat.codegen.cuda.window_shape import window_shape
+from eqsat.codegen.kernel import KernelSource
+from eqsat.codegen.problem import ReduceProblem, reduce_problem
+from eqsat.codegen.targets import parse_target
+from eqsat.errors import CompileError, EnvironmentMissingError, IllegalScheduleError
+from eqsat.ir import Program
+from eqsat.search.verify import check_outputs, prepare
+from eqsat.trace import trace
+
+F32 = "f32"
+TILES = [
+    WindowTile(r, c, t, h)
+    for r, c, t, h in ((1, 1, 32, 0), (2, 1, 64, 0), (3, 2, 32, 0), (2, 4, 128, 1), (4, 4, 32, 0), (1, 8, 32, 1))
+]
+
+
+def beside(name: str) -> Any:
+    """Import a helper module that lies beside this file."""
+    spec = importlib.util.spec_from_file_location(f"codegen_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+emulate = beside("emulate")
+
+
+def usable() -> bool:
+    """Whether NVRTC is here."""
+    try:
+        nvrtc.version()
+    except EnvironmentMissingError:
+        return False
+    return True
+
+
+def image(*shape: int, dtype: str = F32) -> tuple[tuple[int, ...], str]:
+    return shape, dtype
+
+
+PROGRAMS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
+    "depthwise": (lambda x, w: fn.depthwise_conv(x, w, padding=1), [image(2, 3, 7, 8), image(3, 3, 3)]),
+    "depthwise, stride and dilation": (lambda x, w: fn.depthwise_conv(x, w, 2, 2, 2), [image(1, 2, 11, 15), image(2, 3, 3)]),
+    "depthwise, bf16, bias and residual": (
+        lambda x, w, b, r: fn.silu(fn.depthwise_conv(x, w, padding=1) + b.reshape(-1, 1, 1)) + r,
+        [image(1, 2, 5, 16, dtype="bf16"), image(2, 3, 3, dtype="bf16"), image(2, dtype="bf16"), image(1, 2, 5, 16, dtype="bf16")],
+    ),
+    "depthwise, a line": (lambda x, w: fn.depthwise_conv(x, w, padding=2), [image(2, 3, 16), image(3, 5)]),
+    "depthwise, one side padded": (lambda x, w: fn.depthwise_conv(x, w, padding=((3, 0),)), [image(2, 3, 12), image(3, 4)]),
+    "channels last": (
+        lambda x, w: (fn.windows(x, (3, 1), padding=((1, 1), (0, 0)))[..., 0] * w.T).sum(-1),
+        [image(2, 9, 8), image(3, 8)],
+    ),
+    "max pool": (lambda x: fn.relu(fn.max_pool(x, 2)), [image(2, 3, 6, 8)]),
+    "max pool, padded": (lambda x: fn.max_pool(x, 3, 2, 1), [image(1, 2, 9, 7)]),
+    "max pool, one row of outputs": (lambda x: fn.max_pool(x, 2), [image(1, 3, 2, 8)]),
+    "mean pool, what is there": (lambda x: fn.avg_pool(x, 3, 2, 1, count_include_pad=False), [image(1, 2, 8, 8)]),
+    "mean pool of volumes": (lambda x: fn.avg_pool(x, (2, 3, 2), (1, 2, 2)), [image(1, 2, 3, 7, 8)]),
+    "least and mean at once": (
+        lambda x: fn.min(fn.windows(x, (3,)), -1) - fn.mean(fn.windows(x, (3,)), -1),
+        [image(3, 4, 10)],
+    ),
+    "a blur in double precision": (lambda x: fn.avg_pool(x, 3, 1, 1), [image(1, 2, 5, 6, dtype="f64")]),
+    "rows that no tile divides": (lambda x, w: fn.depthwise_conv(x, w), [image(1, 2, 9, 6), image(2, 3, 3)]),
+}  # fmt: skip
+
+
+def program(name: str) -> Program:
+    function, specs = PROGRAMS[name]
+    return trace(function, *specs)
+
+
+def problem(found: Program) -> ReduceProblem:
+    result = reduce_problem(found)
+    assert not isinstance(result, str), result
+    return result
+
+
+def cases(names: list[str]) -> list[tuple[str, WindowTile, KernelSource]]:
+    family = WindowFamily()
+    return [
+        (n, s, family.emit(problem(program(n)), s)) for n in names for s in TILES if family.legal(problem(program(n)), s) is None
+    ]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator needs g++")
+def test_every_kernel_computes_what_the_oracle_does(tmp_path: Path) -> None:
+    found = cases(list(PROGRAMS))
+    assert {name for name, _, _ in found} == set(PROGRAMS)
+    wrong = []
+    for (name, schedule, source), entry in zip(found, emulate.compile_kernels([c[2] for c in found], tmp_path), strict=True):
+        for p in prepare(program(name), 1, quick=True):
+            got = emulate.run_kernel(entry, source, program(name), {k: np.asarray(v) for k, v in p.inputs.items()})
+            check = check_outputs([got], p.expected, p.suite)
+            if not check.passed:
+                wrong.append(f"{name} with {schedule}: suite {check.name}: {check.note}")
+    assert wrong == []
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator needs g++")
+def test_a_kernel_that_reads_past_an_edge_is_found_wrong(tmp_path: Path) -> None:
+    name = "depthwise, a line"
+    source = WindowFamily().emit(problem(program(name)), WindowTile(1, 1, 32, 0))
+    text = re.sub(r"\(u32\)\(([^)]*)\) < 16u", "true", source.text)
+    assert text != source.text
+    broken = type(source)(**{f: getattr(source, f) for f in source.__slots__} | {"text": text})
+    (entry,) = emulate.compile_kernels([broken], tmp_path)
+    (p, *_) = prepare(program(name), 1, quick=True)
+    got = emulate.run_kernel(entry, broken, program(name), {k: np.asarray(v) for k, v in p.inputs.items()})
+    assert not check_outputs([got], p.expected, p.suite).passed
+
+
+@pytest.mark.skipif(not usable(), reason="NVRTC is not installed")
+def test_kernels_of_every_kind_compile_without_spills_or_stack() -> None:
+    found = cases(
+        [
+            "depthwise",
+            "depthwise, bf16, bias and residual",
+            "max pool, padded",
+            "mean pool of volumes",
+            "a blur in double precision",
+        ]
+    )
+    for index, result in compile_many([c[2] for c in found], parse_target("sm_90"), 2):
+        assert not isinstance(result, CompileError), f"{found[index][:2]}: {result}"
+        assert (result.resources.spill_bytes, result.resources.stack_bytes) == (0, 0), found[index][:2]
+
+
+def test_windows_of_a_tile_share_their_rows_and_read_them_in_vectors() -> None:
+    shape = window_shape(problem(trace(lambda x, w: fn.depthwise_conv(x, w, padding=1), image(4, 8, 32, 32), image(8, 3, 3))))
+    assert not isinstance(shape, str)
+    of_x, of_w = patches(shape, 4, 4)
+    assert (of_x.extent(2), of_x.extent(3)) == (6, 6)
+    assert [a.count for a in of_x.accesses] == [1, 4, 1]
+    assert of_x.instructions == 18
+    assert of_w.instructions == 9
+
+
+def test_rows_whose_pitch_is_not_aligned_are_read_by_elements() -> None:
+    shape = window_shape(problem(trace(lambda x: fn.max_pool(x, 2), image(4, 8, 8, 10))))
+    assert not isinstance(shape, str)
+    assert [a.count for a in patches(shape, 1, 1)[0].accesses] == [2]
+    odd = window_shape(problem(trace(lambda x: fn.max_pool(x, (2, 1)), image(4, 8, 8, 9))))
+    assert not isinstance(odd, str)
+    assert [a.count for a in patches(odd, 1, 1)[0].accesses] == [1]
+
+
+@pytest.mark.parametrize(
+    ("function", "specs", "tile", "why"),
+    [
+        (lambda x: x.sum(-1), [image(8, 9)], WindowTile(1, 1, 32, 0), "no load moves along"),
+        (lambda x: fn.softmax(x, -1), [image(8, 9)], WindowTile(1, 1, 32, 0), "keeps the positions"),
+        (lambda x: fn.max_pool(x, 2), [image(1, 1, 8, 6)], WindowTile(1, 2, 32, 0), "not a multiple of 2"),
+        (lambda x: fn.max_pool(x, 2), [image(1, 1, 8, 6)], WindowTile(8, 1, 32, 0), "longer than its axis"),
+        (lambda x: fn.argmax(fn.windows(x, (3,)), -1), [image(8, 9)], WindowTile(1, 1, 32, 0), "place within the window"),
+        (lambda x, w: fn.depthwise_conv(x, w), [image(1, 1, 64, 64), image(1, 13, 13)], WindowTile(8, 4, 32, 0), "unrolled"),
+        (lambda x, w: fn.depthwise_conv(x, w), [image(1, 1, 64, 68), image(1, 5, 5)], WindowTile(8, 16, 32, 0), "registers"),
+    ],
+)  # fmt: skip
+def test_what_no_thread_can_hold_is_refused(function: Callable[..., Any], specs: list[Any], tile: WindowTile, why: str) -> None:
+    found = problem(trace(function, *specs))
+    reason = WindowFamily().legal(found, tile)
+    assert reason is not None
+    assert why in reason
+    with pytest.raises(IllegalScheduleError, match="Choose another point"):
+        WindowFamily().emit(found, tile)
+
+
+def test_larger_tiles_are_expected_to_be_faster_until_registers_run_out() -> None:
+    found = problem(trace(lambda x, w: fn.depthwise_conv(x, w, padding=1), image(64, 256, 112, 112), image(256, 3, 3)))
+    rates = parse_target("sm_90").rates
+    slow, fast = (WindowFamily().predict_ns(found, WindowTile(r, c, 128, 0), rates) for r, c in ((1, 1), (4, 4)))
+    assert WindowFamily().bound_ns(found, rates) <= fast < slow
