@@ -65,7 +65,8 @@ class KernelSource:
     """Self-contained source text of one kernel and all that a launch needs besides the arrays.
 
     CUDA: `grid`, `block`, `cluster`, `shared_bytes`. C: one function `void entry(void **args)`; the geometry is unused.
-    `requires` names the least architecture ("sm_90a" for wgmma), "" if any serves.
+    `requires` names the least architecture ("sm_90a" for wgmma), "" if any serves; `cooperative` asks for all blocks to be
+    resident at once, since they wait for each other.
     """
 
     language: Literal["cuda", "c"]
@@ -79,12 +80,14 @@ class KernelSource:
     workspace_bytes: int = 0
     options: tuple[str, ...] = ()
     requires: str = ""
+    cooperative: bool = False
 
     @property
     def digest(self) -> str:
         """SHA-256 of the text and the launch description."""
         rest = (self.entry, self.args, self.grid, self.block, self.cluster, self.shared_bytes, self.workspace_bytes, self.options)
-        return hashlib.sha256(f"{self.text}\n{rest}".encode()).hexdigest()
+        together = " cooperative" if self.cooperative else ""
+        return hashlib.sha256(f"{self.text}\n{rest}{together}".encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

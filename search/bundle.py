@@ -76,7 +76,7 @@ def _step_record(name: str, step: Step) -> dict[str, Any]:
     }
 
 
-_LAUNCH = ("entry", "grid", "block", "cluster", "shared_bytes", "workspace_bytes", "options", "requires")
+_LAUNCH = ("entry", "grid", "block", "cluster", "shared_bytes", "workspace_bytes", "options", "requires", "cooperative")
 
 
 def _arg_record(arg: Arg) -> dict[str, Any]:

@@ -349,7 +349,7 @@ class Launch:
         self._cells = [_cell(a, pointers, workspace) for a in source.args]
         self._table = (ctypes.c_void_p * max(1, len(self._cells)))(*(ctypes.addressof(c) for c in self._cells))
         self._fixed = (kernel.function, *source.grid, source.block, 1, 1, source.shared_bytes), ctypes.addressof(self._table)
-        self._config = _overlapping(source) if overlapping else None
+        self._config = _configuration(source, overlapping) if overlapping or source.cooperative else None
 
     def __call__(self, stream: int) -> None:
         """Launch on the stream with this handle."""
@@ -363,11 +363,18 @@ class Launch:
             _ok(result, f"the launch of {self.kernel.source.entry!r}")
 
 
-def _overlapping(source: KernelSource) -> Any:
-    """Return the launch configuration with which a kernel may begin before the one in front of it has ended."""
+def _configuration(source: KernelSource, overlapping: bool) -> Any:
+    """Return the launch configuration of a kernel that may begin before the one in front of it has ended, or waits for itself.
+
+    A cooperative kernel does not overlap: all its blocks come at once.
+    """
     attribute = cu.CUlaunchAttribute()
-    attribute.id = cu.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-    attribute.value.programmaticStreamSerializationAllowed = 1
+    if source.cooperative:
+        attribute.id = cu.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+        attribute.value.cooperative = 1
+    else:
+        attribute.id = cu.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = 1
     config = cu.CUlaunchConfig()
     config.gridDimX, config.gridDimY, config.gridDimZ = source.grid
     config.blockDimX, config.blockDimY, config.blockDimZ = source.block, 1, 1

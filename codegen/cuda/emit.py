@@ -207,6 +207,7 @@ def assemble(
     shared_bytes: int = 0,
     workspace_bytes: int = 0,
     requires: str = "",
+    cooperative: bool = False,
 ) -> KernelSource:
     """Put a source together: head, constants, the named parts, the kernel's own text.
 
@@ -235,4 +236,5 @@ def assemble(
         workspace_bytes,
         (),
         requires,
+        cooperative,
     )

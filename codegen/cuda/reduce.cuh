@@ -96,6 +96,62 @@ template <class Op, int COLUMNS, int GROUPS, int N> DEV void combine_groups(type
       UNROLL for (int j = 0; j < N; ++j) v[j] = Op::combine(v[j], of_group[g][j][column]);
   }
 }
+// The same over columns that threads hold: neighbouring lanes of a warp where a block is less than a warp across, then the warps,
+// then the CLUSTER blocks that share the columns. SLOT tells apart the shared memory of one kernel's reductions.
+template <class Op, int SLOT, int COLUMNS, int GROUPS, int N, int CLUSTER> DEV void combine_columns(typename Op::type (&v)[N]) {
+  typedef typename Op::type T;
+  constexpr int THREADS = COLUMNS * GROUPS, PARTS = COLUMNS < 32 ? THREADS / 32 : GROUPS;
+  UNROLL for (int step = 16; step >= COLUMNS; step /= 2)
+    UNROLL for (int j = 0; j < N; ++j) v[j] = Op::combine(v[j], shuffle_xor(v[j], step));
+  if constexpr (PARTS > 1 || CLUSTER > 1) {
+    __shared__ T of_part[PARTS][N][COLUMNS];
+    __shared__ T of_block[N][COLUMNS];
+    const int column = threadIdx.x % COLUMNS, part = COLUMNS < 32 ? threadIdx.x / 32 : threadIdx.x / COLUMNS;
+    if (COLUMNS >= 32 || lane_id() < COLUMNS) UNROLL for (int j = 0; j < N; ++j) of_part[part][j][column] = v[j];
+    __syncthreads();
+    for (int t = threadIdx.x; t < N * COLUMNS; t += THREADS) {
+      T all = of_part[0][t / COLUMNS][t % COLUMNS];
+      UNROLL for (int p = 1; p < PARTS; ++p) all = Op::combine(all, of_part[p][t / COLUMNS][t % COLUMNS]);
+      of_block[t / COLUMNS][t % COLUMNS] = all;
+    }
+    if constexpr (CLUSTER > 1) {
+      cluster_sync();
+      for (int t = threadIdx.x; t < N * COLUMNS; t += THREADS) {
+        const T* const mine = &of_block[t / COLUMNS][t % COLUMNS];
+        T all = peer_value(mine, 0);
+        UNROLL for (int c = 1; c < CLUSTER; ++c) all = Op::combine(all, peer_value(mine, c));
+        of_part[0][t / COLUMNS][t % COLUMNS] = all;
+      }
+      __syncthreads();
+      UNROLL for (int j = 0; j < N; ++j) v[j] = of_part[0][j][column];
+    } else {
+      __syncthreads();
+      UNROLL for (int j = 0; j < N; ++j) v[j] = of_block[j][column];
+    }
+  }
+}
+// Blocks of a team wait for each other: all of them are resident. The sign of the counter flips when the last one comes, and the
+// rest of it is 0 again, so that it serves the next time and the next launch.
+DEV u32 add_release(u32* p, u32 v) { u32 old; asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory"); return old; }
+DEV u32 load_acquire(const u32* p) { u32 v; asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory"); return v; }
+DEV void meet(u32* counter, u32 blocks, bool first) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    const u32 old = add_release(counter, first ? 0x80000000u - (blocks - 1) : 1u);
+    const u64 start = globaltimer();
+    while (((old ^ load_acquire(counter)) & 0x80000000u) == 0)
+      if (globaltimer() - start > SPIN_NS) { fault(); break; }
+  }
+  __syncthreads();
+}
+// 16 bytes on their way to shared memory while the thread goes on; it takes them itself, so it alone waits for them.
+struct alignas(16) Chunk { u32 w[4]; };
+DEV void copy_ahead(Chunk* to, const void* from) { asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(smem_u32(to)), "l"(from) : "memory"); }
+DEV void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+DEV void take_chunk(u32* to, const Chunk* from) {
+  const Chunk c = *from;
+  UNROLL for (int i = 0; i < 4; ++i) to[i] = c.w[i];
+}
 // Partial results pass between blocks through a workspace: read past the level-1 cache, which other blocks do not keep current.
 template <class T> DEV T load_fresh(const T* p) {
   if constexpr (sizeof(T) < 4) return *(const volatile T*)p;
@@ -104,4 +160,10 @@ template <class T> DEV T load_fresh(const T* p) {
     UNROLL for (int i = 0; i < (int)(sizeof(T) / 4); ++i) out.w[i] = ((const volatile u32*)p)[i];
     return out.value;
   }
+}
+// Combines the partial results of all blocks of a team: each warp the same ones in the same order.
+template <class Op> DEV typename Op::type combine_parts(const typename Op::type* parts, int count) {
+  typename Op::type all = Op::identity();
+  for (int i = lane_id(); i < count; i += 32) all = Op::combine(all, load_fresh(parts + i));
+  return combine_warp<Op>(all);
 }

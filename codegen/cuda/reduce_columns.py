@@ -15,17 +15,20 @@ from eqsat.ir import Expr
 
 
 class ColumnPrinter:
-    """Prints the passes of `lanes` neighbouring rows; lane `j` is one row, statistics are arrays over the lanes."""
+    """Prints the passes of `lanes` neighbouring rows; lane `j` is one row, statistics are arrays over the lanes.
 
-    def __init__(self, shape: ReduceShape, s: ColumnTile) -> None:
-        self.shape, self.s = shape, s
+    A thread has `count` elements along the reduced axes in flight, one of every `groups`.
+    """
+
+    def __init__(self, shape: ReduceShape, width: int, columns: int, groups: int, count: int, hint: str = "PLAIN") -> None:
+        self.shape, self.columns, self.groups, self.count = shape, columns, groups, count
         self.inner = shape.rows[-1]
-        self.lanes = shape.lanes(s.width, self.inner)
+        self.lanes = shape.lanes(width, self.inner)
         self.loops = (*shape.rows, *shape.reduced)
-        self.elements = ElementPrinter(shape, self.inner, self.lanes, self.loops, "PLAIN")
+        self.elements = ElementPrinter(shape, self.inner, self.lanes, self.loops, hint)
         self.names = AxisNames(axis_names(self.loops))
         self.length = shape.problem.length
-        self.index = index_type(self.length + s.groups * s.count)
+        self.index = index_type(self.length + groups * count)
         self.row_loads = choose(shape.loads, lambda x: not shape.varies(x.expr))
         self.statistics: dict[str, str] = {}
 
@@ -49,7 +52,7 @@ class ColumnPrinter:
 
     def combine(self, r: Reduction) -> str:
         """Print how the thread groups of a block combine."""
-        return f"combine_groups<{r.operator}, {self.s.columns}, {self.s.groups}, {self.lanes}>(a{r.number}, across, group);"
+        return f"combine_groups<{r.operator}, {self.columns}, {self.groups}, {self.lanes}>(a{r.number}, across, group);"
 
     def value(self, r: Reduction) -> list[str]:
         """Print the values of a reduction, one for each lane."""
@@ -69,10 +72,10 @@ class ColumnPrinter:
         if not self.shape.row_stores:
             return []
         scope = self.elements.scope(9, self.elements.fields(self.row_loads, "rows."), None, self.statistics)
-        vectors = self._vectors(self.shape.row_stores, compute(self.shape.row_stores, scope))
+        vectors = self.vectors(self.shape.row_stores, compute(self.shape.row_stores, scope))
         return ["if (inside && group == 0) {", *indent([*self.row_position(), *vectors]), "}"]
 
-    def _vectors(self, stores: Sequence[Load], lane: list[str]) -> list[str]:
+    def vectors(self, stores: Sequence[Load], lane: list[str]) -> list[str]:
         """Print the lanes of a vector of each output, and its store."""
         lines = [f"{register_type(x.dtype)} {name}[{self.lanes}];" for name, x in made(stores)]
         lines += [f"UNROLL for (int j = 0; j < {self.lanes}; ++j) {{", *indent(lane), "}"]
@@ -82,7 +85,8 @@ class ColumnPrinter:
         at = load_offset(out, self.loops, self.names)
         if self.shape.mode(out, self.inner, self.lanes) == "vector":
             pack = f"Pack<{stored_type(out.dtype)}>::template from<{self.lanes}>({name})"
-            return [f"store_raw<{self.lanes * out.dtype.bytes}, PLAIN>({out.parameter} + {at}, {pack});"]
+            hint = self.elements.hint if self.lanes * out.dtype.bytes >= 16 else "PLAIN"
+            return [f"store_raw<{self.lanes * out.dtype.bytes}, {hint}>({out.parameter} + {at}, {pack});"]
         kind = index_type(self.inner.extent)
         return [
             f"UNROLL for (int j = 0; j < {self.lanes}; ++j) {{",
@@ -93,7 +97,7 @@ class ColumnPrinter:
 
     def _pass(self, number: int, roots: list[Expr], reductions: tuple[Reduction, ...]) -> list[str]:
         """Print one pass along the reduced axes, `count` elements of each thread at a time."""
-        s = self.s
+        groups, count = self.groups, self.count
         wanted = {e.digest for e in walk_elements(roots, (), self.shape)}
         loads: list[tuple[int, Load]] = choose(self.shape.loads, lambda x: x.expr.digest in wanted)
         at_hand = self.elements.fields(loads, "g[i].") | self.elements.fields(self.row_loads, "rows.")
@@ -102,17 +106,17 @@ class ColumnPrinter:
             lane = accumulate(reductions, scope, self.elements.position(), "j")
             work = [f"UNROLL for (int j = 0; j < {self.lanes}; ++j) {{", *indent(lane), "}"]
         else:
-            work = self._vectors(self.shape.element_stores, compute(self.shape.element_stores, scope))
-        step = [f"const {self.index} k = first + i * {s.groups};", "if (k >= end) continue;", *self._position()]
+            work = self.vectors(self.shape.element_stores, compute(self.shape.element_stores, scope))
+        step = [f"const {self.index} k = first + i * {groups};", "if (k >= end) continue;", *self._position()]
         return [
             "if (inside) {",
             f"  struct Fetched {{ {self.elements.members(loads)} }};",
-            f"  for ({self.index} first = begin + group; first < end; first += {s.groups * s.count}) {{",
-            f"    Fetched g[{s.count}];",
-            f"    UNROLL for (int i = 0; i < {s.count}; ++i) {{",
+            f"  for ({self.index} first = begin + group; first < end; first += {groups * count}) {{",
+            f"    Fetched g[{count}];",
+            f"    UNROLL for (int i = 0; i < {count}; ++i) {{",
             *indent([*step, *self.elements.fetch(loads, "g[i].", hinted=False)], 6),
             "    }",
-            f"    UNROLL for (int i = 0; i < {s.count}; ++i) {{",
+            f"    UNROLL for (int i = 0; i < {count}; ++i) {{",
             *indent([*step, *work], 6),
             "    }",
             "  }",
@@ -123,7 +127,7 @@ class ColumnPrinter:
 def emit_columns(shape: ReduceShape, s: ColumnTile) -> KernelSource:
     """Print the column kernel."""
     problem = shape.problem
-    p = ColumnPrinter(shape, s)
+    p = ColumnPrinter(shape, s.width, s.columns, s.groups, s.count)
     vectors = problem.row_count // p.lanes
     blocks = max(-(-vectors // s.columns), 1)
     segment = -(-problem.length // s.split)
@@ -150,7 +154,7 @@ def emit_columns(shape: ReduceShape, s: ColumnTile) -> KernelSource:
         lines += p.accumulate(0, shape.passes[0])
         finish: list[str] = []
         for r in shape.passes[0]:
-            partial, workspace = _partial(p, r, workspace)
+            partial, workspace = _partial(p, s.split, r, workspace)
             lines += [p.combine(r), *partial[0]]
             finish += [*partial[1], p.combine(r), *p.value(r)]
         lines += [f"if (!last_block((u32*)workspace + block, {s.split})) return;", *finish]
@@ -174,16 +178,16 @@ def emit_columns(shape: ReduceShape, s: ColumnTile) -> KernelSource:
     )
 
 
-def _partial(p: ColumnPrinter, r: Reduction, offset: int) -> tuple[tuple[list[str], list[str]], int]:
+def _partial(p: ColumnPrinter, split: int, r: Reduction, offset: int) -> tuple[tuple[list[str], list[str]], int]:
     """Print how a block leaves its partial results in the workspace, and how the last block gathers them; the next offset."""
-    rows, split, a = p.shape.problem.row_count, p.s.split, f"a{r.number}"
+    rows, a = p.shape.problem.row_count, f"a{r.number}"
     leave = [
         f"{r.operator}::type* const parts{r.number} = ({r.operator}::type*)(workspace + {offset});",
         f"if (inside && group == 0) UNROLL for (int j = 0; j < {p.lanes}; ++j) parts{r.number}[(i64)(blockIdx.x % {split}) * {rows} + row + j] = {a}[j];",
     ]
     gather = [
         f"UNROLL for (int j = 0; j < {p.lanes}; ++j) {a}[j] = {r.operator}::identity();",
-        f"if (inside) for (int i = group; i < {split}; i += {p.s.groups})",
+        f"if (inside) for (int i = group; i < {split}; i += {p.groups})",
         f"  UNROLL for (int j = 0; j < {p.lanes}; ++j) "
         f"{a}[j] = {r.operator}::combine({a}[j], load_fresh(parts{r.number} + (i64)i * {rows} + row + j));",
     ]

@@ -41,6 +41,36 @@ class ColumnTile(Schedule):
 
 
 @dataclass(frozen=True, slots=True)
+class HeldColumnTile(Schedule):
+    """The same with all elements held in registers, for several passes over one read.
+
+    `groups` thread groups of each of `cluster` blocks share the reduced axes. A block may be less than a warp across.
+    """
+
+    columns: int
+    groups: int
+    cluster: int
+    width: int
+    hint: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeldGridTile(Schedule):
+    """Rows that no cluster holds: `split` blocks of `threads` hold a row in their registers, and wait for each other between passes.
+
+    `teams` of so many blocks take row after row; all blocks are resident at once. With `ahead` the next row is on its way to
+    shared memory while this one is worked on.
+    """
+
+    threads: int
+    split: int
+    teams: int
+    width: int
+    ahead: int
+    hint: int
+
+
+@dataclass(frozen=True, slots=True)
 class GridReduceTile(Schedule):
     """`split` blocks of `threads` share each row, `count` vectors in flight; the last one combines."""
 
