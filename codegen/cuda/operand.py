@@ -63,8 +63,11 @@ def joined_stride(axes: Sequence[str], steps: Mapping[str, int], extents: Mappin
 def operand(problem: ContractProblem, e: Expr, rows: tuple[str, ...]) -> Operand | str:
     """Return the operand `e` with the row axes `rows`, or why it is not a strided matrix."""
     found = plain_read(e)
-    if found is None:
-        return "an operand is computed, not a plain read"
+    return "an operand is computed, not a plain read" if found is None else matrix(problem, found, rows)
+
+
+def matrix(problem: ContractProblem, found: Expr, rows: tuple[str, ...]) -> Operand | str:
+    """Return the read `found` as a matrix with the row axes `rows`, or why it is none."""
     if found.dtype not in MATRIX_DTYPES:
         return f"an operand is {found.dtype}; the matrix units take bf16 and f16"
     buffer = buffers(problem.program)[found.attrs[0]]

@@ -124,12 +124,46 @@ template <int ROWS, int PEERS> struct MnMajor {
   }
 };
 
+// Fragments of a left operand: 16 rows of this warp by 16 of k, number q of a step, out of a tile of 64 rows, in the registers'
+// order of wgmma (and of mma.sync): register r has row lane/4 + 8*(r%2), k 8*(r/2) + 2*(lane%4) and its neighbour.
+DEV Raw<16> fragment(const u32 at) {
+  Raw<16> x;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(x.w[0]), "=r"(x.w[1]), "=r"(x.w[2]), "=r"(x.w[3]) : "r"(at) : "memory");
+  return x;
+}
+DEV Raw<16> fragment_transposed(const u32 at) {
+  Raw<16> x;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(x.w[0]), "=r"(x.w[1]), "=r"(x.w[2]), "=r"(x.w[3]) : "r"(at) : "memory");
+  return x;
+}
+template <class A> DEV Raw<16> left_fragment(u32 tile, int q) {
+  const int l = lane_id(), w = warp_in_group();
+  if constexpr (A::transposed) {
+    const int k = 16 * q + (l & 7) + (l >> 4) * 8;
+    return fragment_transposed(tile + k * 128 + (((2 * w + ((l >> 3) & 1)) ^ (k & 7)) << 4));
+  } else {
+    const int row = 16 * w + (l & 15);
+    return fragment(tile + row * 128 + (((2 * q + (l >> 4)) ^ (row & 7)) << 4));
+  }
+}
+// Combines what the four lanes that share a row have.
+template <class OP> DEV void quad_total(float (&s)[2]) {
+  UNROLL for (int h = 0; h < 2; ++h) {
+    s[h] = OP::of(s[h], shuffle_xor(s[h], 1));
+    s[h] = OP::of(s[h], shuffle_xor(s[h], 2));
+  }
+}
+
 // D[64, N] of one warpgroup in wgmma order: element i of lane l is at row 16*warp + l/4 + 8*((i>>1)&1), column 8*(i/4) + 2*(l%4) + (i&1).
 template <int N> struct Acc {
   float v[N / 2];
   template <class A, class B> DEV void mma(u32 a, u32 b, bool first) {  // += A[64, 64] * B[N, 64]^T
     const u64 da = A::descriptor(a), db = B::descriptor(b);
     UNROLL for (int k = 0; k < 4; ++k) wgmma(v, da + k * A::step, db + k * B::step, !first || k);
+  }
+  template <class B> DEV void mma_left(const u32 (&a)[4][4], u32 b, bool first) {  // the same with the left operand in registers
+    const u64 db = B::descriptor(b);
+    UNROLL for (int k = 0; k < 4; ++k) wgmma_left(v, a[k], db + k * B::step, !first || k);
   }
   // f(i, half, column) for the pairs i, i+1 of neighbours in a row; half: 0 is row l/4, 1 is row l/4 + 8.
   template <class F> DEV static void each_pair(F f) {

@@ -1,10 +1,11 @@
-using In = Ring<STAGES, A::bytes + COUNT * B::bytes, CONSUMER_WARPS, CM * CN>;
+using In = Ring<STAGES, LEFTS * A::bytes + COUNT * B::bytes, CONSUMER_WARPS, CM * CN>;
 
 KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
   extern __shared__ u8 raw[];
   const u32 smem = (smem_u32(raw) + 1023) & ~1023u;
   In in(smem + STAGING);                                                    // the staging of y comes first
   if (threadIdx.x == 0) in.init();
+  begin_dependent();
   __syncthreads();                                                          //@alone
   cluster_sync();                                                           //@cluster
   Raster<BATCH, M, N, BM, BN, CM, CN, RASTER> tile;
@@ -21,7 +22,7 @@ KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
         SELECT
         for (int k = 0; k < K; k += 64, in.next()) {
           const u32 slot = in.acquire(), full = in.full(in.s);
-          A::load(slot, &map_a, full, tile.m, k, tile.batch, rn, same_rows);
+          LOAD_A
           LOAD_B
         }
       }
@@ -38,8 +39,10 @@ KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
       if (!mine) { in.skip(STEPS); continue; }                              //@pingpong
       named_sync(8 + wg, 256);                                              //@pingpong
       Acc<BN> acc[COUNT][TILES];
-      float part[TILES][STATISTICS], stat[TILES][STATISTICS][2];            //@statistics
+      float part[TILES][STATISTICS];                                        //@ridden
+      float stat[TILES][STATISTICS][2];                                     //@statistics
       UNROLL for (int i = 0; i < TILES; ++i) { INIT }                       //@statistics
+//@begin loaded
       for (int k = 0; k < STEPS; ++k) {
         const u32 slot = in.wait();
         wg_fence();
@@ -53,6 +56,49 @@ KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
           });                                                               //@statistics
         in.advance();
       }
+//@end
+//@begin computed
+      SCALARS
+      auto fetch = [&](int k0) {                                            //@vectors
+        repeat<4>([&](auto q) {                                             //@vectors
+          FETCH
+        });                                                                 //@vectors
+      };                                                                    //@vectors
+      u32 left[2][TILES][4][4];                                             // fragments of this step and of the next one
+      auto compute = [&](u32 slot, u32 (&to)[TILES][4][4]) {
+        UNROLL for (int i = 0; i < TILES; ++i)
+          repeat<4>([&](auto q) {
+            FRAGMENTS
+            UNROLL for (int r = 0; r < 4; ++r) {
+              float y[2];
+              UNROLL for (int e = 0; e < 2; ++e) {
+                ELEMENT
+              }
+              to[i][q][r] = Pack<T>::template from<2>(y).w[0];
+            }
+          });
+      };
+      fetch(0);                                                             //@vectors
+      u32 slot = in.wait();
+      compute(slot, left[0]);
+      fetch(K > 64 ? 64 : 0);                                               //@vectors
+      for (int k = 0; k < STEPS; k += 2)
+        repeat<2>([&](auto p) {
+          if (k + p < STEPS) {
+            wg_fence();
+            UNROLL for (int c = 0; c < COUNT; ++c)
+              UNROLL for (int i = 0; i < TILES; ++i)
+                acc[c][i].template mma_left<B>(left[p][i], slot + LEFTS * A::bytes + c * B::bytes, k + p == 0);
+            wg_commit();
+            in.advance();
+            if (k + p + 1 < STEPS) {
+              slot = in.wait();
+              compute(slot, left[1 - p]);
+              fetch(min((k + p + 2) * 64, K - 64));                         //@vectors
+            }
+          }
+        });
+//@end
       named_arrive(8 + (wg ^ 1), 256);                                      //@pingpong
       in.drain();
       UNROLL for (int c = 0; c < COUNT; ++c)

@@ -20,13 +20,14 @@ from eqsat.codegen.cuda.emit import (
     stored_type,
     used_inputs,
 )
+from eqsat.codegen.cuda.left import Left, computed_left, left_reads, print_element, print_fetch, print_scalars
 from eqsat.codegen.cuda.operand import (
     Operand,
     accumulates_in_f32,
     direct_store,
     epilogue,
     epilogue_reads,
-    operands,
+    operand,
     output_joins,
     plain_read,
 )
@@ -72,6 +73,7 @@ class WgmmaTile(Schedule):
 class Layout:
     """What the emitter derives from a problem and a schedule: operands, the use of shared memory, tiles per warpgroup.
 
+    `a` is the left operand as it lies in memory, or the first matrix that it is computed from (`left`).
     `bs` are the right operands of each part. The tiles of all parts lie side by side, each part's in whole clusters: `starts` are
     the first columns of the parts, then the end.
     `a_rows` rows of the left operand are loaded for each tile: of a tile of 64 rows only those that there are. The matrix units
@@ -87,6 +89,12 @@ class Layout:
     slot_bytes: int
     buffers: int
     stages: int
+    left: Left | None = None
+
+    @property
+    def lefts(self) -> tuple[Operand, ...]:
+        """The matrices of the left operand that are brought into shared memory."""
+        return (self.a,) if self.left is None else tuple(o for _, o in self.left.staged)
 
     @property
     def staging_bytes(self) -> int:
@@ -161,34 +169,66 @@ class WgmmaFamily:
 
 
 def _layout(problem: Contract, s: WgmmaTile) -> Layout | str:
-    found: list[tuple[Operand, tuple[Operand, ...]]] = []
+    left = _left(problem.parts[0])
+    if isinstance(left, str):
+        return left
+    a = left if isinstance(left, Operand) else left.staged[0][1]
+    computed = left if isinstance(left, Left) else None
+    found: list[tuple[Operand, ...]] = []
     for p in problem.parts:
-        one = operands(p)
-        if isinstance(one, str):
-            return one
-        if refusal := _schedule_refusal(s, len(p.contractions)) or accumulates_in_f32(p) or _statistics_refusal(p):
+        rights = _rights(p, a.dtype)
+        if isinstance(rights, str):
+            return rights
+        if (
+            refusal := _schedule_refusal(s, len(p.contractions), computed)
+            or accumulates_in_f32(p)
+            or _statistics_refusal(p, computed)
+        ):
             return refusal
-        found.append(one)
-    a, bs = found[0][0], tuple(b for _, b in found)
+        found.append(rights)
+    bs = tuple(found)
     every = [b for group in bs for b in group]
-    if not all(o.aligned(8) for o in (a, *every)):
+    lefts = (a,) if computed is None else tuple(o for _, o in computed.staged)
+    if not all(o.aligned(8) for o in (*lefts, *every)):
         return "TMA needs every stride of its operands to be a multiple of 16 bytes"
     if len({b.k_major for b in every}) > 1:
         return "its right operands lie in different orders"
     if len({len(group) for group in bs}) > 1:
         return "its outputs take different numbers of contractions"
-    if problem.statistics and not a.k_major:
-        return "row statistics ride on a left operand that is contiguous along k"
     if any(min(p.shape) == 0 for p in problem.parts):
         return "an extent is 0"
     staged = all(_stored(p, s) is not None for p in problem.parts)
     a_rows = _loaded_rows(problem, s, a, bs[0])
-    slot = _tile_bytes(a, a_rows) + sum(_tile_bytes(b, s.bn) for b in bs[0])
+    slot = len(lefts) * _tile_bytes(a, a_rows) + sum(_tile_bytes(b, s.bn) for b in bs[0])
     stages, buffers = _stages(s, slot, staged)
     if stages < 3:
         return f"only {stages} stages of {slot} bytes fit into shared memory; a ring needs 3"
     tiles = s.bm // 64 if s.pingpong else s.bm // (64 * s.groups)
-    return Layout(a, a_rows, bs, _starts(problem, s.bn * s.cn), staged, tiles, slot, buffers, stages)
+    return Layout(a, a_rows, bs, _starts(problem, s.bn * s.cn), staged, tiles, slot, buffers, stages, computed)
+
+
+def _left(problem: ContractProblem) -> Operand | Left | str:
+    """Return the left operand as it lies in memory, or what it is computed from: itself, where its statistics need registers."""
+    found = operand(problem, problem.contractions[0].a, problem.m)
+    plain = plain_read(problem.contractions[0].a) is not None
+    return (
+        computed_left(problem)
+        if not plain or (isinstance(found, Operand) and problem.statistics and not found.k_major)
+        else found
+    )
+
+
+def _rights(problem: ContractProblem, dtype: DType) -> tuple[Operand, ...] | str:
+    """Return the right operands, which are of the left one's type."""
+    out: list[Operand] = []
+    for c in problem.contractions:
+        b = operand(problem, c.b, problem.n)
+        if isinstance(b, str):
+            return b
+        if b.dtype is not dtype:
+            return f"its operands are {dtype} and {b.dtype}"
+        out.append(b)
+    return tuple(out)
 
 
 def _starts(problem: Contract, step: int) -> tuple[int, ...]:
@@ -196,7 +236,7 @@ def _starts(problem: Contract, step: int) -> tuple[int, ...]:
     return tuple(itertools.accumulate((-(-p.shape[2] // step) * step for p in problem.parts), initial=0))
 
 
-def _schedule_refusal(s: WgmmaTile, count: int) -> str | None:
+def _schedule_refusal(s: WgmmaTile, count: int, left: Left | None) -> str | None:
     if s.groups not in REGISTERS or s.bm % 64 or not 64 <= s.bm <= 256 or s.bn % 16 or not 16 <= s.bn <= 256:
         return "a tile is 64, 128, 192 or 256 rows by 16 to 256 columns in steps of 16, for 1 to 3 warpgroups"
     if s.pingpong not in (0, 1) or (s.pingpong and s.groups != 2):
@@ -208,18 +248,20 @@ def _schedule_refusal(s: WgmmaTile, count: int) -> str | None:
     if s.resident not in (1, 2) or (s.resident == 2 and (s.groups > 1 or s.cm * s.cn > 1)):
         return "one block, or two of one warpgroup and without a cluster, share a multiprocessor"
     tiles = s.bm // 64 if s.pingpong else s.bm // (64 * s.groups)
-    if s.resident == 2 and tiles * s.bn // 2 * count > ACCUMULATORS_RESIDENT:
-        return f"{tiles * s.bn // 2 * count} accumulators a thread do not fit where two blocks share a multiprocessor"
-    if tiles * s.bn // 2 * count > ACCUMULATORS[s.groups] or (s.groups == 3 and s.bn > 192):
-        return f"{tiles * s.bn // 2 * count} accumulators a thread do not fit beside {s.groups} warpgroups"
+    live = tiles * s.bn // 2 * count + (0 if left is None else left.registers(tiles))
+    if s.resident == 2 and live > ACCUMULATORS_RESIDENT:
+        return f"{live} accumulators and fragments a thread do not fit where two blocks share a multiprocessor"
+    if live > ACCUMULATORS[s.groups] or (s.groups == 3 and s.bn > 192):
+        return f"{live} accumulators and fragments a thread do not fit beside {s.groups} warpgroups"
     return None
 
 
-def _statistics_refusal(problem: ContractProblem) -> str | None:
+def _statistics_refusal(problem: ContractProblem, computed: Left | None) -> str | None:
     left = plain_read(problem.contractions[0].a)
     for s in problem.statistics:
         for e in nest(s)[1].walk():
-            if (is_load(e) and e != left and not (left and e in left.walk())) or e.op in ("iota", "access"):
+            other = is_load(e) and e != left and not (left and e in left.walk())
+            if (other and computed is None) or e.op in ("iota", "access"):
                 return "a row statistic reads something else than the left operand"
         if s.dtype.accumulator is not DType.F32:
             return f"a row statistic is {s.dtype}; the template computes it in f32"
@@ -298,10 +340,18 @@ def _stages(s: WgmmaTile, slot: int, staged: bool) -> tuple[int, int]:
 
 
 def _wrapper(layout: Layout, s: WgmmaTile) -> str:
-    """Print the one wgmma instruction in use: D[64, n] (fp32) += A · B, both in shared memory."""
+    """Print the one wgmma instruction in use: D[64, n] (fp32) += A · B, both in shared memory, or A in registers."""
     r, kind = s.bn // 2, layout.a.dtype.value
     regs = ", ".join(f"%{i}" for i in range(r))
     outs = ", ".join(f'"+f"(d[{i}])' for i in range(r))
+    if layout.left is not None:
+        parts = ", ".join(f"%{r + i}" for i in range(4))
+        return (
+            f"DEV void wgmma_left(float (&d)[{r}], const u32 (&a)[4], u64 b, int accumulate) {{\n"
+            f'  asm volatile("{{ .reg .pred p; setp.ne.b32 p, %{r + 5}, 0; wgmma.mma_async.sync.aligned.m64n{s.bn}k16.f32.{kind}.{kind} "\n'
+            f'    "{{{regs}}}, {{{parts}}}, %{r + 4}, p, 1, 1, {int(not layout.bs[0][0].k_major)}; }}"\n    : {outs}\n'
+            f'    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));\n}}\n'
+        )
     tail = f"p, 1, 1, {int(not layout.a.k_major)}, {int(not layout.bs[0][0].k_major)}"
     return (
         f"DEV void wgmma(float (&d)[{r}], u64 a, u64 b, int accumulate) {{\n"
@@ -318,7 +368,7 @@ def _constants(problem: Contract, s: WgmmaTile, layout: Layout) -> str:
     values = {
         "BATCH": batch, "M": m, "N": n, "K": k, "STEPS": -(-k // 64),
         "BM": s.bm, "A_ROWS": layout.a_rows, "BN": s.bn, "GROUPS": s.groups, "TILES": layout.tiles, "CM": s.cm, "CN": s.cn, "RASTER": s.raster,
-        "STAGES": layout.stages, "COUNT": len(layout.bs[0]), "STATISTICS": len(problem.statistics),
+        "STAGES": layout.stages, "LEFTS": len(layout.lefts), "COUNT": len(layout.bs[0]), "STATISTICS": len(problem.statistics),
         "CONSUMER_WARPS": 4 * (1 if s.pingpong else s.groups),
         "BUFFERS": layout.buffers, "STAGING": s.groups * layout.staging_bytes,
         "THREADS": _threads(s), "RESIDENT": s.resident, "PRODUCER_REGISTERS": producer, "CONSUMER_REGISTERS": consumer,
@@ -340,7 +390,10 @@ def _kernel(problem: Contract, s: WgmmaTile, layout: Layout) -> str:
         "cluster" if cluster else "alone",
         "pingpong" if s.pingpong else "cooperative",
         "staged" if layout.staged else "direct",
+        "loaded" if layout.left is None else "computed",
+        *(["vectors"] if layout.left is not None and layout.left.vectors else []),
         *(["statistics"] if problem.statistics else []),
+        *(["ridden"] if problem.statistics and layout.left is None else []),
         *(["budget"] if REGISTERS[s.groups][0] else []),
     }
     count, several = len(layout.bs[0]), len(layout.bs) > 1
@@ -350,16 +403,44 @@ def _kernel(problem: Contract, s: WgmmaTile, layout: Layout) -> str:
         "PARAMETERS": [_parameters(problem, layout)],
         "PREFETCH": [f"tma_prefetch(&{m});" for m in _maps(layout)],
         "SELECT": _select(layout) if several else [],
+        "LOAD_A": [
+            f"A::load(slot + {i} * A::bytes, &{name}, full, tile.m, k, tile.batch, rn, same_rows);"
+            for i, name in enumerate(_left_maps(layout))
+        ],
         "LOAD_B": [
-            f"B::load(slot + A::bytes + {c} * B::bytes, {m}, full, {column}, k, tile.batch, rm, same_columns);"
+            f"B::load(slot + LEFTS * A::bytes + {c} * B::bytes, {m}, full, {column}, k, tile.batch, rm, same_columns);"
             for c, m in enumerate(maps)
         ],
-        "INIT": [" ".join(f"part[i][{j}] = {_combine(e)}::neutral();" for j, e in enumerate(problem.statistics))],
-        "TOTAL": [" ".join(f"row_total<{_combine(e)}>(part[i][{j}], stat[i][{j}]);" for j, e in enumerate(problem.statistics))],
-        "ACCUMULATE": _accumulate(problem),
+        **(_ridden(problem) if layout.left is None else _computed(problem, layout.left)),
         "FINISH": _finish(problem, s, layout),
     }
     return fill(part("wgmma.cu"), flags, slots)
+
+
+def _ridden(problem: Contract) -> dict[str, list[str]]:
+    """Print the row statistics of a left operand that the matrix units read from shared memory: two threads for each row."""
+    found = list(enumerate(_combine(e) for e in problem.statistics))
+    return {
+        "INIT": [" ".join(f"part[i][{j}] = {op}::neutral();" for j, op in found)],
+        "TOTAL": [" ".join(f"row_total<{op}>(part[i][{j}], stat[i][{j}]);" for j, op in found)],
+        "ACCUMULATE": _accumulate(problem),
+    }
+
+
+def _computed(problem: Contract, left: Left) -> dict[str, list[str]]:
+    """Print a left operand that is computed in registers, and its row statistics: four threads have each row."""
+    lead, combine = problem.parts[0], [_combine(e) for e in problem.statistics]
+    return {
+        "INIT": [" ".join(f"stat[i][{j}][0] = stat[i][{j}][1] = {op}::neutral();" for j, op in enumerate(combine))],
+        "TOTAL": [" ".join(f"quad_total<{op}>(stat[i][{j}]);" for j, op in enumerate(combine))],
+        "SCALARS": print_scalars(lead, left),
+        "FETCH": print_fetch(lead, left),
+        "FRAGMENTS": [
+            f"const Raw<16> x{i} = left_fragment<A>(A::rows64(slot + {i} * A::bytes, first + i), q);"
+            for i in range(len(left.staged))
+        ],
+        "ELEMENT": print_element(lead, left, combine),
+    }
 
 
 def _by_part(layout: Layout, values: Sequence[object]) -> str:
@@ -419,7 +500,11 @@ def _accumulate(problem: Contract) -> list[str]:
 
 def _maps(layout: Layout) -> list[str]:
     rights = [f"map_b{c}{end}" for end, group in zip(_ends(layout), layout.bs, strict=True) for c in range(len(group))]
-    return ["map_a", *rights, *(_output_maps(layout) if layout.staged else [])]
+    return [*_left_maps(layout), *rights, *(_output_maps(layout) if layout.staged else [])]
+
+
+def _left_maps(layout: Layout) -> list[str]:
+    return ["map_a"] if len(layout.lefts) == 1 else [f"map_a{i}" for i in range(len(layout.lefts))]
 
 
 def _output_maps(layout: Layout) -> list[str]:
@@ -431,27 +516,28 @@ def _ends(layout: Layout) -> list[str]:
     return [""] if len(layout.bs) == 1 else [f"_{p}" for p in range(len(layout.bs))]
 
 
-def _read_beside(problem: Contract) -> list[str]:
-    """Return the buffers that the epilogues read, which are passed as pointers."""
+def _read_beside(problem: Contract, layout: Layout) -> list[str]:
+    """Return the buffers that the epilogues, and a computed left operand beside its matrices, read: they are passed as pointers."""
     read = frozenset().union(*(epilogue_reads(p) for p in problem.parts))
+    read |= frozenset() if layout.left is None else left_reads(layout.left)
     return [i.name for i in used_inputs(problem.program) if i.name in read]
 
 
 def _parameters(problem: Contract, layout: Layout) -> str:
     names, inputs = parameter_names(problem.program), {i.name: i for i in problem.program.inputs}
     items = [f"TMAP {m}" for m in _maps(layout)]
-    items += [f"const {stored_type(inputs[p].dtype)}* __restrict__ {names[p]}" for p in _read_beside(problem)]
+    items += [f"const {stored_type(inputs[p].dtype)}* __restrict__ {names[p]}" for p in _read_beside(problem, layout)]
     outs = zip(problem.program.outputs, output_names(problem.program), strict=True)
     return ", ".join(items if layout.staged else [*items, *(f"{stored_type(o.dtype)}* __restrict__ {name}" for o, name in outs)])
 
 
 def _arguments(problem: Contract, s: WgmmaTile, layout: Layout) -> tuple[Arg, ...]:
     batch, m, _, k = problem.shape
-    args: list[Arg] = [_operand_map(layout.a, m, k, batch, layout.a_rows, s.cn)]
+    args: list[Arg] = [_operand_map(o, m, k, batch, layout.a_rows, s.cn) for o in layout.lefts]
     for p, group in zip(problem.parts, layout.bs, strict=True):
         args += [_operand_map(b, p.shape[2], k, batch, s.bn, s.cm) for b in group]
     args += [_output_map(p, s) for p in problem.parts if layout.staged]
-    args += [BufferArg(name) for name in _read_beside(problem)]
+    args += [BufferArg(name) for name in _read_beside(problem, layout)]
     return (*args, *(BufferArg(o.name) for o in problem.program.outputs if not layout.staged))
 
 

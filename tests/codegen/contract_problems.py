@@ -101,6 +101,30 @@ def rms_linear(m: int, n: int, k: int, dtype: DType = BF16, gain: bool = True) -
     return s.program(apply("mul", s.rms(x), s.matmul(scaled, s("w", "kj"))))
 
 
+def shifted_linear(m: int, n: int, k: int, x: str = "ik", w: str = "kj", gain: DType = BF16) -> Program:
+    """Compute y = (silu(x · g) + x · c) @ w with a vector g along k and a scalar c."""
+    s = Shape(BF16, i=m, j=n, k=k)
+    v = s("x", x)
+    scaled = apply("mul", apply("cast", v, dtype=F32), apply("cast", s("g", "k", gain), dtype=F32))
+    left = apply("add", silu(scaled), apply("cast", apply("mul", v, s("c", "")), dtype=F32))
+    return s.program(s.matmul(apply("cast", left, dtype=BF16), s("w", w)))
+
+
+def product_linear(m: int, n: int, k: int, x: str = "ik", w: str = "kj") -> Program:
+    """Compute y = (silu(x) · z) @ w: two matrices make the left operand."""
+    s = Shape(BF16, i=m, j=n, k=k)
+    return s.program(s.matmul(apply("mul", silu(s("x", x)), s("z", x)), s("w", w)))
+
+
+def rms_gated(m: int, n: int, k: int) -> Program:
+    """Compute y = silu(r · (x·g) @ a) · (r · (x·g) @ b) with r the reciprocal root mean square of x's rows."""
+    s = Shape(BF16, i=m, j=n, k=k)
+    x = s("x", "ik")
+    left = apply("mul", x, s("g", "k"))
+    a, b = (apply("mul", s.rms(x), s.matmul(left, s(name, "kj"))) for name in "ab")
+    return s.program(apply("mul", silu(a), b))
+
+
 def gated(m: int, n: int, k: int, dtype: DType = BF16, w: str = "kj") -> Program:
     """Compute y = silu(x @ a) · (x @ b)."""
     s = Shape(dtype, i=m, j=n, k=k)
@@ -163,6 +187,15 @@ RESIDENT = (
     WgmmaTile(64, 32, 1, 0, 1, 1, 8, 2),
     WgmmaTile(64, 64, 2, 1, 1, 1, 8),
 )
+COMPUTED = (
+    WgmmaTile(128, 256, 2, 0, 1, 1, 8),
+    WgmmaTile(128, 256, 2, 0, 2, 1, 8),
+    WgmmaTile(128, 192, 2, 0, 1, 2, 8),
+    WgmmaTile(64, 192, 2, 1, 1, 1, 8),
+    WgmmaTile(256, 96, 2, 0, 1, 1, 8),
+    WgmmaTile(64, 128, 1, 0, 1, 1, 8),
+    WgmmaTile(64, 64, 1, 0, 1, 1, 8, 2),
+)
 TWO = (WgmmaTile(128, 128, 2, 0, 1, 1, 8), WgmmaTile(128, 160, 2, 0, 2, 1, 8), WgmmaTile(64, 128, 2, 1, 1, 1, 8))
 FEW = (
     SkinnyTile(8, 1, 8, 2, 2, 2, 1),
@@ -206,6 +239,14 @@ CASES: tuple[Case, ...] = (
     Case("wgmma_two_statistics", scaled_max(320, 256, 192), _W, BIG),
     Case("wgmma_gated", gated(384, 640, 256), _W, TWO),
     Case("wgmma_gated_nt", gated(384, 640, 256, w="jk"), _W, TWO),
+    # left operands computed in registers
+    Case("wgmma_rms_gain", rms_linear(512, 768, 320), _W, COMPUTED),
+    Case("wgmma_rms_gain_edges", rms_linear(333, 424, 192), _W, COMPUTED),
+    Case("wgmma_shifted", shifted_linear(300, 512, 256), _W, COMPUTED),
+    Case("wgmma_shifted_tt_f32", shifted_linear(320, 264, 128, x="ki", w="jk", gain=F32), _W, COMPUTED[1:]),
+    Case("wgmma_product", product_linear(384, 512, 256), _W, COMPUTED[2:4] + COMPUTED[5:]),
+    Case("wgmma_product_tn", product_linear(384, 512, 256, x="ki"), _W, COMPUTED[2:4] + COMPUTED[5:]),
+    Case("wgmma_rms_gated", rms_gated(256, 384, 256), _W, (WgmmaTile(128, 96, 2, 0, 1, 1, 8), WgmmaTile(64, 64, 1, 0, 1, 1, 8))),
     # batches and joined axes
     Case("wgmma_batched", batched(5, 200, 264, 136), _W, BIG + ODD),
     Case("wgmma_batched_tn", batched(3, 128, 256, 192, x="bki", w="bjk"), _W, BIG),

@@ -101,16 +101,16 @@ def emulated(source: KernelSource) -> KernelSource:
 def emulated_wgmma(source: KernelSource) -> KernelSource:
     """Rewrite a wgmma kernel in the same way; the Hopper vocabulary comes from `emulate_wgmma.hpp`."""
     block, cluster = source.block, source.cluster
-    instruction = re.search(r"wgmma\.mma_async.*?f32\.(\w+)\.\w+ .*?p, 1, 1, (\d), (\d);", source.text, re.DOTALL)
+    instruction = re.search(r"wgmma\.mma_async.*?f32\.(\w+)\.\w+ .*?p, 1, 1, (?:(\d), )?(\d);", source.text, re.DOTALL)
     assert instruction is not None
     constants = {
         "BLOCK": block, "CLUSTER": cluster, "HALF": int(instruction[1] == "f16"),
-        "TRANSPOSED_A": instruction[2], "TRANSPOSED_B": instruction[3],
+        "TRANSPOSED_A": instruction[2] or 0, "TRANSPOSED_B": instruction[3],
     }  # fmt: skip
     text = re.sub(ORDERED, "", source.text, flags=re.DOTALL | re.MULTILINE)
-    text = re.sub(r"^DEV void wgmma(?:_scores|_values)?\(.*?^}\n", "", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^DEV void wgmma(?:_scores|_values|_left)?\(.*?^}\n", "", text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"^DEV (u32 smem_u32|void named_arrive).*\n", "", text, flags=re.MULTILINE)
-    text = re.sub(r"^DEV Raw<16> shared16\(.*?^}\n", "", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^DEV Raw<16> (?:shared16|fragment|fragment_transposed)\(.*?^}\n", "", text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"^#define KERNEL.*$", "#define KERNEL(threads, cluster, resident) static void", text, flags=re.MULTILINE)
     text = re.sub(r"^#define TMAP.*$", "#define TMAP const TMap", text, flags=re.MULTILINE)
     head, mark, tail = text.partition("// tile.cuh:")
@@ -156,6 +156,7 @@ def run_maps(
     """Run an emulated kernel that may take tensor maps once and return its outputs; a write outside them is an error."""
     results = {o.name: aligned(np.full(math.prod(o.shape) * o.dtype.bytes, 0xCB, np.uint8)) for o in program.outputs}
     arrays = {name: aligned(a) for name, a in inputs.items()} | results
+    workspace = aligned(np.zeros(source.workspace_bytes, np.uint8))
     keep, pointers = [], []
     for arg in source.args:
         if isinstance(arg, TensorMapArg):
@@ -173,9 +174,9 @@ def run_maps(
             )
             pointers.append(ctypes.addressof(keep[-1]))
         else:
-            assert isinstance(arg, BufferArg)
-            pointers.append(arrays[arg.name].ctypes.data)
+            pointers.append((arrays[arg.name] if isinstance(arg, BufferArg) else workspace).ctypes.data)
     entry((ctypes.c_void_p * len(pointers))(*pointers), source.grid[0], source.block)
+    assert not workspace.any(), "the workspace is not left as it was found"
     for result in results.values():
         around = np.asarray(result.base)
         start = result.ctypes.data - around.ctypes.data

@@ -26,6 +26,16 @@ template <class V> static V __shfl_sync(unsigned, V v, int from) {
   return r;
 }
 
+static bool __any_sync(unsigned, bool v) {
+  lane_word[current] = v;
+  warp_barrier();
+  bool r = false;
+  for (int lane = 0; lane < 32; ++lane) r |= lane_word[current / 32 * 32 + lane] != 0;
+  warp_barrier();
+  return r;
+}
+static void __nanosleep(unsigned) {}
+
 struct Barrier { int count, pending; long long bytes; unsigned phase; };
 static Barrier barriers[2][SHARED / 8];
 static void settle(Barrier& b) { if (b.pending == 0 && b.bytes == 0) { ++b.phase; b.pending = b.count; } }
@@ -97,17 +107,38 @@ static float operand_value(u64 d, int mn, int k, int transposed, bool f16) {
   memcpy(&bits, here(swizzled(at, 128)), 2);
   return f16 ? f16_value(bits) : bits_as<float>((u32)bits << 16);
 }
-struct Issue { float* d; int n; u64 a, b; int accumulate, group; bool registers; u32 w[4]; };
+struct Issue { float* d; int n; u64 a, b; int accumulate, group; bool registers, values; u32 w[4]; };
 static Issue issues[1024][64];
 static int issue_first[1024], issue_end[1024], issue_group[1024];
-template <int R> static void wgmma(float (&d)[R], u64 a, u64 b, int accumulate) { issues[current][issue_end[current]++ % 64] = {d, 2 * R, a, b, accumulate, issue_group[current], false}; }
+template <int R> static void wgmma(float (&d)[R], u64 a, u64 b, int accumulate) { issues[current][issue_end[current]++ % 64] = {d, 2 * R, a, b, accumulate, issue_group[current], false, false}; }
 // The forms of dependent folds: both operands in shared memory, and the left one in registers (PTX ISA, "Register fragments for
 // wgmma.mma_async.m64nNk16"), with a right one that lies MN-major. All lanes of a warp issue before one of them goes on.
 template <int R> static void wgmma_scores(float (&d)[R], u64 a, u64 b, int accumulate) { wgmma(d, a, b, accumulate); }
 template <int R> static void wgmma_values(float (&d)[R], u32 a0, u32 a1, u32 a2, u32 a3, u64 b) {
-  issues[current][issue_end[current]++ % 64] = {d, 2 * R, 0, b, 1, issue_group[current], true, {a0, a1, a2, a3}};
+  issues[current][issue_end[current]++ % 64] = {d, 2 * R, 0, b, 1, issue_group[current], true, true, {a0, a1, a2, a3}};
   warp_barrier();
 }
+// A computed left operand in registers. They are read when the product is due: what is overwritten before shows.
+template <int R> static void wgmma_left(float (&d)[R], const u32 (&a)[4], u64 b, int accumulate) {
+  issues[current][issue_end[current]++ % 64] = {d, 2 * R, (u64)&a, b, accumulate, issue_group[current], true, false};
+  warp_barrier();
+}
+template <bool TRANSPOSED> static Raw<16> ldmatrix(u32 at) {
+  static u32 from[1024];
+  from[current] = at;
+  warp_barrier();
+  const int base = current / 32 * 32, lane = current % 32;
+  Raw<16> x;
+  for (int q = 0; q < 4; ++q)
+    for (int e = 0; e < 2; ++e) {
+      const int row = TRANSPOSED ? lane % 4 * 2 + e : lane / 4, column = TRANSPOSED ? lane / 4 : lane % 4 * 2 + e;
+      memcpy((u16*)&x.w[q] + e, here(from[base + 8 * q + row] + 2 * column), 2);
+    }
+  warp_barrier();
+  return x;
+}
+static Raw<16> fragment(u32 at) { return ldmatrix<false>(at); }
+static Raw<16> fragment_transposed(u32 at) { return ldmatrix<true>(at); }
 static void wg_fence() {}
 static void wg_commit() { ++issue_group[current]; }
 template <int N> static void wg_wait() {
@@ -118,14 +149,15 @@ template <int N> static void wg_wait() {
     for (int h = 0; h < 2; ++h)
       for (int k = 0; k < 16; ++k)
         if (s.registers) {
-          const u32 w = issues[current - t % 4 + k % 8 / 2][at % 64].w[k / 8 * 2 + h], bits = k & 1 ? w >> 16 : w & 0xffff;
+          const Issue& peer = issues[current - t % 4 + k % 8 / 2][at % 64];
+          const u32 w = (peer.values ? peer.w : (const u32*)peer.a)[k / 8 * 2 + h], bits = k & 1 ? w >> 16 : w & 0xffff;
           left[h][k] = HALF ? f16_value((u16)bits) : bits_as<float>(bits << 16);
         } else left[h][k] = operand_value(s.a, row0 + 8 * h, k, TRANSPOSED_A, HALF);
     for (int j = 0; j < s.n / 8; ++j)
       for (int e = 0; e < 2; ++e)
         for (int h = 0; h < 2; ++h) {
           float sum = s.accumulate ? s.d[4 * j + 2 * h + e] : 0.f;
-          for (int k = 0; k < 16; ++k) sum += left[h][k] * operand_value(s.b, 8 * j + t % 4 * 2 + e, k, s.registers || TRANSPOSED_B, HALF);
+          for (int k = 0; k < 16; ++k) sum += left[h][k] * operand_value(s.b, 8 * j + t % 4 * 2 + e, k, s.values || TRANSPOSED_B, HALF);
           s.d[4 * j + 2 * h + e] = sum;
         }
   }

@@ -33,9 +33,12 @@ from tests.codegen.contract_problems import (
     bias_gelu_residual,
     gated,
     linear,
+    product_linear,
+    rms_gated,
     rms_linear,
     rms_linear_silu,
     scaled_max,
+    shifted_linear,
 )
 from tests.codegen.emulate import compile_kernels
 from tests.codegen.emulate_mma import emulated_wgmma, run_wgmma
@@ -66,6 +69,8 @@ COMPILED = [
     ("two blocks of few rows", gated(16, 11008, 4096), WgmmaTile(64, 64, 1, 0, 1, 1, 8, 2), 8),
     ("two blocks of many accumulators", gated(16, 11008, 4096), WgmmaTile(64, 128, 1, 0, 1, 1, 8, 2), 8),
     ("odd rows and columns", linear(4093, 4095, 4096, w="jk"), TALL, 8),
+    ("gain and root mean square in registers", rms_linear(4096, 4096, 4096), BASE, 4),
+    ("two matrices make the left operand", product_linear(4096, 4096, 4096, x="ki"), WgmmaTile(128, 192, 2, 0, 1, 2, 8), 4),
 ]
 
 
@@ -99,6 +104,12 @@ def hgmma_shapes(binary: KernelBinary, folder: Path) -> list[str]:
     return re.findall(r"HGMMA\.(\w+)\.F32", text)
 
 
+def rms_of_transposed(m: int, n: int, k: int) -> Program:
+    s = Shape(BF16, i=m, j=n, k=k)
+    x = s("x", "ki")
+    return s.program(apply("mul", s.rms(x), s.matmul(x, s("w", "kj"))))
+
+
 WRAPS = WgmmaTile(64, 256, 1, 0, 1, 1, 2)
 EMULATED: list[tuple[str, Program, WgmmaTile]] = [
     ("nn cluster of rows", linear(200, 136, 136), WgmmaTile(64, 64, 1, 0, 2, 1, 2)),
@@ -114,6 +125,21 @@ EMULATED: list[tuple[str, Program, WgmmaTile]] = [
     ("root mean square in turn", rms_linear_silu(136, 128, 128), WgmmaTile(128, 64, 2, 1, 1, 1, 8)),
     ("gated cluster", gated(136, 96, 128), WgmmaTile(64, 48, 1, 0, 2, 1, 8)),
     ("bias, gelu, residual", bias_gelu_residual(72, 88, 64), WgmmaTile(64, 64, 1, 0, 1, 1, 8)),
+    (
+        "gain and root mean square in registers, an odd number of steps",
+        rms_linear(136, 136, 192),
+        WgmmaTile(64, 64, 1, 0, 2, 1, 2),
+    ),
+    ("computed left, two tiles a group", shifted_linear(264, 72, 128), WgmmaTile(256, 32, 2, 0, 1, 1, 8)),
+    (
+        "computed left, transposed, in turn",
+        shifted_linear(136, 72, 128, x="ki", w="jk", gain=F32),
+        WgmmaTile(64, 32, 2, 1, 1, 1, 8),
+    ),
+    ("two matrices make the left operand", product_linear(72, 72, 128), WgmmaTile(64, 32, 1, 0, 1, 1, 8)),
+    ("two transposed matrices make it", product_linear(72, 72, 256, x="ki"), WgmmaTile(64, 32, 1, 0, 1, 2, 8)),
+    ("root mean square, gain, two products", rms_gated(72, 48, 192), WgmmaTile(64, 16, 1, 0, 1, 1, 8)),
+    ("statistics of a transposed left operand", rms_of_transposed(72, 40, 128), WgmmaTile(64, 32, 1, 0, 1, 1, 8)),
     ("few rows, two blocks", linear(11, 200, 136), WgmmaTile(64, 64, 1, 0, 1, 1, 8, 2)),
     ("few rows and a statistic", rms_linear_silu(5, 128, 128), WgmmaTile(64, 64, 1, 0, 1, 1, 8, 2)),
     ("few rows in turn, batched", batched(3, 20, 200, 72, w="bjk"), WgmmaTile(64, 64, 2, 1, 1, 1, 8)),
@@ -177,8 +203,24 @@ def test_f32_operands_are_refused() -> None:
     assert "bf16 and f16" in refusal(linear(128, 128, 128, dtype=F32))
 
 
-def test_a_computed_operand_is_refused() -> None:
-    assert "computed" in refusal(rms_linear(128, 128, 128))
+def test_a_computed_right_operand_is_refused() -> None:
+    s = Shape(BF16, i=128, j=128, k=128)
+    right = apply("mul", s("w", "kj"), s("g", "k"))
+    assert "computed" in refusal(s.program(s.matmul(s("x", "ik"), right)))
+
+
+def test_a_computed_left_operand_that_would_be_rounded_is_refused() -> None:
+    s = Shape(BF16, i=128, j=128, k=128)
+    left = apply("mul", apply("cast", s("x", "ik"), dtype=F32), apply("cast", s("g", "k"), dtype=F32))
+    assert "would round" in refusal(s.program(s.matmul(left, apply("cast", s("w", "kj"), dtype=F32)), F32))
+
+
+def test_a_computed_left_operand_needs_whole_steps_of_k_because_padding_may_not_be_zero() -> None:
+    assert "steps of 64" in refusal(rms_linear(128, 128, 136))
+
+
+def test_fragments_of_a_computed_left_operand_count_among_the_registers() -> None:
+    assert "fragments" in refusal(rms_linear(512, 512, 512), TALL)
 
 
 def test_a_widening_cast_of_an_operand_is_still_a_plain_read() -> None:
@@ -187,10 +229,8 @@ def test_a_widening_cast_of_an_operand_is_still_a_plain_read() -> None:
     assert FAMILY.legal(problem(s.program(wide, F32)), BASE) is None
 
 
-def test_statistics_of_a_left_operand_that_is_contiguous_along_its_rows_are_refused() -> None:
-    s = Shape(BF16, i=128, j=128, k=128)
-    x = s("x", "ki")
-    assert "contiguous along k" in refusal(s.program(apply("mul", s.rms(x), s.matmul(x, s("w", "kj")))))
+def test_statistics_of_a_left_operand_that_is_contiguous_along_its_rows_come_from_registers() -> None:
+    assert "wgmma_left" in FAMILY.emit(problem(rms_of_transposed(128, 128, 128)), BASE).text
 
 
 def test_statistics_need_whole_steps_of_k_because_padding_is_no_element() -> None:
