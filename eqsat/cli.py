@@ -336,6 +336,23 @@ def program_command(what: str, as_json: bool, **options: Any) -> int:
     return _run_bench(what, (), as_json, shard="0/1", **options)
 
 
+@bench_group.command("model")
+@click.option(
+    "--store", "stores", multiple=True, type=click.Path(path_type=Path, exists=True), help="Measurements; may be repeated."
+)
+@click.option("--target", default="sm_90", show_default=True)
+@click.option("--write", is_flag=True, help="Keep the fit beside the code generators, where choices without a device use it.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for model-<target>.json.")
+@_json
+def model_command(stores: tuple[Path, ...], target: str, write: bool, out: Path | None, as_json: bool) -> int:
+    """Fit the models on stored measurements of the board and the sweeps; say how well they order kernels left out of the fit."""
+    from eqsat.search import model_fit
+
+    record = model_fit.run(stores, target, write=write, out=out)
+    _emit(record, lambda: model_fit.table(record), as_json)
+    return OK
+
+
 @commands.command("doctor")
 @_json
 def doctor_command(as_json: bool) -> int:

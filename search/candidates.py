@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from eqsat.canonical import canonical_key
+from eqsat.codegen import fitted
+from eqsat.codegen.fitted import Correction
 from eqsat.codegen.kernel import Family, KernelBinary, Rates, Schedule
 from eqsat.codegen.plan import Kernel
 from eqsat.codegen.problem import Problem, contract_problem
@@ -149,9 +151,10 @@ def bound_candidates(found: list[Candidate], spaces: Mapping[Space, tuple[Schedu
     """Fill in what is offered for each candidate and the least bound of the families that have a legal schedule for it."""
     memo: dict[str, tuple[Callable[[], tuple[Schedule, ...]], int, float]] = {}
     served = tuple(f for f in families(target.kind) if f.serves(target))
+    fits = fitted.corrections(target.name)
     for c in found:
         if c.key not in memo:
-            memo[c.key] = _bounded(c.problem, spaces.get(c.space, ()), served, rates)
+            memo[c.key] = _bounded(c.problem, spaces.get(c.space, ()), served, rates, fits)
         c.find_legal, c.offered, c.low_ns = memo[c.key]
         c.moved_ns = c.node.program.bytes / rates.copy
     products = {(c.node.writes, c.node.needs) for c in found if c.node.family == "contract" and c.low_ns < math.inf}
@@ -171,14 +174,16 @@ def is_wide_product(program: Program) -> bool:
 
 
 def _bounded(
-    problem: Problem, schedules: tuple[Schedule, ...], served: tuple[Family, ...], rates: Rates
+    problem: Problem, schedules: tuple[Schedule, ...], served: tuple[Family, ...], rates: Rates, fits: Mapping[str, Correction]
 ) -> tuple[Callable[[], tuple[Schedule, ...]], int, float]:
     offered = [(family, tuple(s for s in schedules if type(s) in family.schedules)) for family in served]
     able = [(family, mine) for family, mine in offered if any(family.legal(problem, s) is None for s in mine)]
 
     @functools.cache
     def legal() -> tuple[Schedule, ...]:
-        pairs = [(f.predict_ns(problem, s, rates), s) for f, mine in able for s in mine if f.legal(problem, s) is None]
+        pairs = [
+            (fitted.predicted_ns(f, problem, s, rates, fits), s) for f, mine in able for s in mine if f.legal(problem, s) is None
+        ]
         return tuple(s for _, s in sorted(pairs, key=lambda pair: pair[0]))
 
     return legal, len(schedules), min((family.bound_ns(problem, rates) for family, _ in able), default=math.inf)

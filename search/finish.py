@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eqsat.canonical import canonical_key
-from eqsat.codegen.kernel import Rates, Schedule
+from eqsat.codegen.kernel import Rates
 from eqsat.codegen.plan import Executable, Step
 from eqsat.errors import CompileError, KernelFaultError, NoKernelError, WrongResultError
 from eqsat.gate.evidence import Evidence
@@ -136,9 +136,9 @@ def _timed(
         return kept, times
 
 
-def compile_by_model(place: Place, candidate: Candidate, rates: Rates, counts: dict[str, int]) -> Step:
+def compile_by_model(place: Place, candidate: Candidate, counts: dict[str, int]) -> Step:
     """Compile a kernel's schedules in the order of their predicted time; the first that compiles cleanly is taken."""
-    ranked = sorted(candidate.legal, key=lambda s: predicted_ns(candidate, s, rates))
+    ranked = candidate.legal
     counts["enumerated"] += len(ranked) + candidate.illegal
     failures = []
     for first, last in itertools.pairwise(_COMPILED_BY_MODEL):
@@ -153,11 +153,6 @@ def compile_by_model(place: Place, candidate: Candidate, rates: Rates, counts: d
     raise NoKernelError(
         f"none of {len(failures)} schedules of {candidate.node.family} compiled for {place.target.name}: {failures[:3]}"
     )
-
-
-def predicted_ns(candidate: Candidate, schedule: Schedule, rates: Rates) -> float:
-    """Return the family's prediction of a schedule's time."""
-    return family_of(schedule).predict_ns(candidate.problem, schedule, rates)
 
 
 def record(

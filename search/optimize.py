@@ -223,7 +223,7 @@ class Search:
         graph = KernelGraph(self.program, frozen)
         candidates, rates = self.lower(graph, ruleset)
         if self.device is None:
-            executable, certificate, sweeps, counts = self.choose_by_model(candidates, graph, rates)
+            executable, certificate, sweeps, counts = self.choose_by_model(candidates, graph)
             decided = finish.Decision(executable)
         else:
             sweeper = Sweeper(self.device, self.store, self._context(), self._kernel_deadline(), self.progress, self.apart_bytes)
@@ -407,7 +407,7 @@ class Search:
         return Executable(Plan(self.program, tuple(s.kernel for s in steps)), tuple(steps))
 
     def choose_by_model(
-        self, candidates: list[Candidate], graph: KernelGraph, rates: Rates
+        self, candidates: list[Candidate], graph: KernelGraph
     ) -> tuple[Executable, Certificate, dict[str, Sweep], dict[str, int]]:
         """Choose plan and schedules by their bounds and models, and compile them; nothing is measured."""
         self.progress.stage("choose by model")
@@ -419,7 +419,7 @@ class Search:
         else:
             raise NoKernelError("; ".join(["no plan has a legal schedule for every kernel on this target", *self.notes]))
         counts = {"enumerated": 0, "refused": 0}
-        steps = [finish.compile_by_model(self.place, candidates[i], rates, counts) for i in plan]
+        steps = [finish.compile_by_model(self.place, candidates[i], counts) for i in plan]
         executable = Executable(Plan(self.program, tuple(s.kernel for s in steps)), tuple(steps))
         total = sum(candidates[i].share * candidates[i].low_ns for i in plan)
         certificate = Certificate("unmeasured", 1.0, self.options.epsilon, total, float("inf"), "", "by model", 0, 0)

@@ -118,6 +118,14 @@ class Store:
         )
         return {r[0]: StoredTrial(r[0], r[1], r[2], json.loads(r[3])) for r in rows}
 
+    def measured(self, kernel: str) -> dict[str, float]:
+        """Return the times (ns) of a kernel's schedules that were right, wherever and whenever; the last of each."""
+        rows = self._db.execute(
+            "SELECT schedule, median_ns FROM trials WHERE kernel=? AND status='ok' AND median_ns IS NOT NULL ORDER BY created",
+            (kernel,),
+        )
+        return {schedule: float(ns) for schedule, ns in rows}
+
     def put_result(self, key: str, summary: dict[str, object], files: bytes) -> None:
         """Remember a finished search under `key`."""
         with self._writing() as db:
