@@ -10,6 +10,7 @@ from eqsat.codegen.cuda.point import PointFamily
 from eqsat.codegen.cuda.reduce import ReduceFamily
 from eqsat.codegen.cuda.simt import SimtFamily
 from eqsat.codegen.cuda.skinny import SkinnyFamily
+from eqsat.codegen.cuda.stream import StreamFamily
 from eqsat.codegen.cuda.wgmma import WgmmaFamily
 from eqsat.codegen.cuda.window import WindowFamily
 from eqsat.codegen.kernel import Family, Schedule
@@ -21,6 +22,7 @@ FAMILIES: tuple[Family, ...] = (
     WindowFamily(),
     WgmmaFamily(),
     SkinnyFamily(),
+    StreamFamily(),
     SimtFamily(),
     OnlineWgmmaFamily(),
     OnlineSimtFamily(),

@@ -1,0 +1,174 @@
+// The big matrices come by TMA through a ring of slots, each with one unit: KB of k by COLS columns of every matrix of a part, and
+// beside them x of the same k. All units of all column tiles are numbered, k innermost, and a block takes an equal stretch of them.
+// W is the 16-row side of mma.m16n8k16 and x the 8-column side.
+constexpr int MT = (M + 7) / 8, ROWS = 8 * MT;                              // tiles of 8 rows of x
+constexpr int SIXTEENS = COUNT * COLS / 16, EACH = SIXTEENS / WARPS;        // tiles of 16 columns: of a unit, and of a consumer warp
+constexpr int CHUNKS = KB / 32;                                             // x of a unit: a warp makes 8 rows by 32 of k at a time
+constexpr u32 MATRIX = COLS * KB * 2, W_BYTES = COUNT * MATRIX, X_BYTES = ROWS * KB * 2, STATISTIC_BYTES = STATISTICS * ROWS * 4;
+constexpr u32 X_AT = STAGES * W_BYTES, STATISTICS_AT = X_AT + STAGES * X_BYTES, BARRIERS_AT = STATISTICS_AT + STAGES * STATISTIC_BYTES;
+constexpr int SPLITS = (K + KB - 1) / KB, UNITS = BATCH * TILES * SPLITS;   // units of a tile, and of all
+constexpr int SLOT = COUNT * COLS * ROWS + STATISTICS * ROWS;               // floats that a block leaves of a tile it shares
+constexpr int CONSUMERS = WARPS * 32;
+DEV int first_unit(int block) { return (int)((i64)block * UNITS / GRID); }
+DEV int block_of(int unit) { return (int)(((i64)(unit + 1) * GRID - 1) / UNITS); }
+
+// Four 8 by 8 matrices of 16-bit elements from shared memory, of which each lane names a row; transposed, it gets them by columns.
+DEV void ldmatrix4(u32 (&r)[4], u32 at) { asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory"); }
+DEV void ldmatrix4_transposed(u32 (&r)[4], u32 at) { asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory"); }
+DEV u32 shared_word(u32 at) { u32 v; asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory"); return v; }
+DEV void put_word(u32 at, u32 v) { asm volatile("st.shared.u32 [%0], %1;" :: "r"(at), "r"(v) : "memory"); }
+DEV void put16(u32 at, const Raw<16>& v) { asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" :: "r"(at), "r"(v.w[0]), "r"(v.w[1]), "r"(v.w[2]), "r"(v.w[3]) : "memory"); }
+// What other blocks left in memory: past the level-1 cache, which does not see their writes.
+DEV V4 far16(const float* p) { V4 v; asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory"); return v; }
+DEV float far_one(const float* p) { float v; asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory"); return v; }
+DEV void leave16(float* p, const float (&v)[4]) { asm volatile("st.global.cg.v4.f32 [%0], {%1,%2,%3,%4};" :: "l"(p), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]) : "memory"); }
+DEV void leave_one(float* p, float v) { asm volatile("st.global.cg.f32 [%0], %1;" :: "l"(p), "f"(v) : "memory"); }
+
+//@begin n_major
+// A unit of one matrix: panels of 64 columns, in which each k is 128 swizzled bytes.
+DEV void load_matrix(u32 to, const TMap* map, u32 full, int n, int k, int batch) {
+  UNROLL for (int p = 0; p < COLS / 64; ++p) tma_load3(to + p * KB * 128, map, full, n + 64 * p, k, batch);
+}
+DEV void columns16(u32 (&a)[4], u32 unit, int sixteen, int j) {
+  const int lane = lane_id(), column = sixteen % (COLS / 16) * 16, k = 16 * j + lane / 16 * 8 + lane % 8;
+  ldmatrix4_transposed(a, unit + sixteen / (COLS / 16) * MATRIX + column / 64 * (KB * 128) + k * 128 + (((column % 64 / 8 + lane / 8 % 2) ^ (lane % 8)) << 4));
+}
+//@end
+//@begin k_major
+// A unit of one matrix: panels of 64 of k, in which each column is 128 swizzled bytes.
+DEV void load_matrix(u32 to, const TMap* map, u32 full, int n, int k, int batch) {
+  UNROLL for (int p = 0; p < KB / 64; ++p) tma_load3(to + p * COLS * 128, map, full, k + 64 * p, n, batch);
+}
+DEV void columns16(u32 (&a)[4], u32 unit, int sixteen, int j) {
+  const int lane = lane_id(), column = sixteen % (COLS / 16) * 16 + lane / 8 % 2 * 8 + lane % 8;
+  ldmatrix4(a, unit + sixteen / (COLS / 16) * MATRIX + j / 4 * (COLS * 128) + column * 128 + (((j % 4 * 2 + lane / 16) ^ (lane % 8)) << 4));
+}
+//@end
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) eqsat_kernel(PARAMETERS) {
+  extern __shared__ u8 raw[];
+  const u32 smem = (smem_u32(raw) + 1023) & ~1023u, full = smem + BARRIERS_AT, empty = full + 8 * STAGES, verdict = empty + 8 * STAGES;
+  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = lane_id(), begin = first_unit(blockIdx.x), end = first_unit(blockIdx.x + 1);
+  if (threadIdx.x == THREADS - 32) {
+    PREFETCH
+    for (int i = 0; i < STAGES; ++i) { mbar_init(full + 8 * i, 2); mbar_init(empty + 8 * i, WARPS); }
+    mbar_init_fence();
+  }
+  __syncthreads();
+
+  if (warp == WARPS + STAGERS) {                                            // producer: one thread
+    if (lane == 0) {
+      int s = 0;
+      u32 parity = 1;
+      for (int u = begin; u < end; ++u) {
+        const int tile = u / SPLITS, k = u % SPLITS * KB, batch = tile / TILES, slab = tile % TILES;
+        SELECT
+        mbar_wait(empty + 8 * s, parity);
+        mbar_expect(full + 8 * s, W_BYTES);
+        LOAD
+        if (++s == STAGES) { s = 0; parity ^= 1; }
+      }
+    }
+  } else if (warp >= WARPS) {                                               // stagers: x of a unit each, in turn
+    for (int u = begin + warp - WARPS; u < end; u += STAGERS) {
+      const int s = (u - begin) % STAGES, k0 = u % SPLITS * KB, batch = u / SPLITS / TILES;
+      Raw<16> made[MT][CHUNKS];
+      float found[MT][STATISTICS];                                          //@statistics
+      UNROLL for (int t = 0; t < MT; ++t) {
+        const int m = min(8 * t + lane % 8, M - 1);
+        INIT
+        UNROLL for (int c = 0; c < CHUNKS; ++c) {
+          const int k = k0 + 32 * c + lane / 8 * 8;
+          float value[8] = {};
+          if (K % KB == 0 || k < K) {
+            STAGE
+          }
+          made[t][c] = Pack<T>::from<8>(value);
+        }
+        REDUCE_ROWS
+      }
+      mbar_wait(empty + 8 * s, ((u - begin) / STAGES + 1) & 1);
+      UNROLL for (int t = 0; t < MT; ++t) {
+        UNROLL for (int c = 0; c < CHUNKS; ++c) put16(smem + X_AT + s * X_BYTES + ((4 * c + lane / 8) * MT + t) * 128 + lane % 8 * 16, made[t][c]);
+        LEAVE_ROWS
+      }
+      __syncwarp();
+      if (lane == 0) mbar_arrive(full + 8 * s);
+    }
+  } else {                                                                  // consumers: EACH tiles of 16 columns a warp
+    float acc[EACH][MT][4] = {};
+    float stat = STATISTIC_NEUTRAL;                                         //@statistics
+    int s = 0;
+    u32 parity = 0;
+    for (int u = begin; u < end; ++u) {
+      mbar_wait(full + 8 * s, parity);
+      const u32 unit = smem + s * W_BYTES, x = smem + X_AT + s * X_BYTES + lane * 4;
+      UNROLL for (int j = 0; j < KB / 16; ++j) {
+        u32 b[MT][2];
+        UNROLL for (int t = 0; t < MT; ++t)
+          UNROLL for (int h = 0; h < 2; ++h) b[t][h] = shared_word(x + ((2 * j + h) * MT + t) * 128);
+        UNROLL for (int i = 0; i < EACH; ++i) {
+          u32 a[4];
+          columns16(a, unit, warp * EACH + i, j);
+          UNROLL for (int t = 0; t < MT; ++t) MMA(acc[i][t], a[0], a[1], a[2], a[3], b[t][0], b[t][1]);
+        }
+      }
+      ADD_STATISTICS
+      __syncwarp();
+      if (lane == 0) mbar_arrive(empty + 8 * s);
+      if (++s == STAGES) { s = 0; parity ^= 1; }
+      if (u + 1 < end && (u + 1) % SPLITS) continue;
+
+      // The tile's last unit, or the block's: leave the sums in memory. The last block that shares the tile adds all, in their order.
+      const int tile = u / SPLITS, start = tile * SPLITS, first = block_of(start), last = block_of(start + SPLITS - 1);
+      float* const slots = workspace + COUNTERS;
+      float* const mine = slots + (i64)(2 * blockIdx.x + (begin < start)) * SLOT;
+      UNROLL for (int i = 0; i < EACH; ++i)
+        UNROLL for (int t = 0; t < MT; ++t) {
+          leave16(mine + ((warp * EACH + i) * MT + t) * 128 + lane * 4, acc[i][t]);
+          UNROLL for (int e = 0; e < 4; ++e) acc[i][t][e] = 0.f;
+        }
+      if (threadIdx.x < STATISTICS * ROWS) leave_one(mine + COUNT * COLS * ROWS + threadIdx.x, stat);  //@statistics
+      stat = STATISTIC_NEUTRAL;                                             //@statistics
+      named_sync(1, CONSUMERS);
+      if (first < last) {
+        if (threadIdx.x == 0) {
+          __threadfence();
+          const bool all = atomicAdd((u32*)workspace + tile, 1u) == (u32)(last - first);
+          if (all) { ((u32*)workspace)[tile] = 0; __threadfence(); }
+          put_word(verdict, all);
+        }
+        named_sync(1, CONSUMERS);
+        if (!shared_word(verdict)) continue;
+      }
+      const int batch = tile / TILES, slab = tile % TILES;
+      PLACE
+      for (int p = threadIdx.x; p < COLS / 16 * MT * 32; p += CONSUMERS) {
+        const int t = p / 32 % MT, sixteen = p / 32 / MT, odd = lane / 4 % 2, y_row = 8 * t + lane % 4 * 2 + odd;
+        float sum[COUNT][4] = {};
+        STATISTICS_HERE
+#pragma unroll 4
+        for (int c = first; c <= last; ++c) {
+          const float* const from = slots + (i64)(2 * c + (c == first && first_unit(c) < start)) * SLOT;
+          UNROLL for (int n = 0; n < COUNT; ++n) {
+            const V4 v = far16(from + n * COLS * ROWS + p * 4);
+            sum[n][0] += __uint_as_float(v.x); sum[n][1] += __uint_as_float(v.y); sum[n][2] += __uint_as_float(v.z); sum[n][3] += __uint_as_float(v.w);
+          }
+          GATHER_STATISTICS
+        }
+        // A lane holds two rows of x at a column of 8, and at the one 8 columns on; with its neighbour's, two columns at one row.
+        UNROLL for (int half = 0; half < 2; ++half) {
+          const int y_col = n0 + 16 * sixteen + 8 * half + lane / 4 - odd;
+          float pair[COUNT][2];
+          UNROLL for (int n = 0; n < COUNT; ++n) {
+            const float even_row = sum[n][2 * half], odd_row = sum[n][2 * half + 1], own = odd ? odd_row : even_row;
+            const float other = shuffle_xor(odd ? even_row : odd_row, 4);
+            pair[n][0] = odd ? other : own; pair[n][1] = odd ? own : other;
+          }
+          EPILOGUE
+        }
+      }
+      named_sync(1, CONSUMERS);                                             // the slot may be written again
+    }
+  }
+}

@@ -1,0 +1,310 @@
+"""The stream family: few rows times big matrices, which come by TMA in equal shares to all multiprocessors."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eqsat.codegen.cuda.bounds import traffic_ns
+from eqsat.codegen.cuda.emit import assemble, output_names, parameter_names, part, refuse_illegal, stored_type, used_inputs
+from eqsat.codegen.cuda.few_rows import big_matrices, combine, few_rows_refusal, stage_left
+from eqsat.codegen.cuda.operand import Operand, direct_store, epilogue, epilogue_reads, loads_of
+from eqsat.codegen.cuda.template import fill
+from eqsat.codegen.kernel import Arg, BufferArg, KernelSource, Rates, Schedule, TensorMapArg, WorkspaceArg
+from eqsat.codegen.problem import Contract, ContractProblem, Problem, nest
+from eqsat.codegen.targets import TARGETS, Target
+from eqsat.types import DType
+
+HOPPER = TARGETS["sm_90"]
+PANEL = 64  # elements in the 128 bytes of a swizzled row
+MOST_STAGES = 64
+RESERVED = 1024  # shared memory that the system takes of each block
+SHARING_NS = 1500.0  # to leave sums in memory, count, and read those of others: three trips to the L2
+
+
+@dataclass(frozen=True, slots=True)
+class StreamTile(Schedule):
+    """How the matrices are cut into units, and the roles of a block's warps.
+
+    A unit is `kb` of k by `cols` columns of every matrix of a part. `warps` multiply, `stagers` bring x; `ring` KiB at the most
+    of units are on their way for each of the `blocks` that share a multiprocessor.
+    """
+
+    cols: int
+    kb: int
+    warps: int
+    stagers: int
+    ring: int
+    blocks: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block: consumers, stagers, and a warp for the copies."""
+        return 32 * (self.warps + self.stagers + 1)
+
+
+class StreamFamily:
+    """Contractions of few rows with bf16 or f16 operands, by TMA and mma.sync (sm_90)."""
+
+    name = "stream"
+    schedules: tuple[type[Schedule], ...] = (StreamTile,)
+
+    def legal(self, problem: Problem, schedule: Schedule) -> str | None:
+        """Return why the schedule cannot serve the problem, or None."""
+        if not isinstance(problem, Contract) or not isinstance(schedule, StreamTile):
+            return "it serves contractions with a StreamTile"
+        return few_rows_refusal(problem) or _copies_refusal(problem) or _schedule_refusal(problem, schedule)
+
+    def emit(self, problem: Problem, schedule: Schedule) -> KernelSource:
+        """Return the source."""
+        refuse_illegal(self.legal(problem, schedule), schedule)
+        assert isinstance(problem, Contract)
+        assert isinstance(schedule, StreamTile)
+        return assemble(
+            problem.program,
+            schedule,
+            "stream",
+            "\n".join([part("tile.cuh"), _constants(problem, schedule), _kernel(problem, schedule)]),
+            args=_arguments(problem, schedule),
+            workspace_bytes=4 * (_counters(problem, schedule) + 2 * _grid(problem, schedule) * _slot_floats(problem, schedule)),
+            grid=(_grid(problem, schedule), 1, 1),
+            block=schedule.threads,
+            shared_bytes=_shared_bytes(problem, schedule),
+            requires="sm_90",
+        )
+
+    def bound_ns(self, problem: Problem, rates: Rates) -> float:
+        """Return the time that memory or the tensor cores need at the least."""
+        assert isinstance(problem, Contract)
+        return max(traffic_ns(problem.program, rates), problem.flops / rates.rate("bf16"))
+
+    def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
+        """Return a model's time: the largest share of the stream, x beside it, and what sharing tiles takes at the end."""
+        assert isinstance(problem, Contract)
+        assert isinstance(schedule, StreamTile)
+        s, grid = schedule, _grid(problem, schedule)
+        units = _units(problem, s)
+        uneven = -(-units // grid) * grid / units
+        starved = max(1.0, 65536 / (s.blocks * _stages(problem, s) * _unit_bytes(problem, s)))
+        lead = problem.parts[0]
+        # x comes from the L2 with every unit: it takes its share of what a multiprocessor can receive.
+        beside = 1 + 0.2 * _rows(problem) / (s.cols * len(lead.contractions))
+        shared_by = max(1.0, grid * s.cols / (sum(p.shape[2] for p in problem.parts) * problem.shape[0]))
+        finish = SHARING_NS + 4 * shared_by * _slot_floats(problem, s) / 60
+        return traffic_ns(problem.program, rates) * uneven * starved * beside + finish + rates.launch_ns
+
+    def serves(self, target: Target) -> bool:
+        """Return whether its kernels run on a target: TMA came with sm_90, and the ring wants its shared memory."""
+        return target.kind == "cuda" and target.capability >= HOPPER.capability and target.shared_bytes >= HOPPER.shared_bytes
+
+
+def _copies_refusal(problem: Contract) -> str | None:
+    """Refuse what cannot be copied by whole vectors."""
+    if problem.shape[3] % 8:
+        return "x is staged in vectors of 8 along k"
+    return None
+
+
+def _schedule_refusal(problem: Contract, s: StreamTile) -> str | None:
+    count, k_major = len(problem.parts[0].contractions), _matrix(problem).k_major
+    if min(s.cols, s.kb, s.warps, s.stagers, s.ring, s.blocks) < 1 or s.threads > 1024:
+        return "every figure is at least 1, and a block has at most 1024 threads"
+    if k_major and (s.kb % PANEL or s.cols % 16 or s.cols > 256):
+        return "where k is contiguous, a unit is whole panels of 64 of k by 16 to 256 columns in steps of 16"
+    if not k_major and (s.kb % 32 or s.kb > 256 or s.cols % PANEL):
+        return "where columns are contiguous, a unit is 32 to 256 of k in steps of 32 by whole panels of 64 columns"
+    if count * s.cols % (16 * s.warps):
+        return "every warp takes the same number of 16-column tiles"
+    if len(problem.statistics) * _rows(problem) > 32 * s.warps:
+        return "a thread keeps at most one row statistic"
+    if _units(problem, s) >= 2**31:
+        return "there are too many units to count"
+    tiles = _rows(problem) // 8
+    registers = max(count * s.cols // 16 // s.warps * tiles * 4 + 2 * tiles, tiles * s.kb // 32 * 4 + 16)
+    if registers > min(224, 65536 // (s.threads * s.blocks)) - 32:
+        return f"{registers} registers of sums or of x a thread do not fit beside {s.blocks} blocks of {s.threads} threads"
+    if _stages(problem, s) < 3:
+        return f"only {_stages(problem, s)} units of {_unit_bytes(problem, s)} bytes fit into the ring; it needs 3"
+    return None
+
+
+def _matrix(problem: Contract) -> Operand:
+    found = big_matrices(problem.parts[0])
+    assert not isinstance(found, str)
+    return found[0]
+
+
+def _rows(problem: Contract) -> int:
+    return -(-problem.shape[1] // 8) * 8
+
+
+def _tiles(problem: Contract, s: StreamTile) -> tuple[int, ...]:
+    """Return how many column tiles lie before each part, and how many there are."""
+    return tuple(itertools.accumulate((-(-p.shape[2] // s.cols) for p in problem.parts), initial=0))
+
+
+def _units(problem: Contract, s: StreamTile) -> int:
+    return problem.shape[0] * _tiles(problem, s)[-1] * -(-problem.shape[3] // s.kb)
+
+
+def _grid(problem: Contract, s: StreamTile) -> int:
+    return min(HOPPER.processors * s.blocks, _units(problem, s))
+
+
+def _unit_bytes(problem: Contract, s: StreamTile) -> int:
+    """Bytes of a slot of the ring: the matrices, x, and the statistics of a unit."""
+    rows = _rows(problem)
+    return 2 * s.kb * (len(problem.parts[0].contractions) * s.cols + rows) + 4 * len(problem.statistics) * rows
+
+
+def _stages(problem: Contract, s: StreamTile) -> int:
+    room = min(HOPPER.shared_bytes // s.blocks - (s.blocks - 1) * RESERVED, 1024 * s.ring) - 1024 - 16
+    return min(MOST_STAGES, room // (_unit_bytes(problem, s) + 16))
+
+
+def _shared_bytes(problem: Contract, s: StreamTile) -> int:
+    return 1024 + _stages(problem, s) * (_unit_bytes(problem, s) + 16) + 16
+
+
+def _slot_floats(problem: Contract, s: StreamTile) -> int:
+    """Floats that a block leaves of a tile that it shares."""
+    return _rows(problem) * (len(problem.parts[0].contractions) * s.cols + len(problem.statistics))
+
+
+def _counters(problem: Contract, s: StreamTile) -> int:
+    """Words at the start of the workspace that count the blocks that have left their sums of each tile, in whole vectors."""
+    return -(-problem.shape[0] * _tiles(problem, s)[-1] // 4) * 4
+
+
+def _constants(problem: Contract, s: StreamTile) -> str:
+    batch, m, _, k = problem.shape
+    values = {
+        "BATCH": batch, "M": m, "K": k, "COUNT": len(problem.parts[0].contractions), "STATISTICS": len(problem.statistics),
+        "TILES": _tiles(problem, s)[-1], "COLS": s.cols, "KB": s.kb, "WARPS": s.warps, "STAGERS": s.stagers,
+        "STAGES": _stages(problem, s), "BLOCKS": s.blocks, "GRID": _grid(problem, s), "THREADS": s.threads,
+        "COUNTERS": _counters(problem, s),
+    }  # fmt: skip
+    return "\n".join(
+        [*(f"constexpr int {name} = {v};" for name, v in values.items()), f"using T = {stored_type(_matrix(problem).dtype)};"]
+    )
+
+
+def _kernel(problem: Contract, s: StreamTile) -> str:
+    lead, big = problem.parts[0], _matrix(problem)
+    several = len(problem.parts) > 1
+    flags = {"k_major" if big.k_major else "n_major", *(["statistics"] if problem.statistics else [])}
+    ops = [combine(lead, j) for j in range(len(problem.statistics))]
+    at = "smem + STATISTICS_AT + s * STATISTIC_BYTES"
+    first = f"(slab - {_by_part(problem, s, _tiles(problem, s)[:-1])}) * COLS" if several else "slab * COLS"
+    slots = {
+        "PARAMETERS": [_parameters(problem)],
+        "PREFETCH": [f"tma_prefetch(&{name});" for group in _maps(problem) for name in group],
+        "SELECT": [f"const int n0 = {first};", *_select(problem, s)],
+        "LOAD": [
+            f"load_matrix(smem + s * W_BYTES + {c} * MATRIX, {'matrix' if several else '&map_w'}{c}, full + 8 * s, n0, k, batch);"
+            for c in range(len(lead.contractions))
+        ],
+        "INIT": [f"float part{j} = {op}::neutral();" for j, op in enumerate(ops)],
+        "STAGE": stage_left(lead, 8),
+        "REDUCE_ROWS": [
+            line
+            for j, op in enumerate(ops)
+            for line in (f"UNROLL for (int o = 8; o < 32; o *= 2) part{j} = {op}::of(part{j}, shuffle_xor(part{j}, o));", f"found[t][{j}] = part{j};")
+        ],
+        "LEAVE_ROWS": [
+            f"if (lane < 8) put_word({at} + ({j} * ROWS + 8 * t + lane) * 4, __float_as_uint(found[t][{j}]));" for j in range(len(ops))
+        ],
+        "STATISTIC_NEUTRAL": ["".join(f"threadIdx.x < {j + 1} * ROWS ? {op}::neutral() : " for j, op in enumerate(ops)) + "0.f"],
+        "ADD_STATISTICS": [
+            f"if (threadIdx.x / ROWS == {j}) stat = {op}::of(stat, __uint_as_float(shared_word({at} + threadIdx.x * 4)));"
+            for j, op in enumerate(ops)
+        ],
+        "PLACE": [f"const int n0 = {first};"],
+        "STATISTICS_HERE": [f"float stat{j} = {op}::neutral();" for j, op in enumerate(ops)],
+        "GATHER_STATISTICS": [
+            f"stat{j} = {op}::of(stat{j}, far_one(from + COUNT * COLS * ROWS + {j} * ROWS + y_row));" for j, op in enumerate(ops)
+        ],
+        "EPILOGUE": _finish(problem, s),
+        "MMA": ["mma16816_f16" if big.dtype is DType.F16 else "mma16816"],
+    }  # fmt: skip
+    return fill(part("stream.cu"), flags, slots)
+
+
+def _by_part(problem: Contract, s: StreamTile, values: Sequence[object]) -> str:
+    """Print the choice of a value by the part that a tile belongs to."""
+    chosen = "".join(f"slab < {end} ? {v} : " for v, end in zip(values[:-1], _tiles(problem, s)[1:], strict=False))
+    return f"({chosen}{values[-1]})" if chosen else str(values[-1])
+
+
+def _maps(problem: Contract) -> list[list[str]]:
+    """Return the names of the tensor maps of each part's matrices."""
+    several = len(problem.parts) > 1
+    return [
+        [f"map_w{c}_{i}" if several else f"map_w{c}" for c in range(len(p.contractions))] for i, p in enumerate(problem.parts)
+    ]
+
+
+def _select(problem: Contract, s: StreamTile) -> list[str]:
+    """Print which matrices a tile is of."""
+    if len(problem.parts) == 1:
+        return []
+    groups = zip(*_maps(problem), strict=True)
+    return [f"const TMap* const matrix{c} = {_by_part(problem, s, [f'&{name}' for name in g])};" for c, g in enumerate(groups)]
+
+
+def _finish(problem: Contract, s: StreamTile) -> list[str]:
+    """Print the epilogue and the store of a pair of columns, for the part that the tile belongs to."""
+    accumulators = [f"pair[{c}][e]" for c in range(len(problem.parts[0].contractions))]
+    statistics = [f"stat{j}" for j in range(len(problem.statistics))]
+    out: list[str] = []
+    for i, p in enumerate(problem.parts):
+        lines = ["float y[2];", *epilogue(p, accumulators, statistics), *direct_store(p)]
+        if len(problem.parts) > 1:
+            head = f"if (slab < {_tiles(problem, s)[i + 1]}) {{" if i + 1 < len(problem.parts) else "{"
+            lines = [f"{'else ' if i else ''}{head}", *(f"  {line}" for line in lines), "}"]
+        out += lines
+    return out
+
+
+def _read_beside(problem: Contract) -> list[str]:
+    """Return the buffers that are passed as pointers: what x is made of, and what the epilogues read."""
+    lead = problem.parts[0]
+    left = loads_of([lead.contractions[0].a, *(nest(e)[1] for e in problem.statistics)], {})
+    read = frozenset((e.args[0] if e.op == "access" else e).attrs[0] for e in left).union(
+        *(epilogue_reads(p) for p in problem.parts)
+    )
+    return [i.name for i in used_inputs(problem.program) if i.name in read]
+
+
+def _parameters(problem: Contract) -> str:
+    names, inputs = parameter_names(problem.program), {i.name: i for i in problem.program.inputs}
+    outs = zip(problem.program.outputs, output_names(problem.program), strict=True)
+    return ", ".join(
+        [
+            *(f"TMAP {name}" for group in _maps(problem) for name in group),
+            *(f"const {stored_type(inputs[p].dtype)}* __restrict__ {names[p]}" for p in _read_beside(problem)),
+            *(f"{stored_type(o.dtype)}* __restrict__ {name}" for o, name in outs),
+            "float* __restrict__ workspace",
+        ]
+    )
+
+
+def _arguments(problem: Contract, s: StreamTile) -> tuple[Arg, ...]:
+    maps = [_tensor_map(p, b, s) for p in problem.parts for b in _matrices(p)]
+    beside = [BufferArg(name) for name in (*_read_beside(problem), *(o.name for o in problem.program.outputs))]
+    return (*maps, *beside, WorkspaceArg(zeroed=True))
+
+
+def _matrices(problem: ContractProblem) -> tuple[Operand, ...]:
+    found = big_matrices(problem)
+    assert not isinstance(found, str)
+    return found
+
+
+def _tensor_map(problem: ContractProblem, big: Operand, s: StreamTile) -> TensorMapArg:
+    batch, _, n, k = problem.shape
+    inner, outer, step = (k, n, big.row_stride) if big.k_major else (n, k, big.k_stride)
+    row = 2 * step or -(-2 * inner // 16) * 16  # where the extent is 1, any stride that TMA accepts
+    strides = (row, 2 * big.batch_stride or row * outer)
+    return TensorMapArg(big.name, big.dtype, (inner, outer, batch), strides, (PANEL, s.cols if big.k_major else s.kb, 1), 128)

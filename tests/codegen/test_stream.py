@@ -1,0 +1,155 @@
+"""The stream family: what it refuses, that its kernels compile clean, and (emulated) that they compute the right thing."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eqsat.codegen.cuda.nvrtc import compile_source
+from eqsat.codegen.cuda.stream import StreamFamily, StreamTile
+from eqsat.codegen.problem import Contract, contract_problem
+from eqsat.codegen.targets import parse_target
+from eqsat.ir import Program
+from eqsat.oracle import evaluate
+from tests.codegen.contract_problems import (
+    F16,
+    F32,
+    batched,
+    bias_gelu_residual,
+    gated,
+    linear,
+    rms_linear,
+    scaled_max,
+    transposed_left,
+)
+from tests.codegen.emulate import compile_kernels
+from tests.codegen.emulate_stream import emulated_stream, run_stream
+from tests.codegen.grouped_problems import batches, gates, heads, projections, same_columns, with_epilogues
+
+FAMILY = StreamFamily()
+ONE = StreamTile(64, 32, 2, 2, 227, 1)
+WIDE = StreamTile(128, 64, 4, 1, 227, 1)
+ALONG = StreamTile(32, 64, 2, 2, 227, 1)
+SHORT = StreamTile(64, 32, 1, 3, 24, 1)
+
+
+def problem(program: Program) -> Contract:
+    found = contract_problem(program)
+    assert not isinstance(found, str), found
+    return found
+
+
+COMPILED = [
+    ("columns contiguous", linear(16, 4096, 4096), StreamTile(256, 32, 4, 4, 227, 1)),
+    ("k contiguous", linear(16, 4096, 4096, w="jk"), StreamTile(64, 256, 4, 4, 227, 1)),
+    ("statistic and gain", rms_linear(16, 4096, 4096), StreamTile(128, 64, 8, 4, 227, 1)),
+    ("gated", gated(16, 11008, 4096), StreamTile(128, 32, 8, 4, 227, 1)),
+    ("sixty-four rows", linear(64, 4096, 4096), StreamTile(128, 32, 8, 4, 227, 1)),
+    ("two blocks", linear(8, 4096, 4096, dtype=F16), StreamTile(64, 64, 4, 4, 113, 2)),
+    ("three outputs", projections(8, (4096, 1024, 1024), 4096), StreamTile(128, 64, 4, 4, 227, 1)),
+]
+
+
+@pytest.mark.parametrize(("program", "schedule"), [c[1:] for c in COMPILED], ids=[c[0] for c in COMPILED])
+def test_a_kernel_compiles_without_spills(program: Program, schedule: StreamTile) -> None:
+    found = compile_source(FAMILY.emit(problem(program), schedule), parse_target("sm_90")).resources
+    assert (found.spill_bytes, found.stack_bytes, found.warnings) == (0, 0, ())
+
+
+# Few blocks in a grid of the emulator's: the number of multiprocessors is what divides the units.
+EMULATED: list[tuple[str, Program, StreamTile]] = [
+    ("columns contiguous", linear(16, 256, 4096), ONE),
+    ("more units than blocks, tiles shared and whole", linear(5, 4096, 96), ONE),
+    ("wide, part of a tile and of a unit", linear(11, 200, 1048), WIDE),
+    ("k contiguous", linear(9, 104, 1096, w="jk"), ALONG),
+    ("k contiguous, wide, f16", linear(2, 160, 512, w="jk", dtype=F16), StreamTile(64, 128, 4, 2, 227, 1)),
+    ("the ring wraps", linear(7, 2048, 1024), SHORT),
+    ("f32 output, odd columns", linear(11, 101, 328, w="jk", out=F32), ALONG),
+    ("thirty-three rows", linear(33, 64, 4096), ONE),
+    ("statistic and gain", rms_linear(9, 136, 2048), ONE),
+    ("statistics of two kinds, part of a unit", scaled_max(3, 2048, 328), WIDE),
+    ("gated", gated(8, 128, 4096), StreamTile(64, 32, 4, 2, 227, 1)),
+    ("bias, gelu, residual", bias_gelu_residual(16, 264, 512), ONE),
+    ("transposed, computed left operand", transposed_left(6, 64, 4096), ONE),
+    ("batched", batched(3, 4, 72, 1024), ONE),
+    ("batched, k contiguous", batched(2, 4, 72, 1024, w="bjk"), ALONG),
+    ("three outputs", projections(8, (200, 64, 72), 1024), ONE),
+    ("two outputs of one column axis", same_columns(4, 128, 2048), WIDE),
+    ("by head, with a statistic", heads(5, 4, 2, 32, 512), ONE),
+    ("one epilogue of each kind", with_epilogues(6, (72, 64, 136), 512), ONE),
+    ("two gates", gates(8, (64, 136), 1024), StreamTile(64, 32, 2, 2, 227, 1)),
+    ("two outputs, batched", batches(2, 4, (64, 40), 512), ONE),
+]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator is built with g++")
+def test_emulated_kernels_agree_with_the_oracle(tmp_path: Path) -> None:
+    sources = [emulated_stream(FAMILY.emit(problem(p), s)) for _, p, s in EMULATED]
+    entries = compile_kernels(sources, tmp_path)
+    rng = np.random.default_rng(0)
+    wrong = {}
+    for entry, source, (name, program, _) in zip(entries, sources, EMULATED, strict=True):
+        inputs = {i.name: rng.standard_normal(i.shape).astype(i.dtype.numpy) for i in program.inputs}
+        for out, got, want in zip(
+            program.outputs, run_stream(entry, source, program, inputs), evaluate(program, inputs), strict=True
+        ):
+            exact = np.asarray(want, np.float64)
+            error = np.abs(got.astype(np.float64) - exact).max() / np.abs(exact).max()
+            if not error <= 2 * out.dtype.roundoff + 1e-6:
+                wrong[name, out.name] = error
+    assert not wrong
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator is built with g++")
+def test_the_emulator_sees_a_slot_freed_too_early(tmp_path: Path) -> None:
+    program = linear(7, 2048, 1024)
+    source = FAMILY.emit(problem(program), SHORT)
+    waits = "mbar_wait(empty + 8 * s, parity);"
+    assert waits in source.text
+    broken = emulated_stream(source)
+    text = broken.text.replace(waits, "")
+    (entry,) = compile_kernels([dataclasses.replace(broken, text=text)], tmp_path)
+    rng = np.random.default_rng(0)
+    inputs = {i.name: rng.standard_normal(i.shape).astype(i.dtype.numpy) for i in program.inputs}
+    want = np.asarray(evaluate(program, inputs)[0], np.float64)
+    got = run_stream(entry, broken, program, inputs, times=1)[0].astype(np.float64)
+    assert not np.allclose(got, want, rtol=0.02, atol=0.5)
+
+
+def refusal(program: Program, schedule: StreamTile = ONE) -> str:
+    why = FAMILY.legal(problem(program), schedule)
+    assert why is not None
+    return why
+
+
+def test_many_rows_are_refused() -> None:
+    assert "64 rows" in refusal(linear(65, 128, 128))
+
+
+def test_rows_of_the_big_matrix_that_are_not_whole_vectors_are_refused() -> None:
+    assert "16 bytes" in refusal(linear(8, 100, 128))
+    assert "along k" in refusal(linear(8, 128, 77))
+
+
+def test_a_unit_that_does_not_fit_the_layout_is_refused() -> None:
+    assert "panels of 64 columns" in refusal(linear(8, 128, 128), ALONG)
+    assert "panels of 64 of k" in refusal(linear(8, 128, 128, w="jk"), ONE)
+
+
+def test_a_ring_of_fewer_than_three_units_is_refused() -> None:
+    assert "needs 3" in refusal(linear(8, 512, 512), StreamTile(256, 256, 4, 4, 227, 1))
+
+
+def test_sums_that_do_not_fit_the_registers_are_refused() -> None:
+    assert "registers" in refusal(linear(64, 1024, 1024), StreamTile(256, 32, 1, 4, 227, 1))
+
+
+def test_blocks_take_equal_shares_of_the_units() -> None:
+    source = FAMILY.emit(problem(linear(16, 4096, 4096)), StreamTile(256, 32, 4, 4, 227, 1))
+    assert source.grid == (132, 1, 1)
+    assert re.search(r"constexpr int TILES = 16;", source.text)
