@@ -170,7 +170,8 @@ def _search(w: Workload, target: str, budget: str | float, store: Store, folder:
         "plan_bytes": r["plan"]["bytes"],
         "plan_flops": r["plan"]["flops"],
         "kernels": [
-            {"family": k["family"], "schedule": k["schedule"], "shown": "; ".join(k["shown"])} for k in r["plan"]["kernels"]
+            {"family": k["family"], "schedule": k["schedule"], "shown": "; ".join(k["shown"]), "knobs": k["knobs"]}
+            for k in r["plan"]["kernels"]
         ],
         "rules": [s["rule"] for s in r["derivation"].get("steps", ()) if not s.get("rearranges")],
         "derivation": r["derivation"]["status"],

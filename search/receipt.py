@@ -15,6 +15,7 @@ import numpy as np
 import eqsat
 from eqsat import text
 from eqsat.codegen.plan import Executable
+from eqsat.search import knobs
 from eqsat.search.device import Measurement, Verdict
 from eqsat.search.extraction import Certificate
 
@@ -171,6 +172,7 @@ def kernel_record(executable: Executable, index: int, trials: Sequence[Mapping[s
         "flops": step.kernel.program.flops,
         "bytes": step.kernel.program.bytes,
         "prepared": {"bytes": sum(sizes.values()), "median_ns": times[-1] if times else None} if once else None,
+        "knobs": knobs.bought(str(step.schedule), trials),
         "trials": list(trials),
     }
 
@@ -203,7 +205,8 @@ def _lines(r: Mapping[str, Any]) -> list[str]:
     for k in r["plan"]["kernels"]:
         made = [f"{name} = {shown}" for name, shown in zip(k["writes"], k["shown"], strict=True)]
         kind = "prepared" if k["prepared"] else "kernel  "
-        lines.append(f"{kind} " + "\n         ".join([*made, *_once(k), f"{k['family']}: {k['schedule']}"]))
+        measured = [f"knobs: {knobs.shown(k['knobs'])}"] if k.get("knobs") else []
+        lines.append(f"{kind} " + "\n         ".join([*made, *_once(k), f"{k['family']}: {k['schedule']}", *measured]))
     checks = (r["verification"] or {}).get("checks", ())
     lines += [f"check    {c['name']}: worst {c['worst']:.3g} of its bound" for c in checks]
     lines += _regions(r["regions"]) if "regions" in r else []
