@@ -11,7 +11,7 @@ from eqsat.codegen.cuda.operand import MATRIX_DTYPES, buffers, joined_stride
 from eqsat.codegen.kernel import TensorMapArg
 from eqsat.codegen.online import OnlineProblem, bare
 from eqsat.codegen.printer import is_load, print_index, read_indices, strides
-from eqsat.ir import Expr
+from eqsat.ir import Expr, Output
 from eqsat.types import DType
 
 
@@ -32,10 +32,12 @@ class Sheet:
     step: int
     number: str
 
-    def map(self, box_rows: int) -> TensorMapArg:
-        """Return the tensor map whose boxes are panels of 64 elements by `box_rows` rows."""
+    def map(self, box_rows: int, panel: int = 64) -> TensorMapArg:
+        """Return the tensor map whose boxes are panels of 64 (or 32, 16) elements by `box_rows` rows."""
         row, step = (2 * n if n else -(-2 * self.inner // 16) * 16 for n in (self.row_stride, self.step))
-        return TensorMapArg(self.name, self.dtype, (self.inner, self.rows, self.sheets), (row, step), (64, box_rows, 1), 128)
+        return TensorMapArg(
+            self.name, self.dtype, (self.inner, self.rows, self.sheets), (row, step), (panel, box_rows, 1), 2 * panel
+        )
 
 
 def sheet(
@@ -77,3 +79,17 @@ def sheet(
     sheets = 1 + sum((extent - 1) * (stride // step) for _, extent, stride in others)
     size = math.prod(ext[a] for a in inner), math.prod(ext[a] for a in rows)
     return Sheet(name, load.dtype, *size, down, sheets, step, " + ".join(terms) or "0")
+
+
+def output_sheet(problem: OnlineProblem, o: Output, inner: tuple[str, ...], names: Mapping[str, str]) -> Sheet | None:
+    """Return an output over rows and values as matrices of the rows by `inner`; None if TMA cannot store it so."""
+    ext = problem.program.extents
+    steps = dict.fromkeys((*inner, *problem.m), 0) | {a: n for a, n in zip(o.axes, strides(o.shape), strict=True) if a}
+    along, down = joined_stride(inner, steps, ext), joined_stride(problem.m, steps, ext)
+    batch = [a for a in problem.batch if ext[a] > 1]
+    step = math.gcd(*(steps[a] for a in batch)) if batch else 0
+    if o.dtype not in MATRIX_DTYPES or along not in (0, 1) or down is None or down % 8 or step % 8:
+        return None
+    number = " + ".join(f"{names[a]} * {steps[a] // step}" for a in batch) or "0"
+    sheets = 1 + sum((ext[a] - 1) * (steps[a] // step) for a in batch)
+    return Sheet(o.name, o.dtype, problem.extent(inner), problem.extent(problem.m), down, sheets, step, number)

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from eqsat.codegen.cuda.bounds import processors
-from eqsat.codegen.cuda.emit import assemble, output_names, parameter_names, part, refuse_illegal, stored_type, used_inputs
-from eqsat.codegen.cuda.online_operand import Sheet, sheet
+from eqsat.codegen.cuda.emit import (
+    assemble,
+    output_names,
+    parameter_names,
+    part,
+    refuse_illegal,
+    register_type,
+    stored_type,
+    used_inputs,
+)
+from eqsat.codegen.cuda.online_operand import Sheet, output_sheet, sheet
 from eqsat.codegen.cuda.online_print import Code, box, offset, outputs_over, places, row_values
 from eqsat.codegen.cuda.online_simt import computed_share, fold_bound_ns
-from eqsat.codegen.cuda.operand import loads_of
+from eqsat.codegen.cuda.operand import MATRIX_DTYPES, loads_of
 from eqsat.codegen.cuda.template import fill
-from eqsat.codegen.cuda.wgmma import SHARED_BYTES, SHARED_RESERVED
-from eqsat.codegen.kernel import Arg, BufferArg, KernelSource, Rates, Schedule
+from eqsat.codegen.kernel import Arg, BufferArg, KernelSource, Rates, Schedule, WorkspaceArg
 from eqsat.codegen.masks import ALWAYS, NEVER, both, unmasked, vanishes
 from eqsat.codegen.online import Accumulated, OnlineProblem, bare
 from eqsat.codegen.printer import strides
 from eqsat.codegen.problem import Problem
-from eqsat.codegen.targets import Target
-from eqsat.ir import Expr, Output, apply
+from eqsat.codegen.targets import Target, parse_target
+from eqsat.ir import Expr, Output, apply, rebuild
+from eqsat.ops import Kind
 from eqsat.types import DType
 
-_REGISTERS = {1: (0, 0), 2: (24, 240), 3: (32, 160)}  # of producer and consumers, by the number of consumer warpgroups
-_LIVE = {1: 200, 2: 200, 3: 128}  # scores, weights and sums that a thread can hold (found by compiling)
+_TARGET = parse_target("sm_90")
+# Registers of producer and consumers where the producer is a warpgroup that hands its own over, by consumer warpgroups.
+_REGISTERS = {1: (0, 0), 2: (24, 240), 3: (32, 160), 4: (0, 0)}
+_LIVE = {1: 200, 2: 200, 3: 128, 4: 96}  # scores, weights and sums that a thread can hold (found by compiling)
+_COLUMNS = {1: 256, 2: 256, 3: 192, 4: 128}  # of one product: registers at the kernel's entry bound the instruction
+_PANEL_BYTES = 8192  # 64 rows of 128 bytes
 _LOG2_E = math.log2(math.e)
 _HUGE = 1e30  # a finite constant beyond it might overflow when it is scaled, so that shifts are taken off first
 
@@ -33,13 +46,25 @@ _HUGE = 1e30  # a finite constant beyond it might overflow when it is scaled, so
 class OnlineWgmmaTile(Schedule):
     """64 rows for each of `groups` warpgroups, `keys` keys at a time in `stages` buffers.
 
-    `pingpong`: two warpgroups take turns at the matrix units; `heads` batches run side by side.
+    `pingpong`: two warpgroups take turns at the matrix units; `persistent`: blocks stay and draw their rows from a counter;
+    `ordered`: exponentials are kept before the wait for the product beside them; `lag`: sums are scaled anew only when a row's
+    maximum has grown by a factor of 2^lag in a weight; `heads` batches run side by side.
+
+    Notes
+    -----
+    With a lag the pivot p that weights are relative to is not the maximum M, but p ≤ M ≤ p + lag·ln 2. That is exact: with
+    w = e^(s − p), Σ w·v = e^(M − p)·Σ e^(s − M)·v, and at the end all sums of a row are scaled by e^(p − M), once. A weight is at
+    most 2^lag instead of 1, its rounding is relative, and sums of at most 2^31 such weights are finite in f32; so the relative
+    errors are those of weights relative to M, with fewer roundings from scaling.
     """
 
     keys: int
     groups: int
     stages: int
     pingpong: int
+    persistent: int
+    ordered: int
+    lag: int
     heads: int
 
 
@@ -85,7 +110,7 @@ class OnlineWgmmaFamily:
         assert isinstance(schedule, OnlineWgmmaTile)
         layout = _layout(problem)
         assert isinstance(layout, _Layout)
-        batch, m, _, _, _ = problem.shape
+        items = _items(problem, schedule)
         return assemble(
             problem.program,
             schedule,
@@ -99,9 +124,10 @@ class OnlineWgmmaFamily:
                 ]
             ),
             args=_arguments(problem, layout, schedule),
-            grid=(batch * -(-m // (64 * schedule.groups)), 1, 1),
+            grid=(min(items, _TARGET.processors) if schedule.persistent else items, 1, 1),
             block=_threads(schedule),
-            shared_bytes=_shared_bytes(layout, schedule),
+            shared_bytes=_Shared(layout, schedule, _staged(problem, layout)).end,
+            workspace_bytes=8 * schedule.persistent,
             requires="sm_90a",
         )
 
@@ -125,7 +151,7 @@ class OnlineWgmmaFamily:
         products = 2 * 64 * s.groups * keys * wide / (rates.rate("bf16") / processors(rates)) * (1.35 + 8.0 / s.keys)
         exponentials = 64 * s.groups * keys / 7.0 / 4.0
         # one warpgroup alone, or two without turns, wait for their own exponentials
-        beside = {1: 0.9, 2: 0.5 - 0.1 * s.pingpong, 3: 0.45}[s.groups]
+        beside = {1: 0.9, 2: 0.5 - 0.1 * s.pingpong, 3: 0.45, 4: 0.45}[s.groups]
         share = computed_share(problem, 64 * s.groups, s.keys)
         tiles = waves * (share * (products + beside * exponentials) + 1500.0 + 300.0 * (s.stages < 2))
         # fewer blocks than multiprocessors do not fill memory's latency
@@ -172,11 +198,13 @@ def _layout(problem: OnlineProblem) -> _Layout | str:
 
 def _schedule_refusal(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> str | None:
     if s.groups not in _REGISTERS or s.keys % 16 or not 16 <= s.keys <= 256 or s.stages < 1 or s.heads < 1:
-        return "a tile is 64 rows for each of 1 to 3 warpgroups by 16 to 256 keys in steps of 16"
+        return "a tile is 64 rows for each of 1 to 4 warpgroups by 16 to 256 keys in steps of 16"
     if s.pingpong not in (0, 1) or (s.pingpong and s.groups != 2):
         return "ping-pong takes two warpgroups"
-    if s.groups == 3 and max(s.keys, layout.columns) > 192:
-        return "three warpgroups leave registers for products of at most 192 columns"
+    if s.persistent not in (0, 1) or s.ordered not in (0, 1) or not 0 <= s.lag <= 14:
+        return "persistent and ordered are 0 or 1, and a lag is 0 to 14: weights up to 2^14 are finite in f16"
+    if max(s.keys, layout.columns) > _COLUMNS[s.groups]:
+        return f"{s.groups} warpgroups leave registers for products of at most {_COLUMNS[s.groups]} columns"
     live = s.keys // 2 + s.keys // 4 + layout.columns // 2
     if live > _LIVE[s.groups]:
         return f"{live} scores, weights and sums a thread do not fit beside {s.groups} warpgroups"
@@ -185,9 +213,16 @@ def _schedule_refusal(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTil
         return f"{64 * s.groups} rows for {m}"
     if s.keys >= 2 * max(k, 16) or s.heads >= 2 * batch:
         return f"tiles of {s.keys} keys and {s.heads} batches for {k} and {batch}"
-    if (taken := _shared_bytes(layout, s)) > SHARED_BYTES - SHARED_RESERVED:
-        return f"{taken} bytes of tiles; a block has {SHARED_BYTES - SHARED_RESERVED}"
+    if s.persistent and _items(problem, s) <= _TARGET.processors:
+        return "blocks that stay have more than one tile of rows each"
+    if (taken := _Shared(layout, s, _staged(problem, layout)).end) > _TARGET.shared_bytes:
+        return f"{taken} bytes of tiles; a block has {_TARGET.shared_bytes}"
     return None
+
+
+def _items(problem: OnlineProblem, s: OnlineWgmmaTile) -> int:
+    batch, m, *_ = problem.shape
+    return batch * -(-m // (64 * s.groups))
 
 
 def _unscaled(score: Expr) -> tuple[Expr, float]:
@@ -209,9 +244,56 @@ def _threads(s: OnlineWgmmaTile) -> int:
     return s.groups * 128 + (128 if _REGISTERS[s.groups][0] else 32)
 
 
-def _shared_bytes(layout: _Layout, s: OnlineWgmmaTile) -> int:
-    keys, values = layout.panels
-    return 1024 + s.groups * 64 * keys * 128 + s.stages * s.keys * 128 * (keys + values) + 1024 + 16 * s.stages + 8
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """Where things lie in shared memory: rows, staging of the outputs (if `staged`), keys, values, barriers; multiples of 1024.
+
+    Outputs are staged where the rows were, panel by panel; blocks that stay want the next rows there meanwhile and stage elsewhere
+    if there is room.
+    """
+
+    layout: _Layout
+    schedule: OnlineWgmmaTile
+    staged: bool
+
+    @property
+    def rows(self) -> int:
+        """Bytes of the rows."""
+        return self.schedule.groups * self.layout.panels[0] * _PANEL_BYTES
+
+    @property
+    def own(self) -> int:
+        """Staging buffers of a warpgroup beside the rows; 0 if it stages where the rows were, or does not stage."""
+        if not (self.staged and self.schedule.persistent):
+            return 0
+        return next((n for n in (2, 1) if self._end(n) <= _TARGET.shared_bytes), 0)
+
+    @property
+    def buffers(self) -> int:
+        """Staging buffers of a warpgroup."""
+        return self.own or self.layout.panels[0]
+
+    @property
+    def keys(self) -> int:
+        """Where the keys begin."""
+        return self.rows + self.schedule.groups * self.own * _PANEL_BYTES
+
+    @property
+    def values(self) -> int:
+        """Where the values begin, behind the barriers of the keys."""
+        return self.keys + self._tiles(0) + 1024
+
+    @property
+    def end(self) -> int:
+        """Bytes of a block: tiles, barriers, and what aligning the first tile may take."""
+        return self._end(self.own)
+
+    def _tiles(self, operand: int) -> int:
+        return self.schedule.stages * self.schedule.keys * 128 * self.layout.panels[operand]
+
+    def _end(self, own: int) -> int:
+        staging = self.schedule.groups * own * _PANEL_BYTES
+        return 1024 + self.rows + staging + self._tiles(0) + 1024 + self._tiles(1) + 16 * self.schedule.stages + 24
 
 
 def _wrappers(layout: _Layout, s: OnlineWgmmaTile) -> str:
@@ -238,26 +320,37 @@ def _wrappers(layout: _Layout, s: OnlineWgmmaTile) -> str:
 def _constants(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> str:
     batch, m, k, d, _ = problem.shape
     producer, consumer = _REGISTERS[s.groups]
+    shared = _Shared(layout, s, _staged(problem, layout))
     values = {
         "BATCH": batch, "M": m, "KEYS_ALL": k, "KEYS": s.keys, "GROUPS": s.groups, "STAGES": s.stages, "HEADS": s.heads,
         "DP": layout.panels[0], "VP": layout.panels[1], "NV": layout.columns, "STEPS": -(-d // 16), "THREADS": _threads(s),
-        "PRODUCER_REGISTERS": producer, "CONSUMER_REGISTERS": consumer,
+        "PRODUCER_REGISTERS": producer, "CONSUMER_REGISTERS": consumer, "KEYS_AT": shared.keys, "VALUES_AT": shared.values,
+        "BUFFERS": shared.buffers, "STAGING_AT": shared.rows if shared.own else 0,
     }  # fmt: skip
     lines = [f"constexpr int {name} = {value};" for name, value in values.items()]
     scale = layout.factor * _LOG2_E
-    return "\n".join([*lines, f"constexpr float SCALE = {scale!r}f, FACTOR = {layout.factor!r}f;"])
+    return "\n".join([*lines, f"constexpr float SCALE = {scale!r}f, FACTOR = {layout.factor!r}f, LAG = {float(s.lag)!r}f;"])
 
 
 def _kernel(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> str:
     tile, row_lines, key_lines = box(problem, ("first_row", "last_row"), ("first", "last"))
     nothing = vanishes(layout.score, tile)
     huge = any(e.op == "const" and _HUGE <= abs(e.attrs[0]) < math.inf for e in layout.score.walk())
-    flags = {*(["pingpong"] if s.pingpong else []), *(["budget"] if s.groups > 1 else []), "huge" if huge else "moderate"}
+    staged = _staged(problem, layout)
+    shared = _Shared(layout, s, staged)
+    flags = {
+        "huge" if huge else "moderate",
+        "persistent" if s.persistent else "once",
+        "lazy" if s.lag else "exact",
+        *(["pingpong"] if s.pingpong else []),
+        *(["budget"] if _REGISTERS[s.groups][0] else []),
+        *(["ordered"] if s.ordered else []),
+        *(["staged"] if staged else []),
+        *(["late" if staged and not shared.own else "early"] if s.persistent else []),
+    }
     slots = {
-        "PARAMETERS": [_parameters(problem, layout)],
-        "ROW_SPANS": row_lines,
-        "KEY_SPANS": key_lines,
-        "SKIP": [nothing if nothing not in (ALWAYS, NEVER) else "false"],
+        "PARAMETERS": [_parameters(problem, layout, s)],
+        "NEXT_TILE": [*row_lines, *_next_tile(key_lines, nothing if nothing not in (ALWAYS, NEVER) else "false")],
         "BATCH_Q": [layout.left.number],
         "BATCH_K": [layout.right.number],
         "BATCH_V": [layout.values.number],
@@ -265,9 +358,23 @@ def _kernel(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> str:
         "FINISH": _finish(problem, layout, s),
         "NAN_OF": ["most - most" if problem.floor == -math.inf else "0.f"],
         "STORE_ROW": _store_rows(problem),
-        "STORE_VALUES": _store_values(problem, layout),
+        **_store_values(problem, layout),
     }
     return fill(part("online_wgmma.cu"), flags, slots)
+
+
+def _next_tile(key_lines: list[str], nothing: str) -> list[str]:
+    """Print `next(n)`: the next tile of keys, downwards from n, that is not masked out for all rows of the block; -1 if none."""
+    return [
+        "auto next = [&](int n) {",
+        "  for (; n >= 0; --n) {",
+        "    const int first = n * KEYS, last = min(first + KEYS, KEYS_ALL) - 1;",
+        *(f"    {line}" for line in key_lines),
+        f"    if (!({nothing})) break;",
+        "  }",
+        "  return n;",
+        "};",
+    ]
 
 
 def _finish(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> list[str]:
@@ -347,7 +454,7 @@ def _row_parts(score: Expr, over: frozenset[str], dot: Expr) -> list[Expr]:
 
 
 def _at_row(problem: OnlineProblem) -> dict[Expr, str]:
-    return row_values(problem, "most", {a.node: "(total + nan)" for a in problem.accumulators if not a.axes})
+    return row_values(problem, "most", {a.node: "(total + nothing)" for a in problem.accumulators if not a.axes})
 
 
 def _store_rows(problem: OnlineProblem) -> list[str]:
@@ -358,40 +465,119 @@ def _store_rows(problem: OnlineProblem) -> list[str]:
     names = places(problem, row=problem.m)
     lines, values = Code(problem, names, _at_row(problem), "t", "at").lines([o.expr for o, _ in alone])
     stores = [f"store_one({name} + {offset(o, names)}, {v});" for (o, name), v in zip(alone, values, strict=True)]
-    return ["if (lane % 4 == 0) {", *(f"  {line}" for line in (*lines, *stores)), "}"]
+    return ["if (inside && lane % 4 == 0) {", *(f"  {line}" for line in (*lines, *stores)), "}"]
 
 
-def _store_values(problem: OnlineProblem, layout: _Layout) -> list[str]:
-    """Print the outputs over rows and values: two neighbours of a row."""
-    axes = layout.wide.axes
-    n = layout.values.inner
-    over = outputs_over(problem, axes)
-    names = places(problem, row=problem.m, col=axes)
-    at_hand = _at_row(problem) | {layout.wide.node: "(o[4 * j + 2 * half + e] + nan)"}
-    lines, values = Code(problem, names, at_hand, "t", "at").lines([o.expr for o, _ in over])
-    put = [f"y{i}[e] = (float)({v});" for i, v in enumerate(values)]
-    out = [
-        *(f"float y{i}[2];" for i in range(len(over))),
-        "UNROLL for (int e = 0; e < 2; ++e) {",
-        f"  const int col = {'column + e' if n % 8 == 0 else f'min(column + e, {n - 1})'};",
-        *(f"  {line}" for line in (*lines, *put)),
-        "}",
-    ]
-    for i, (o, name) in enumerate(over):
-        first, second = (
-            offset(o, {**places(problem, row=problem.m, col=axes), **_moved(problem, axes, x)})
-            for x in ("column", "(column + 1)")
-        )
-        if _pairs(problem, o, axes):
-            out.append(
-                f"if (column < {n}) store_raw<{2 * o.dtype.bytes}, PLAIN>({name} + {first}, Pack<{stored_type(o.dtype)}>::from<2>(y{i}));"
+def _store_values(problem: OnlineProblem, layout: _Layout) -> dict[str, list[str]]:
+    """Print the outputs over rows and values: what varies with the row alone, then each output by TMA or in pairs of neighbours."""
+    axes = frozenset(layout.wide.axes)
+    over = [(o, name, _by_reciprocals(o, axes)) for o, name in outputs_over(problem, layout.wide.axes)]
+    parts = list(dict.fromkeys(p for _, _, e in over for p in _row_parts(e, axes, layout.wide.node)))
+    lines, values = Code(problem, places(problem, row=problem.m), _at_row(problem), "u", "at").lines(parts)
+    at_hand = {e: f"part{n}[half]" for n, e in enumerate(parts)} | {layout.wide.node: "(o[i + e] + nan[half])"}
+    printer = _OutputPrinter(problem, layout, at_hand)
+    sheets = _output_sheets(problem, layout)
+    direct = [x for x in over if x[1] not in sheets]
+    return {
+        "PARTS": ["float nan[2];", *(f"{register_type(e.dtype)} part{n}[2];" for n, e in enumerate(parts))],
+        "PART_VALUES": ["nan[half] = nothing;", *lines, *(f"part{n}[half] = {v};" for n, v in enumerate(values))],
+        "STORE_VALUES": [
+            *(line for o, name, e in over if name in sheets for line in printer.staged(o, name, e, sheets[name])),
+            *(printer.direct(direct) if direct else []),
+        ],
+    }
+
+
+def _by_reciprocals(o: Output, axes: frozenset[str]) -> Expr:
+    """Return an output's value with products by reciprocals of row values for divisions, where it is stored in 16 bits."""
+    if o.dtype not in MATRIX_DTYPES:
+        return o.expr
+    memo: dict[Expr, Expr] = {}
+    for e in o.expr.walk():
+        if e.row.kind is Kind.REDUCE:
+            memo[e] = e
+            continue
+        args = tuple(memo[a] for a in e.args)
+        made = rebuild(e, args) if args else e
+        if e.op == "div" and e.args[1].op != "const" and not e.args[1].axes & axes and all(a.dtype.is_float for a in args):
+            product = apply("mul", args[0], apply("recip", args[1]))
+            made = product if product.dtype is e.dtype else made
+        memo[e] = made
+    return memo[o.expr]
+
+
+@dataclass(frozen=True, slots=True)
+class _OutputPrinter:
+    """Prints outputs over rows and values; `at_hand`: the C of the accumulator and of row values, of element i + e of half a tile."""
+
+    problem: OnlineProblem
+    layout: _Layout
+    at_hand: Mapping[Expr, str]
+
+    def _pair(self, wanted: Sequence[tuple[str, Expr]]) -> list[str]:
+        """Print the loop that makes two neighbours of each output in an array."""
+        n = self.layout.values.inner
+        names = places(self.problem, row=self.problem.m, col=self.layout.wide.axes)
+        lines, values = Code(self.problem, names, self.at_hand, "t", "at").lines([e for _, e in wanted])
+        return [
+            "UNROLL for (int e = 0; e < 2; ++e) {",
+            f"  const int col = {'column + e' if n % 8 == 0 else f'min(column + e, {n - 1})'};",
+            *(f"  {line}" for line in lines),
+            *(f"  {name}[e] = (float)({v});" for (name, _), v in zip(wanted, values, strict=True)),
+            "}",
+        ]
+
+    def staged(self, o: Output, name: str, wanted: Expr, to: Sheet) -> list[str]:
+        """Print an output that leaves through shared memory and TMA; rows beyond the last are computed, and not stored."""
+        where = f"&map_{name}, staging, pass, first_row + wg * 64, 0, {to.number}"
+        return [
+            f"store_tile<{stored_type(o.dtype)}, NV, BUFFERS, 0>({where}, [&](int i, int half, int column, float (&y)[2]) {{",
+            "  const int row = min(row0 + 8 * half, M - 1);",
+            *(f"  {line}" for line in self._pair([("y", wanted)])),
+            "});",
+        ]
+
+    def direct(self, over: Sequence[tuple[Output, str, Expr]]) -> list[str]:
+        """Print outputs that are stored from registers: two neighbours of a row at once where they are one aligned piece."""
+        problem, axes, n = self.problem, self.layout.wide.axes, self.layout.values.inner
+        inside = self._pair([(f"y{i}", e) for i, (_, _, e) in enumerate(over)])
+        for i, (o, name, _) in enumerate(over):
+            first, second = (
+                offset(o, {**places(problem, row=problem.m, col=axes), **_moved(problem, axes, x)})
+                for x in ("column", "(column + 1)")
             )
-        else:
-            out += [
-                f"if (column < {n}) store_one({name} + {first}, y{i}[0]);",
-                f"if (column + 1 < {n}) store_one({name} + {second}, y{i}[1]);",
-            ]
-    return out
+            if _pairs(problem, o, axes):
+                both_of = f"Pack<{stored_type(o.dtype)}>::from<2>(y{i})"
+                inside.append(f"if (column < {n}) store_raw<{2 * o.dtype.bytes}, PLAIN>({name} + {first}, {both_of});")
+            else:
+                inside += [
+                    f"if (column < {n}) store_one({name} + {first}, y{i}[0]);",
+                    f"if (column + 1 < {n}) store_one({name} + {second}, y{i}[1]);",
+                ]
+        return [
+            "UNROLL for (int half = 0; half < 2; ++half) {",
+            "  const int row = row0 + 8 * half;",
+            "  if (row < M)",
+            "    UNROLL for (int j = 0; j < NV / 8; ++j) {",
+            "      const int i = 4 * j + 2 * half, column = 8 * j + 2 * (lane % 4);",
+            *(f"      float y{k}[2];" for k in range(len(over))),
+            *(f"      {line}" for line in inside),
+            "    }",
+            "}",
+        ]
+
+
+def _output_sheets(problem: OnlineProblem, layout: _Layout) -> dict[str, Sheet]:
+    """Return, by C parameter, how TMA stores the outputs that it can store: in 16 bits, their columns in whole steps of 16."""
+    if layout.columns % 16:
+        return {}
+    names = places(problem)
+    found = {name: output_sheet(problem, o, layout.wide.axes, names) for o, name in outputs_over(problem, layout.wide.axes)}
+    return {name: s for name, s in found.items() if s is not None}
+
+
+def _staged(problem: OnlineProblem, layout: _Layout) -> bool:
+    return bool(_output_sheets(problem, layout))
 
 
 def _moved(problem: OnlineProblem, axes: tuple[str, ...], column: str) -> Mapping[str, str]:
@@ -420,15 +606,25 @@ def _pointers(problem: OnlineProblem, layout: _Layout) -> list[str]:
     return [i.name for i in used_inputs(problem.program) if i.name in names]
 
 
-def _parameters(problem: OnlineProblem, layout: _Layout) -> str:
-    names, inputs = parameter_names(problem.program), {i.name: i for i in problem.program.inputs}
-    items = [f"TMAP map_{x}" for x in "qkv"]
+def _parameters(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> str:
+    names, inputs, sheets = (
+        parameter_names(problem.program),
+        {i.name: i for i in problem.program.inputs},
+        _output_sheets(problem, layout),
+    )
+    items = [f"TMAP map_{x}" for x in ("q", "k", "v", *sheets)]
     items += [f"const {stored_type(inputs[p].dtype)}* __restrict__ {names[p]}" for p in _pointers(problem, layout)]
     outs = zip(problem.program.outputs, output_names(problem.program), strict=True)
-    return ", ".join([*items, *(f"{stored_type(o.dtype)}* __restrict__ {name}" for o, name in outs)])
+    items += [f"{stored_type(o.dtype)}* __restrict__ {name}" for o, name in outs if name not in sheets]
+    return ", ".join([*items, *(["u32* __restrict__ work"] if s.persistent else [])])
 
 
 def _arguments(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> tuple[Arg, ...]:
-    maps: list[Arg] = [layout.left.map(64 * s.groups), layout.right.map(s.keys), layout.values.map(s.keys)]
-    buffers = [*_pointers(problem, layout), *(o.name for o in problem.program.outputs)]
-    return (*maps, *(BufferArg(name) for name in buffers))
+    sheets = _output_sheets(problem, layout)
+    panel = next(p for p in (64, 32, 16, 8) if layout.columns % p == 0)  # of `store_tile`
+    maps: list[Arg] = [layout.left.map(64), layout.right.map(s.keys), layout.values.map(s.keys)]
+    maps += [sheet.map(64, panel) for sheet in sheets.values()]
+    outs = zip(problem.program.outputs, output_names(problem.program), strict=True)
+    buffers = [*_pointers(problem, layout), *(o.name for o, name in outs if name not in sheets)]
+    work: list[Arg] = [WorkspaceArg(zeroed=True)] if s.persistent else []
+    return (*maps, *(BufferArg(name) for name in buffers), *work)
