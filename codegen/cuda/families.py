@@ -13,6 +13,7 @@ from eqsat.codegen.cuda.skinny import SkinnyFamily
 from eqsat.codegen.cuda.stream import StreamFamily
 from eqsat.codegen.cuda.wgmma import WgmmaFamily
 from eqsat.codegen.cuda.window import WindowFamily
+from eqsat.codegen.cuda.window_wgmma import WindowWgmmaFamily
 from eqsat.codegen.kernel import Family, Schedule
 from eqsat.errors import UsageError
 
@@ -23,6 +24,7 @@ FAMILIES: tuple[Family, ...] = (
     WgmmaFamily(),
     SkinnyFamily(),
     StreamFamily(),
+    WindowWgmmaFamily(),
     SimtFamily(),
     OnlineWgmmaFamily(),
     OnlineSimtFamily(),

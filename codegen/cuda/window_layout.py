@@ -1,0 +1,294 @@
+"""How a convolution falls into tiles: which operand is the window, its channels, lines and columns, and the use of shared memory."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+from eqsat.codegen.cuda.operand import MATRIX_DTYPES, accumulates_in_f32, buffers, operands
+from eqsat.codegen.kernel import Schedule
+from eqsat.codegen.problem import ContractProblem
+from eqsat.codegen.targets import parse_target
+from eqsat.codegen.windows import WindowDim, WindowOperand, widened_load, window_operand
+from eqsat.ir import Expr
+from eqsat.types import DType
+
+GROUPS = 2  # consumer warpgroups; a third one brings weights (one thread) and input (three warps)
+THREADS = (GROUPS + 1) * 128
+CONVERTERS = 96
+REGISTERS = (112, 200)  # of the producers, of the consumers: 112 + 2·200 = 512 for each lane of three warpgroups
+ACCUMULATORS = 128  # fp32 values a consumer thread can hold beside the loop's own registers
+HEAD_BYTES = 128  # of the workspace: three counters before the packed weights
+ALIGNMENT_BYTES = 256  # of shared memory: alignment, and the number of the part of the weights in hand
+SLOTS = 2  # tiles of input on the chip
+MOST_STAGES = 8
+LEAST_STAGES = 3
+VECTOR = 8  # values of a 16-byte vector
+
+
+@dataclass(frozen=True, slots=True)
+class WindowContractTile(Schedule):
+    """A tile of channels × positions.
+
+    `bm` channels a block: 128, a warpgroup takes 64 of them for all positions of the tile, or 64, for half of the positions each;
+    at most `columns` positions for a warpgroup, in lines of at most `width`; `channels` are summed in blocks of so many.
+    """
+
+    bm: int
+    columns: int
+    width: int
+    channels: int
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A tiled dimension of the output: `tile` positions of a block, of which there are `count` along it."""
+
+    dim: WindowDim
+    tile: int
+    count: int
+
+    @property
+    def shifts(self) -> list[tuple[int, int]]:
+        """For each tap: which of `stride` interleaved planes it reads, and how many positions further on."""
+        return [(self.dim.shift(t) % self.dim.stride, self.dim.shift(t) // self.dim.stride) for t in range(self.dim.taps)]
+
+    @property
+    def pitch(self) -> int:
+        """Positions of a plane that a tile and its taps reach."""
+        return self.tile + self.dim.span // self.dim.stride
+
+    @property
+    def span(self) -> int:
+        """Elements of the buffer that a tile and its taps reach."""
+        return (self.tile - 1) * self.dim.stride + self.dim.span + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the emitter derives from a problem and a schedule.
+
+    `rows` are the axes of the output that the weights bring (channels), `weights` their load. `lines` and `columns` are the tiled
+    dimensions, `outer` those that are one position (and one tap) at a time.
+    """
+
+    problem: ContractProblem
+    schedule: WindowContractTile
+    operand: WindowOperand
+    window: Expr
+    weights: Expr
+    rows: tuple[str, ...]
+    channel: WindowDim
+    lines: Line
+    columns: Line
+    outer: tuple[WindowDim, ...]
+    width: int
+    along_channels: bool
+    stages: int
+
+    @property
+    def halves(self) -> int:
+        """Into how many parts the lines are divided between warpgroups."""
+        return GROUPS * 64 // self.schedule.bm
+
+    @property
+    def group_lines(self) -> int:
+        """Lines of one warpgroup."""
+        return self.lines.tile // self.halves
+
+    @property
+    def n(self) -> int:
+        """Columns of the accumulator: positions of a warpgroup, those between lines included."""
+        return -(-((self.group_lines - 1) * self.columns.pitch + self.columns.tile) // 8) * 8
+
+    @property
+    def points(self) -> int:
+        """Vectors for 8 channels of a tile of input: an odd number, so that vectors of 8 blocks of channels lie in different banks."""
+        planes = self.lines.dim.stride * self.columns.dim.stride
+        return (planes * self.lines.pitch * self.columns.pitch) | 1
+
+    @property
+    def planes(self) -> int:
+        """16-bit terms of a value."""
+        return 1 if self.operand.dtype in MATRIX_DTYPES else 3
+
+    @property
+    def term(self) -> DType:
+        """What the matrix units multiply."""
+        return self.operand.dtype if self.planes == 1 else DType.BF16
+
+    @property
+    def products(self) -> list[tuple[int, int]]:
+        """Which terms of weights and input are multiplied, small products first; what is left out is below f32's roundoff."""
+        if self.planes == 1:
+            return [(0, 0)]
+        return [(0, 2), (2, 0), (1, 1), (0, 1), (1, 0), (0, 0)]
+
+    @property
+    def taps(self) -> int:
+        """Taps that one tile of input serves."""
+        return self.lines.dim.taps * self.columns.dim.taps
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of channels."""
+        return -(-self.channel.taps // self.schedule.channels)
+
+    @property
+    def steps(self) -> int:
+        """Tiles of input that one tile of the output takes."""
+        return self.blocks * math.prod(d.taps for d in self.outer)
+
+    @property
+    def row_tiles(self) -> int:
+        """Tiles of channels."""
+        return -(-self.problem.extent(self.rows) // self.schedule.bm)
+
+    @property
+    def batch(self) -> int:
+        """Weights of their own (groups)."""
+        return self.problem.extent(self.problem.batch)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of the output."""
+        return self.row_tiles * self.lines.count * self.columns.count * math.prod(d.positions for d in self.outer)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of a tile of input."""
+        return self.planes * self.schedule.channels // VECTOR * self.points * 16
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights of one tap and block of channels."""
+        return self.planes * self.schedule.bm * self.schedule.channels * 2
+
+    @property
+    def weight_tiles(self) -> int:
+        """Tiles that the weights are packed into."""
+        return self.batch * self.row_tiles * self.steps * self.taps
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory."""
+        return ALIGNMENT_BYTES + SLOTS * (self.input_bytes + 16) + self.stages * (self.weight_bytes + 16)
+
+
+def processors_of_grid() -> int:
+    """Return the blocks of a persistent grid; another number of multiprocessors runs it too."""
+    return parse_target("sm_90").processors
+
+
+@functools.lru_cache(maxsize=512)
+def window_layout(problem: ContractProblem, s: WindowContractTile) -> Layout | str:
+    """Return how a schedule serves a problem, or why it does not."""
+    if refusal := _schedule_refusal(s) or _problem_refusal(problem):
+        return refusal
+    c = problem.contractions[0]
+    sides = ((c.a, problem.m, c.b, problem.n), (c.b, problem.n, c.a, problem.m))
+    found = [_of_sides(problem, s, weights, rows, window, places) for weights, rows, window, places in sides]
+    layouts = [x for x in found if isinstance(x, Layout)]
+    if not layouts:
+        return str(found[0])
+    return max(layouts, key=lambda x: (x.taps, x.lines.dim.positions * x.columns.dim.positions))
+
+
+def _schedule_refusal(s: WindowContractTile) -> str | None:
+    if s.bm not in (64, 128) or not 8 <= s.columns <= 2 * ACCUMULATORS or s.columns % 8:
+        return "a tile has 64 or 128 channels and 8 to 256 positions for a warpgroup, in steps of 8"
+    if s.width < 1 or s.channels % 16 or not 16 <= s.channels <= 128:
+        return "lines have at least one position; blocks have 16 to 128 channels, in steps of 16"
+    return None
+
+
+def _problem_refusal(problem: ContractProblem) -> str | None:
+    if len(problem.contractions) > 1 or problem.statistics:
+        return "it sums one product, without row statistics"
+    if min(problem.shape) == 0:
+        return "an extent is 0"
+    c = problem.contractions[0]
+    loads = [widened_load(x) for x in (c.a, c.b)]
+    if any(x is None for x in loads):
+        return "an operand is computed, not loaded"
+    dtypes = {x.dtype for x in loads if x is not None}
+    if len(dtypes) > 1 or not dtypes <= {*MATRIX_DTYPES, DType.F32}:
+        return "its operands are both bf16, both f16 or both f32"
+    if refusal := accumulates_in_f32(problem):
+        return refusal
+    if dtypes <= {*MATRIX_DTYPES} and not isinstance(operands(problem), str):
+        return "its operands are plain matrices"
+    return None
+
+
+def _of_sides(
+    problem: ContractProblem, s: WindowContractTile, weights: Expr, rows: tuple[str, ...], window: Expr, places: tuple[str, ...]
+) -> Layout | str:
+    loaded, brought = widened_load(window), widened_load(weights)
+    assert loaded is not None
+    assert brought is not None
+    name = (loaded.args[0] if loaded.op == "access" else loaded).attrs[0]
+    operand = window_operand(loaded, buffers(problem.program)[name], {*places, *problem.batch}, problem.k)
+    if isinstance(operand, str):
+        return operand
+    channel = _channel(operand)
+    tiled = sorted((d for d in operand.dims if d.position in places), key=lambda d: d.step)
+    if channel is None or not tiled:
+        return f"{operand.name!r} has no dimension of channels alone, or none of positions"
+    nothing = WindowDim(1, 0, "", 1, 1, "", 1, 1, 0)
+    columns, lines = tiled[0], (tiled[1] if len(tiled) > 1 else nothing)
+    outer = tuple(d for d in operand.dims if d not in (channel, lines, columns))
+    missing = set(places) | set(problem.batch)
+    if any(a not in {d.position for d in operand.dims} and problem.program.extents[a] > 1 for a in missing):
+        return f"a free axis moves no dimension of {operand.name!r}"
+    tiles = _tiles(s, lines, columns)
+    if tiles is None:
+        return f"lines of {columns.positions} positions with their taps do not fit into {s.columns} columns"
+    along_channels, width = _vectors(operand, channel, columns)
+    made = [
+        Layout(problem, s, operand, loaded, brought, rows, channel, *tiles, outer, width, along_channels, stages)
+        for stages in range(MOST_STAGES, LEAST_STAGES - 1, -1)
+    ]
+    limit = parse_target("sm_90").shared_bytes
+    fit = next((x for x in made if x.shared_bytes <= limit), None)
+    if fit is None:
+        return f"{made[-1].shared_bytes} bytes of shared memory; {limit} are there"
+    return fit
+
+
+def _channel(operand: WindowOperand) -> WindowDim | None:
+    """Return the dimension that is summed in blocks: the longest that no position moves and that never leaves the buffer."""
+    found = [d for d in operand.dims if d.tap and not d.position and d.dilation == 1 and not d.leaves]
+    return max(found, key=lambda d: d.taps, default=None)
+
+
+def _tiles(s: WindowContractTile, lines: WindowDim, columns: WindowDim) -> tuple[Line, Line] | None:
+    """Return the tiles of lines and of columns: as many positions as a warpgroup's accumulators hold, alike in all tiles."""
+    halves = GROUPS * 64 // s.bm
+    across = Line(columns, *_even(columns.positions, min(s.width, s.columns)))
+    height = (s.columns - across.tile) // across.pitch + 1
+    if across.tile > s.columns:
+        return None
+    tile, _ = _even(-(-lines.positions // halves), height)
+    tile *= halves
+    return Line(lines, tile, -(-lines.positions // tile)), across
+
+
+def _even(extent: int, most: int) -> tuple[int, int]:
+    """Return the extent of tiles of at most `most` that are as equal as can be, and how many there are."""
+    count = -(-extent // most)
+    return -(-extent // count), count
+
+
+def _vectors(operand: WindowOperand, channel: WindowDim, columns: WindowDim) -> tuple[bool, int]:
+    """Return whether 8 neighbouring channels are one vector of memory, and else how many neighbours along the columns are."""
+    size = operand.dtype.bytes
+    others = [d.step for d in operand.dims if d not in (channel, columns) and d.extent > 1]
+    fits = channel.step == 1 and channel.taps % VECTOR == 0 and channel.offset % (16 // size) == 0
+    if fits and all(x % (16 // size) == 0 for x in (*others, columns.step)):
+        return True, VECTOR
+    width = 16 // size
+    while width > 1 and (columns.step != 1 or columns.extent % width or any(x % width for x in (*others, channel.step))):
+        width //= 2
+    return False, width

@@ -1,0 +1,299 @@
+"""Printing the parts of a convolution kernel that follow from its layout: indices, loads, the packing of weights, the epilogue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eqsat.codegen.cuda.emit import output_names, parameter_names, part, stored_type, used_inputs
+from eqsat.codegen.cuda.operand import axis_names, buffers, output_offset, scalar_load, vector_code
+from eqsat.codegen.cuda.template import fill
+from eqsat.codegen.cuda.window_layout import (
+    CONVERTERS,
+    GROUPS,
+    HEAD_BYTES,
+    REGISTERS,
+    SLOTS,
+    THREADS,
+    VECTOR,
+    Layout,
+    processors_of_grid,
+)
+from eqsat.codegen.printer import strides
+from eqsat.ir import Expr
+
+
+def print_instruction(layout: Layout) -> str:
+    """Print the one wgmma instruction in use: D[64, n] (fp32) += A · B, both in shared memory, both contiguous along k."""
+    count, kind = layout.n // 2, layout.term.value
+    names = ", ".join(f"%{i}" for i in range(count))
+    outs = ", ".join(f'"+f"(d[{i}])' for i in range(count))
+    return (
+        f"DEV void wgmma(float (&d)[{count}], u64 a, u64 b, int accumulate) {{\n"
+        f'  asm volatile("{{ .reg .pred p; setp.ne.b32 p, %{count + 2}, 0; '
+        f'wgmma.mma_async.sync.aligned.m64n{layout.n}k16.f32.{kind}.{kind} "\n'
+        f'    "{{{names}}}, %{count}, %{count + 1}, p, 1, 1, 0, 0; }}"\n    : {outs}\n    : "l"(a), "l"(b), "r"(accumulate));\n}}\n'
+    )
+
+
+def print_constants(layout: Layout) -> str:
+    """Print the compile-time numbers of a kernel, the vectors at which its taps begin, and its element types."""
+    s = layout.schedule
+    units = layout.weight_tiles * (s.channels // VECTOR) * s.bm
+    each = THREADS * max(1, -(-units // (THREADS * processors_of_grid())))
+    values = {
+        "BM": s.bm, "KC": s.channels, "N": layout.n, "GROUPS": GROUPS, "PLANES": layout.planes, "POINTS": layout.points,
+        "SLOTS": SLOTS, "STAGES": layout.stages, "TILES": layout.tiles, "X_STEPS": layout.steps, "TAPS": layout.taps,
+        "LOADS": _loads(layout), "WIDTH": layout.width, "THREADS": THREADS, "CONVERTERS": CONVERTERS,
+        "PRODUCER_REGISTERS": REGISTERS[0], "CONSUMER_REGISTERS": REGISTERS[1], "HEAD": HEAD_BYTES,
+        "WEIGHT_UNITS": units, "UNITS": each, "PARTS": -(-units // each),
+        "GROUP_ROWS": 64 if layout.halves == 1 else 0,
+        "GROUP_POINTS": 0 if layout.halves == 1 else layout.group_lines * layout.columns.pitch,
+    }  # fmt: skip
+    shifts = ", ".join(map(str, _shifts(layout)))
+    return "\n".join(
+        [
+            *(f"constexpr int {name} = {value};" for name, value in values.items()),
+            f"__constant__ int SHIFT[TAPS] = {{{shifts}}};",
+            f"using S = {stored_type(layout.operand.dtype)};",
+            f"using T = {stored_type(layout.term)};",
+        ]
+    )
+
+
+def _shifts(layout: Layout) -> list[int]:
+    """Return for each tap of a tile of input the vector at which its operand begins."""
+    lines, columns = layout.lines, layout.columns
+    return [
+        ((p * columns.dim.stride + q) * lines.pitch + i) * columns.pitch + j for p, i in lines.shifts for q, j in columns.shifts
+    ]
+
+
+def print_kernel(layout: Layout) -> str:
+    """Print the kernel: the template with everything that follows from the layout."""
+    program, s = layout.problem.program, layout.schedule
+    names, inputs = parameter_names(program), used_inputs(program)
+    parameters = [f"const {stored_type(i.dtype)}* __restrict__ {names[i.name]}" for i in inputs]
+    (to,) = output_names(program)
+    weight = _buffer_name(layout.weights)
+    positions = ["row", "col", *(f"o{i}" for i in range(len(layout.outer)))]
+    slots: dict[str, Sequence[str]] = {
+        "PARAMETERS": [", ".join([*parameters, f"{stored_type(layout.problem.output.dtype)}* __restrict__ {to}"])],
+        "WEIGHT_PARAMETERS": [f"const {stored_type(layout.operand.dtype)}* {names[weight]}"],
+        "WEIGHT_ARGUMENTS": [names[weight]],
+        "POSITION_FIELDS": [", ".join(positions)],
+        "SPLIT_TILE": _split_tile(layout),
+        "SPLIT_UNIT": _split_unit(layout),
+        "WEIGHT": _weight(layout),
+        "WEIGHT_TILE": [_weight_tile(layout)],
+        "SPLIT_STEP": _split_step(layout),
+        "SPLIT_LOAD": _split_load(layout),
+        "WHOLE_CHANNEL": [
+            "" if layout.channel.taps % s.channels == 0 else f"channel + vector * 8 + i < {layout.channel.taps} &&"
+        ],
+        "CHANNEL_STEP": [str(layout.channel.step)],
+        "COLUMN_WANTED": [f"column >= 0 && column < {layout.columns.span}"],
+        "POINT": [f"({_point(layout)})"],
+        "PRODUCTS": _multiply(layout),
+        "FINISH": _finish(layout),
+    }
+    return fill(part("window_wgmma.cu"), {"channels" if layout.along_channels else "columns"}, slots)
+
+
+def _buffer_name(load: Expr) -> str:
+    return str((load.args[0] if load.op == "access" else load).attrs[0])
+
+
+def _split_tile(layout: Layout) -> list[str]:
+    """Print the coordinates of tile `t`: channels first, so that tiles of one input run together."""
+    parts = [("m", layout.row_tiles, layout.schedule.bm), ("col", layout.columns.count, layout.columns.tile)]
+    parts += [("row", layout.lines.count, layout.lines.tile)]
+    parts += [(f"o{i}", d.positions, 1) for i, d in reversed(list(enumerate(layout.outer)))]
+    return [f"{name} = rest % {count} * {times}; rest /= {count};" for name, count, times in parts]
+
+
+def _weight_tile(layout: Layout) -> str:
+    """Print the number of the weights' tile that an output tile takes: its channels, of its group."""
+    group = "0"
+    for a in layout.problem.batch:
+        at = next((f"tile.o{i}" for i, d in enumerate(layout.outer) if d.position == a), "0")
+        group = f"({group} * {layout.problem.program.extents[a]} + {at})"
+    return f"({group} * {layout.row_tiles} + tile.m / BM)"
+
+
+def _split_unit(layout: Layout) -> list[str]:
+    """Print which vector of the packed weights a unit is: taps fastest, as neighbours in memory usually are."""
+    s = layout.schedule
+    return [
+        "int rest = unit;",
+        f"const int tap = rest % {layout.taps}; rest /= {layout.taps};",
+        f"const int row = rest % {s.bm}; rest /= {s.bm};",
+        f"const int vector = rest % {s.channels // VECTOR}; rest /= {s.channels // VECTOR};",
+        f"const int step = rest % {layout.steps}; rest /= {layout.steps};",
+        f"const int y_row = rest % {layout.row_tiles} * {s.bm} + row, batch = rest / {layout.row_tiles};",
+        f"const int tile = rest * {layout.steps * layout.taps} + step * {layout.taps} + tap, from = step % {layout.blocks} * {s.channels} + vector * 8;",
+    ]
+
+
+def _weight(layout: Layout) -> list[str]:
+    """Print the load of one weight, where there is one."""
+    problem, program = layout.problem, layout.problem.program
+    names = axis_names({"y_row": layout.rows, "batch": problem.batch}, program.extents)
+    names[layout.channel.tap] = "channel"
+    names |= _tap_names(layout, "tap", "step")
+    names |= {a: "0" for a in problem.k if a not in names}
+    buffer = buffers(program)[_buffer_name(layout.weights)]
+    value = scalar_load(layout.weights, buffer, "at", parameter_names(program)[buffer.name], names)
+    return [f"if (y_row < {problem.extent(layout.rows)} && channel < {layout.channel.taps}) v[i] = {value};"]
+
+
+def _tap_names(layout: Layout, tap: str, step: str) -> dict[str, str]:
+    """Return the C expression of each tap's axis: those within a tile of input, and those that are steps."""
+    inner, names = layout.columns.dim, {}
+    if inner.tap:
+        names[inner.tap] = f"({tap} % {inner.taps})"
+    if layout.lines.dim.tap:
+        names[layout.lines.dim.tap] = f"({tap} / {inner.taps})"
+    before = layout.blocks
+    for d in layout.outer:
+        if d.tap:
+            names[d.tap] = f"({step} / {before} % {d.taps})"
+            before *= d.taps
+    return names
+
+
+def _split_step(layout: Layout) -> list[str]:
+    """Print where a step of the sum reads: its channels, its outer taps, and whether they are inside the buffer."""
+    taps, inside, terms = _tap_names(layout, "0", "step"), [], []
+    for i, d in enumerate(layout.outer):
+        at = f"tile.o{i} * {d.stride} + {d.offset}" + (f" + {taps[d.tap]} * {d.dilation}" if d.tap else "")
+        inside += [f"{at} >= 0 && {at} < {d.extent}"] if d.leaves else []
+        terms.append(f"(i64)({at}) * {d.step}")
+    names = parameter_names(layout.problem.program)
+    return [
+        f"const int channel = step % {layout.blocks} * KC;",
+        f"const bool there = {' && '.join(inside) or 'true'};",
+        f"const S* const source = {names[layout.operand.name]} + {' + '.join(terms) or '0'};",
+    ]
+
+
+def _first_column(layout: Layout) -> tuple[str, int, int]:
+    """Return (C of the buffer column of the first vector, vectors of a line, buffer column of a tile's first position)."""
+    d, width = layout.columns.dim, layout.width
+    if layout.columns.count == 1:
+        low = max(d.first, 0) // width * width
+        high = min(d.first + layout.columns.span, d.extent)
+        return str(low), max(-(-(high - low) // width), 0), d.first
+    reach = layout.columns.span + width - 1
+    return f"((tile.col * {d.stride} + {d.first}) & {-width})", -(-reach // width), d.first
+
+
+def _loads(layout: Layout) -> int:
+    """Return the vectors of memory that make a tile of input, for 8 channels each."""
+    across = layout.columns.span if layout.along_channels else _first_column(layout)[1]
+    return layout.schedule.channels // VECTOR * layout.lines.span * across
+
+
+def _split_load(layout: Layout) -> list[str]:
+    """Print which line, columns and channels a load is of, where that is in memory, and whether it is there."""
+    lines, columns, channel = layout.lines.dim, layout.columns.dim, layout.channel
+    across = layout.columns.span if layout.along_channels else _first_column(layout)[1]
+    first = f"tile.col * {columns.stride} + {columns.first}"
+    out = [
+        f"const int vector = u % {layout.schedule.channels // VECTOR}, piece = u / {layout.schedule.channels // VECTOR} % {across};",
+        f"const int line = u / {layout.schedule.channels // VECTOR * across};",
+        f"const int y = tile.row * {lines.stride} + {lines.first} + line;",
+    ]
+    if layout.along_channels:
+        out += [f"const int x0 = {first} + piece, column = piece;"]
+    else:
+        out += [
+            f"const int x0 = {_first_column(layout)[0]} + piece * WIDTH;",
+            f"const int first_column = x0 - ({first});",
+        ]
+    inside = ["there"]
+    inside += ["y >= 0", f"y < {lines.extent}"]
+    inside += ["x0 >= 0", f"x0 < {columns.extent}"]
+    if channel.taps % layout.schedule.channels:
+        inside.append(f"channel + vector * 8 < {channel.taps}")
+    return [
+        *out,
+        f"const bool within = {' && '.join(inside)};",
+        f"const i64 at = (i64)y * {lines.step} + (i64)x0 * {columns.step} + (i64)(channel + vector * 8 + {channel.offset}) * {channel.step};",
+    ]
+
+
+def _point(layout: Layout) -> str:
+    """Print the vector at which the input at `line` and `column` lies, counted from a tile's first for the same channels."""
+    lines, columns = layout.lines, layout.columns
+    s, t = lines.dim.stride, columns.dim.stride
+    plane, across = ("0", "line") if s == 1 else (f"line % {s}", f"line / {s}")
+    part_, along = ("0", "column") if t == 1 else (f"column % {t}", f"column / {t}")
+    return f"(({plane} * {t} + {part_}) * {lines.pitch} + {across}) * {columns.pitch} + {along}"
+
+
+def _multiply(layout: Layout) -> list[str]:
+    """Print the products of 16 channels: of all pairs of terms that count."""
+    out = []
+    for i, (a, b) in enumerate(layout.products):
+        more = "step + tap + k > 0" if i == 0 else "true"
+        out += [
+            f"wgmma(acc.v, desc_vectors(weights + {a} * W_TERM + k * 32 * BM, 16 * BM), "
+            f"desc_vectors(shifted + {b} * TERM_BYTES + k * 32 * POINTS, 16 * POINTS), {more});"
+        ]
+    return out
+
+
+def _finish(layout: Layout) -> list[str]:
+    """Print what becomes of an accumulator pair: the epilogue at its two positions, and the store."""
+    problem, columns = layout.problem, layout.columns
+    line_offset = f"wg * {layout.group_lines} + " if layout.halves > 1 else ""
+    guard = [f"y_row < {problem.extent(layout.rows)}", f"line < {layout.group_lines}", f"at_row < {layout.lines.dim.positions}"]
+    head = [
+        f"const int line = column / {columns.pitch}, place = column % {columns.pitch};",
+        f"const int at_row = tile.row + {line_offset}line, at_col = tile.col + place;",
+    ]
+    if _in_pairs(layout):
+        inside = [*guard, f"place < {columns.tile}", f"at_col < {columns.dim.positions}"]
+        return [*head, f"if ({' && '.join(inside)}) {{", *(f"  {x}" for x in _value_and_store(layout, 2)), "}"]
+    inside = [*guard, f"place < {columns.tile}", f"at_col < {columns.dim.positions}"]
+    head[0] = f"const int line = (column + q) / {columns.pitch}, place = (column + q) % {columns.pitch};"
+    body = [*head, f"if ({' && '.join(inside)}) {{", *(f"  {x}" for x in _value_and_store(layout, 1)), "}"]
+    return ["UNROLL for (int q = 0; q < 2; ++q) {", *(f"  {x}" for x in body), "}"]
+
+
+def _in_pairs(layout: Layout) -> bool:
+    """Whether the two positions of an accumulator pair are neighbours in the output, aligned to both."""
+    columns, out = layout.columns, layout.problem.output
+    if columns.pitch % 2 or columns.dim.positions % 2 or (columns.count > 1 and columns.tile % 2):
+        return False
+    steps = {a: s for a, s in zip(out.axes, strides(out.shape), strict=True) if a}
+    return steps[columns.dim.position] == 1 and all(s % 2 == 0 for a, s in steps.items() if a != columns.dim.position)
+
+
+def _value_and_store(layout: Layout, width: int) -> list[str]:
+    problem, program = layout.problem, layout.problem.program
+    names, out = _position_names(layout), problem.output
+    column = layout.columns.dim.position
+    moved = names | {column: f"({names[column]} + e)"} if width > 1 else names
+    accumulator = "acc.v[v + e]" if width > 1 else "acc.v[v + q]"
+    at_hand = {problem.contractions[0].node: accumulator}
+    results = [("y[e] = {};", out.expr)]
+    along = (column,)
+    to, t = output_names(program)[0], stored_type(out.dtype)
+    at = output_offset(problem, names)
+    store = (
+        f"store_raw<{2 * out.dtype.bytes}, PLAIN>({to} + {at}, Pack<{t}>::template from<2>(y));"
+        if width > 1
+        else f"store_one({to} + {at}, y[0]);"
+    )
+    return [f"float y[{width}];", *vector_code(program, results, at_hand, names, moved, along, width, ordered=True), store]
+
+
+def _position_names(layout: Layout) -> dict[str, str]:
+    """Return the C expression of each axis of the output at a position."""
+    names = axis_names({"y_row": layout.rows}, layout.problem.program.extents)
+    names |= {d.position: f"tile.o{i}" for i, d in enumerate(layout.outer) if d.position}
+    if layout.lines.dim.position:
+        names[layout.lines.dim.position] = "at_row"
+    names[layout.columns.dim.position] = "at_col"
+    return {a: names.get(a, "0") for a in layout.problem.program.extents}

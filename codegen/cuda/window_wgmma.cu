@@ -1,0 +1,179 @@
+// window_wgmma.cu: convolutions on the matrix units. A tile of input positions comes to the chip once and serves every tap: it lies
+// as 16-byte vectors of 8 channels, positions beside each other, so that a tap is the same matrix some vectors further on.
+// PLANES 16-bit terms of each value; POINTS vectors (an odd number: no bank conflicts) for each 8 channels of a term.
+constexpr u32 TERM_BYTES = (KC / 8) * POINTS * 16, X_BYTES = PLANES * TERM_BYTES;
+constexpr u32 W_TERM = BM * KC * 2, W_BYTES = PLANES * W_TERM;
+using Weights = Ring<STAGES, W_BYTES, 4 * GROUPS, 1>;
+
+// Vectors of 8 values: rounded to 16-bit terms, in shared memory and in the workspace.
+DEV void shared_put16(u32 at, const Raw<16>& r) { asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" :: "r"(at), "r"(r.w[0]), "r"(r.w[1]), "r"(r.w[2]), "r"(r.w[3]) : "memory"); }
+DEV void fence_async_all() { asm volatile("fence.proxy.async;" ::: "memory"); }
+DEV u32 load_acquire(const u32* p) { u32 v; asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory"); return v; }
+// An operand without swizzle, contiguous along k in vectors of 8: rows 16 bytes apart, the next 8 of k `leading` bytes further on.
+DEV u64 desc_vectors(u32 at, u32 leading) { return (u64)((at & 0x3ffff) >> 4) | ((u64)(leading >> 4) << 16) | (8ull << 32); }
+// The 16-bit terms of 8 values: themselves, or (PLANES > 1) what the terms before leave. A value that is not finite is its own
+// first term and the others are 0; one beyond the largest 16-bit number is cut there, and the next term has the rest.
+DEV float term_of(float& rest) {
+  if constexpr (PLANES == 1) return rest;
+  else {
+    u32 bits = pack_bf16(rest, 0.f);
+    float term = bf16_lo(bits);
+    if (fabsf(term) == EQ_INF && fabsf(rest) != EQ_INF) term = __uint_as_float(__float_as_uint(rest) & 0xffff0000u);
+    rest = fabsf(term) < EQ_INF ? rest - term : 0.f;
+    return term;
+  }
+}
+template <class PUT> DEV void each_term(float (&v)[8], PUT put) {
+  repeat<PLANES>([&](auto p) {
+    float y[8];
+    UNROLL for (int i = 0; i < 8; ++i) y[i] = term_of(v[i]);
+    put((int)p, Pack<T>::template from<8>(y));
+  });
+}
+
+// The tile of the output a block works on: rows of channels, positions along rows and columns, and the outer positions.
+struct Tile {
+  int t, m, POSITION_FIELDS;
+  DEV Tile() : t((int)blockIdx.x - (int)gridDim.x) {}
+  DEV bool next() {
+    t += gridDim.x;
+    if (t >= TILES) return false;
+    int rest = t;
+    SPLIT_TILE
+    return true;
+  }
+};
+
+// The input's ring: CONVERTERS threads fill a slot, every consumer warp frees it.
+struct Inputs {
+  u32 data, bars, parity = 0;
+  int s = 0, last = -1;
+  DEV Inputs(u32 at, u32 barriers) : data(at), bars(barriers) {}
+  DEV u32 full(int i) const { return bars + 8 * i; }
+  DEV u32 empty(int i) const { return full(SLOTS + i); }
+  DEV void init() { for (int i = 0; i < SLOTS; ++i) { mbar_init(full(i), CONVERTERS); mbar_init(empty(i), 4 * GROUPS); } }
+  DEV void next() { if (++s == SLOTS) { s = 0; parity ^= 1; } }
+  DEV u32 acquire() { mbar_wait(empty(s), parity ^ 1); return data + s * X_BYTES; }
+  DEV void filled() { fence_async_shared(); mbar_arrive(full(s)); next(); }
+  DEV u32 wait() { mbar_wait(full(s), parity); return data + s * X_BYTES; }
+  DEV void release() { if (last >= 0 && lane_id() == 0) mbar_arrive(empty(last)); last = -1; }  // once its products are made
+  DEV void advance() { last = s; next(); }
+};
+
+// Every block takes parts of the weights until none is left and writes them to the workspace as the tiles that the ring takes:
+// a part is always taken by a block that runs, so that nobody waits for one that does not.
+DEV void pack_weights(WEIGHT_PARAMETERS, u8* workspace, u32* mine) {
+  u32* const counters = (u32*)workspace;
+  for (;;) {
+    if (threadIdx.x == 0) *mine = atomicAdd(counters, 1u);
+    __syncthreads();
+    const u32 part = *mine;
+    __syncthreads();
+    if (part >= PARTS) return;
+    for (int unit = part * UNITS + threadIdx.x; unit < min((int)(part + 1) * UNITS, WEIGHT_UNITS); unit += THREADS) {
+      SPLIT_UNIT
+      float v[8];
+      UNROLL for (int i = 0; i < 8; ++i) {
+        const int channel = from + i;
+        v[i] = 0.f;
+        WEIGHT
+      }
+      each_term(v, [&](int p, const Raw<16>& r) { store_raw<16, PLAIN>(workspace + HEAD + (i64)tile * W_BYTES + p * W_TERM + (vector * BM + row) * 16, r); });
+    }
+    __threadfence();
+    fence_async_all();
+    __syncthreads();
+    if (threadIdx.x == 0) atomicAdd(counters + 1, 1u);
+  }
+}
+// Waits until all parts are packed; the last block to have seen it makes the counters 0 again.
+DEV void await_weights(u8* workspace) {
+  u32* const counters = (u32*)workspace;
+  const u64 start = globaltimer();
+  while (load_acquire(counters + 1) < PARTS)
+    if (globaltimer() - start > SPIN_NS) { fault(); break; }
+  fence_async_all();
+  if (atomicAdd(counters + 2, 1u) == gridDim.x - 1) counters[0] = counters[1] = counters[2] = 0;
+}
+
+KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS, u8* __restrict__ workspace) {
+  extern __shared__ u8 raw[];
+  const u32 smem = (smem_u32(raw) + 127) & ~127u;
+  Inputs x(smem + 16, smem + 16 + SLOTS * X_BYTES + STAGES * (W_BYTES + 16));
+  Weights w(smem + 16 + SLOTS * X_BYTES);
+  if (threadIdx.x == 0) { x.init(); w.init(); }
+  for (u32 at = threadIdx.x * 16; at < SLOTS * X_BYTES; at += THREADS * 16) shared_put16(x.data + at, zero_raw<16>());
+  pack_weights(WEIGHT_ARGUMENTS, workspace, (u32*)(raw + (smem - smem_u32(raw))));
+  __syncthreads();
+  Tile tile;
+  const int wg = warpgroup();
+
+  if (wg == GROUPS) {
+    reg_dec<PRODUCER_REGISTERS>();
+    if (warp_in_group() == 0) {                                              // one thread brings the weights
+      if (lane_id() == 0) {
+        await_weights(workspace);
+        while (tile.next())
+          for (int k = 0; k < X_STEPS * TAPS; ++k, w.next()) {
+            const u32 slot = w.acquire();
+            bulk_load(slot, workspace + HEAD + ((i64)WEIGHT_TILE * (X_STEPS * TAPS) + k) * W_BYTES, W_BYTES, w.full(w.s));
+          }
+      }
+    } else {                                                                 // three warps bring the input
+      const int me = threadIdx.x - GROUPS * 128 - 32;
+      while (tile.next()) {
+        for (int step = 0; step < X_STEPS; ++step) {
+          SPLIT_STEP
+          const u32 slot = x.acquire();
+          for (int u = me; u < LOADS; u += CONVERTERS) {
+            SPLIT_LOAD
+            Raw<WIDTH * (int)sizeof(S)> in[8];                               //@columns
+            UNROLL for (int i = 0; i < 8; ++i) in[i] = WHOLE_CHANNEL within ? load_raw<WIDTH * (int)sizeof(S), PLAIN>(source + at + (i64)i * CHANNEL_STEP) : zero_raw<WIDTH * (int)sizeof(S)>();  //@columns
+            UNROLL for (int e = 0; e < WIDTH; ++e) {                         //@columns
+              const int column = first_column + e;                           //@columns
+              if (!(COLUMN_WANTED)) continue;                                //@columns
+              float v[8];                                                    //@columns
+              UNROLL for (int i = 0; i < 8; ++i) v[i] = Element<S>::get(in[i], e);  //@columns
+              const u32 to = slot + (vector * POINTS + POINT) * 16;          //@columns
+              each_term(v, [&](int p, const Raw<16>& r) { shared_put16(to + p * TERM_BYTES, r); });  //@columns
+            }                                                                //@columns
+            float v[8];                                                      //@channels
+            const Raw<8 * (int)sizeof(S)> in = within ? load_raw<8 * (int)sizeof(S), PLAIN>(source + at) : zero_raw<8 * (int)sizeof(S)>();  //@channels
+            UNROLL for (int i = 0; i < 8; ++i) v[i] = Element<S>::get(in, i);  //@channels
+            const u32 to = slot + (vector * POINTS + POINT) * 16;            //@channels
+            each_term(v, [&](int p, const Raw<16>& r) { shared_put16(to + p * TERM_BYTES, r); });  //@channels
+          }
+          x.filled();
+        }
+      }
+    }
+  } else {
+    reg_inc<CONSUMER_REGISTERS>();
+    const int first_row = wg * GROUP_ROWS, first_point = wg * GROUP_POINTS;
+    while (tile.next()) {
+      Acc<N> acc;
+      for (int step = 0; step < X_STEPS; ++step) {
+        const u32 input = x.wait() + first_point * 16;
+        for (int tap = 0; tap < TAPS; ++tap) {
+          const u32 weights = w.wait() + first_row * 16, shifted = input + SHIFT[tap] * 16;
+          wg_fence();
+          UNROLL for (int k = 0; k < KC / 16; ++k) {
+            PRODUCTS
+          }
+          wg_commit();
+          w.advance();                                                       // the products of the step before are made
+          if (tap == 0) x.release();
+        }
+        x.advance();
+      }
+      w.drain();
+      x.release();
+      pin(acc.v);
+      const int top = tile.m + first_row + warp_in_group() * 16 + lane_id() / 4;
+      Acc<N>::each_pair([&](int v, int half, int column) {
+        const int y_row = top + 8 * half;
+        FINISH
+      });
+    }
+  }
+}
