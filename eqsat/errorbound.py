@@ -20,10 +20,12 @@ from typing import Any
 
 import numpy as np
 
+from eqsat.cumulative import apply_prefix, prefix_errors
 from eqsat.evaluation import align, apply_pointwise, apply_reduction, contract_arrays, gather
 from eqsat.ir import Expr, Input, Output, Program
 from eqsat.ops import Array, Kind
 from eqsat.oracle import Float64, check_inputs, interpret, product_factors, pull_invariant, to_layout, widens
+from eqsat.prefix import Prefix
 from eqsat.slicing import evaluate_in_slices
 from eqsat.types import DType
 
@@ -190,6 +192,13 @@ class _RunningError:
             for k, p in self._contenders(e, arg, total, where).items():
                 errors = _add(errors, {_less(k, axes): self._most(p, where)})
         return self._settle(e, value, errors, lambda: self._row_doubt(e, arg, total, where))
+
+    def prefix(self, e: Expr, found: Prefix, arg: Bounded) -> Bounded:
+        """Propagate through a reduction of every prefix."""
+        value, total = apply_prefix(self._xp, e, found, arg.value), self._total(arg.errors)
+        confidence, unit = self._rounding.confidence, _unit(e.dtype)
+        errors, doubt = prefix_errors(self._xp, e, found, arg.value, arg.errors, total, confidence, unit)
+        return self._settle(e, value, self._storage(e, value, errors), lambda: doubt)
 
     def contract(self, e: Expr, factors: Sequence[Expr], axes: tuple[str, ...], args: Sequence[Bounded]) -> Bounded:
         """Propagate through a sum of products by further matrix products."""

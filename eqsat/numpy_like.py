@@ -29,6 +29,7 @@ from eqsat.array import (
 )
 from eqsat.contraction import einsum
 from eqsat.errors import ShapeError, UsageError
+from eqsat.scans import cummax, cummin, cumprod, cumsum
 from eqsat.types import DType, promote
 from eqsat.windows import avg_pool, conv, conv_transpose, depthwise_conv, max_pool, windows
 
@@ -49,6 +50,10 @@ __all__ = [
     "conv",
     "conv_transpose",
     "cos",
+    "cummax",
+    "cummin",
+    "cumprod",
+    "cumsum",
     "depthwise_conv",
     "einsum",
     "erf",

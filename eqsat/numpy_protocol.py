@@ -68,6 +68,7 @@ UFUNCS: Mapping[str, Callable[..., Array]] = {
 _REDUCTIONS = {
     "add": "sum", "multiply": "prod", "maximum": "max", "minimum": "min", "logical_and": "all", "logical_or": "any",
 }  # fmt: skip
+_SCANS = {"add": fn.cumsum, "multiply": fn.cumprod, "maximum": fn.cummax, "minimum": fn.cummin}
 
 
 def _var(x: Array, axis: Any = None, ddof: float = 0, keepdims: bool = False, correction: float | None = None) -> Array:
@@ -117,6 +118,8 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "expand_dims": expand_dims,
     "broadcast_to": broadcast_to,
     "concatenate": fn.concatenate,
+    "cumsum": fn.cumsum,
+    "cumprod": fn.cumprod,
     "sliding_window_view": fn.sliding_window_view,
     "stack": fn.stack,
     "split": fn.split,
@@ -141,7 +144,9 @@ def _unsupported(what: str) -> Array:
 
 
 def call_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Trace a call of a NumPy ufunc, or of its `reduce` method."""
+    """Trace a call of a NumPy ufunc, or of its `reduce` or `accumulate` method."""
+    if method == "accumulate" and ufunc.__name__ in _SCANS:
+        return _call(_SCANS[ufunc.__name__], f"np.{ufunc.__name__}.accumulate", inputs, {"axis": 0, **options})
     if method == "reduce" and ufunc.__name__ in _REDUCTIONS:
         return _call(getattr(fn, _REDUCTIONS[ufunc.__name__]), f"np.{ufunc.__name__}.reduce", inputs, {"axis": 0, **options})
     if method != "__call__" or ufunc.__name__ not in UFUNCS:

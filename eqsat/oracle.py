@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from eqsat.cumulative import apply_prefix
 from eqsat.errors import ShapeError, UsageError
 from eqsat.evaluation import (
     align,
@@ -26,6 +27,7 @@ from eqsat.evaluation import (
 )
 from eqsat.ir import Expr, Input, Program, apply, const
 from eqsat.ops import Array, Kind
+from eqsat.prefix import Prefix, prefix
 from eqsat.slicing import evaluate_in_slices
 from eqsat.types import promote
 
@@ -66,6 +68,10 @@ class Algebra(Protocol[V]):
         """Return the sum over `axes` of the product of the factors, without their join in memory."""
         ...
 
+    def prefix(self, e: Expr, found: Prefix, arg: V) -> V:
+        """Return the reduction of every prefix of the value of `found.operand`, without the masked values in memory."""
+        ...
+
     def access(self, e: Expr, arg: V) -> V:
         """Return a value read through an access map."""
         ...
@@ -87,6 +93,7 @@ class _Step:
     operands: tuple[Expr, ...]
     axes: tuple[str, ...] = ()
     contraction: bool = False
+    prefix: Prefix | None = None
 
 
 def interpret(roots: Sequence[Expr], algebra: Algebra[V]) -> list[V]:
@@ -111,6 +118,8 @@ def _evaluate_step(s: _Step, args: list[V], algebra: Algebra[V]) -> V:
         return algebra.pointwise(s.node, args)
     if kind is Kind.ACCESS:
         return algebra.access(s.node, args[0])
+    if s.prefix is not None:
+        return algebra.prefix(s.node, s.prefix, args[0])
     if s.contraction:
         return algebra.contract(s.node, s.operands, s.axes, args)
     return algebra.reduce(s.node, s.operands[0], s.axes, args[0])
@@ -135,8 +144,10 @@ def _steps(roots: Sequence[Expr], algebra: Algebra[V]) -> Iterator[_Step]:
 def _step(e: Expr, algebra: Algebra[V]) -> _Step:
     if e.row.kind is not Kind.REDUCE:
         return _Step(e, e.args)
+    if found := prefix(e):
+        return _Step(e, (found.operand,), (found.axis,), prefix=found)
     axes, body = [e.attrs[0]], e.args[0]
-    while e.op in _NESTED and body.op == e.op and algebra.keeps_nest(e):
+    while e.op in _NESTED and body.op == e.op and algebra.keeps_nest(e) and prefix(body) is None:
         axes.append(body.attrs[0])
         body = body.args[0]
     factors = algebra.factors(body, frozenset(axes)) if e.op == "sum" else (body,)
@@ -302,6 +313,10 @@ class Float64:
     def contract(self, e: Expr, factors: Sequence[Expr], axes: tuple[str, ...], args: Sequence[Array]) -> Array:
         """Return a sum of products by matrix products."""
         return contract_arrays(self._xp, [(v, f) for v, f in zip(args, factors, strict=True)], e)
+
+    def prefix(self, e: Expr, found: Prefix, arg: Array) -> Array:
+        """Return cumulative sums, products or extrema."""
+        return apply_prefix(self._xp, e, found, arg)
 
     def access(self, e: Expr, arg: Array) -> Array:
         """Return a gather, zero outside the operand."""

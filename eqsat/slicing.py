@@ -10,6 +10,7 @@ import numpy as np
 
 from eqsat.ir import Expr, Output, Program, read, rebuild
 from eqsat.ops import Array, Kind
+from eqsat.prefix import evaluated, prefix
 
 # Elements of the largest value of a slice: 256 KiB in float64, of which several fit a private cache.
 _SLICE_ELEMENTS = 1 << 15
@@ -38,9 +39,10 @@ def evaluate_in_slices(
     list of tuple of array, or None
         As `evaluate` would give for the whole.
     """
-    largest = max((e.type.elements for o in program.outputs for e in o.expr.walk()), default=0)
+    nodes = evaluated([o.expr for o in program.outputs])
+    largest = max((e.type.elements for e in nodes), default=0)
     limit = _SLICE_ELEMENTS if xp is np else _SLICE_ELEMENTS_GPU
-    by_products = xp is np and any(e.op == "sum" and _expands(e.args[0]) for o in program.outputs for e in o.expr.walk())
+    by_products = xp is np and any(e.op == "sum" and prefix(e) is None and _expands(e.args[0]) for e in nodes)
     if largest <= 2 * limit or by_products:
         return None
     axis = _choose(program, limit)
@@ -81,7 +83,7 @@ def _choose(program: Program, limit: int) -> str | None:
     shared = [a for a in program.outputs[0].axes if a and all(a in o.axes for o in program.outputs)]
     for axis in shared:
         extent = program.outputs[0].expr.type.extents[axis]
-        nodes = [e for o in program.outputs for e in o.expr.walk()]
+        nodes = evaluated([o.expr for o in program.outputs])
         fixed = sum(e.type.elements for e in nodes if axis not in e.axes)
         if extent > 1 and fixed <= 4 * limit and all(_is_pure(e, axis) for e in nodes) and _dimensions(program, axis) is not None:
             return axis

@@ -18,10 +18,11 @@ import numpy as np
 
 from eqsat.errorbound import Rounding, evaluate_with_bound
 from eqsat.evaluation import from_float64, to_float64
-from eqsat.ir import Expr, Input, Output, Program, apply, const, iota, substitute
+from eqsat.ir import Expr, Input, Output, Program, apply, const, iota, rebuild, substitute
 from eqsat.ir import reduce as reduce_expr
 from eqsat.ops import Array, Kind
 from eqsat.oracle import evaluate, product_factors, widens
+from eqsat.prefix import prefix
 from eqsat.search.device import Check
 from eqsat.types import DType
 
@@ -425,13 +426,21 @@ def _dropped_tiles(program: Program, at: int, p: Prepared, xp: Any) -> Iterator[
 
 def _without_last(node: Expr, stop: int) -> Expr:
     axis, body = node.attrs[0], node.args[0]
-    inside = apply("lt", iota(axis, body.type.extents[axis]), const(stop, DType.I64))
+    found = prefix(node)
+    if found is not None:  # the cut is in what is scanned, so that it is still a scan
+        short = apply("where", _below(axis, body, stop), found.operand, const(found.neutral, found.operand.dtype))
+        return rebuild(node, (substitute(body, {found.operand: short}),))
+    inside = _below(axis, body, stop)
     if node.op == "sum" and body.dtype is not DType.BOOL:
         return reduce_expr("sum", axis, apply("mul", body, apply("cast", inside, dtype=body.dtype)))
     identity = node.row.identity or 0.0
     if not body.dtype.is_float and math.isinf(identity):
         identity = math.copysign(2**31 - 1, identity)
     return reduce_expr(node.op, axis, apply("where", inside, body, const(identity, body.dtype)))
+
+
+def _below(axis: str, body: Expr, stop: int) -> Expr:
+    return apply("lt", iota(axis, body.type.extents[axis]), const(stop, DType.I64))
 
 
 # -- buffers -----------------------------------------------------------------------------------------------------------
