@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 from eqsat.codegen.cuda.online_simt import OnlineSimtFamily
+from eqsat.codegen.cuda.online_split import OnlineSplitFamily
 from eqsat.codegen.cuda.online_wgmma import OnlineWgmmaFamily
 from eqsat.codegen.cuda.point import PointFamily
 from eqsat.codegen.cuda.reduce import ReduceFamily
@@ -27,6 +28,7 @@ FAMILIES: tuple[Family, ...] = (
     WindowWgmmaFamily(),
     SimtFamily(),
     OnlineWgmmaFamily(),
+    OnlineSplitFamily(),
     OnlineSimtFamily(),
 )
 

@@ -1,0 +1,363 @@
+"""Dependent folds of few rows: many warps share out the keys, which stream once, at the rate at which memory can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from eqsat.access import Index
+from eqsat.codegen.cuda.bounds import L2_BYTES_PER_PROCESSOR, processors, traffic_ns, wave_factor
+from eqsat.codegen.cuda.emit import arguments, assemble, parameter_names, parameters, part, refuse_illegal, stored_type
+from eqsat.codegen.cuda.online_operand import Sheet, sheet
+from eqsat.codegen.cuda.online_print import Code, offset, outputs_over, row_values
+from eqsat.codegen.cuda.online_simt import computed_share, fold_bound_ns
+from eqsat.codegen.cuda.operand import axis_names, loads_of
+from eqsat.codegen.cuda.template import fill
+from eqsat.codegen.kernel import KernelSource, Rates, Schedule
+from eqsat.codegen.masks import ALWAYS, NEVER, Box, spans, vanishes
+from eqsat.codegen.online import Accumulated, OnlineProblem, outer_reductions
+from eqsat.codegen.printer import read_indices
+from eqsat.codegen.problem import Contraction, Problem
+from eqsat.codegen.targets import Target
+from eqsat.ir import Expr
+from eqsat.types import DType
+
+SHARED_LIMIT = 232448  # bytes a block may ask for on sm_90; 99 KB is what sm_86 and sm_89 give
+SHARED_EVERYWHERE = 101376
+_LIVE = 200  # operands, scores and sums that a thread can hold beside addresses (found by compiling)
+_MOST_BLOCKS = 1 << 20  # no bound on the blocks that may share a problem
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineSplitTile(Schedule):
+    """A warp takes `rows` rows and passes over its share of the keys, `keys` at a time.
+
+    `warps` of a block and `parts` blocks share the keys of a tile of rows; the blocks join their sums through the shared memory
+    of a cluster or (`memory`) through a workspace. `resident` blocks are to fit on one multiprocessor.
+    """
+
+    rows: int
+    keys: int
+    warps: int
+    parts: int
+    memory: int
+    resident: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """Rows of neighbouring batches that read the same keys and values: `size` positions of batch axis `axis` ("": none)."""
+
+    axis: str = ""
+    size: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Keys and values as matrices, what the rows are contracted with, the accumulator with values, the rows that share keys."""
+
+    rows: Contraction
+    keys: Sheet
+    values: Sheet
+    wide: Accumulated
+    packed: _Packed
+
+
+class OnlineSplitFamily:
+    """Dependent folds of bf16 and f16 operands by mma.sync (sm_80 and later; clusters need sm_90)."""
+
+    name = "online-split"
+    schedules: tuple[type[Schedule], ...] = (OnlineSplitTile,)
+
+    def legal(self, problem: Problem, schedule: Schedule) -> str | None:
+        """Return why the schedule cannot serve the problem, or None."""
+        if not isinstance(problem, OnlineProblem) or not isinstance(schedule, OnlineSplitTile):
+            return f"expected a dependent fold and an OnlineSplitTile; got {problem.family} and {type(schedule).__name__}"
+        found = _layout(problem)
+        return found if isinstance(found, str) else _schedule_refusal(problem, found, schedule)
+
+    def emit(self, problem: Problem, schedule: Schedule) -> KernelSource:
+        """Return the source."""
+        refuse_illegal(self.legal(problem, schedule), schedule)
+        assert isinstance(problem, OnlineProblem)
+        assert isinstance(schedule, OnlineSplitTile)
+        layout = _layout(problem)
+        assert isinstance(layout, _Layout)
+        s = schedule
+        batches, tiles = _tiles(problem, layout, s)
+        shared = _shared_bytes(layout, s)
+        return assemble(
+            problem.program,
+            s,
+            "online-split",
+            "\n".join([part("tile.cuh"), _constants(problem, layout, s), _kernel(problem, layout, s)]),
+            args=arguments(problem.program, workspace=bool(s.memory)),
+            workspace_bytes=4 * (_counters(batches * tiles) + batches * tiles * s.parts * _slot(layout, s)) if s.memory else 0,
+            grid=(batches * tiles * s.parts, 1, 1),
+            block=32 * s.warps,
+            cluster=1 if s.memory else s.parts,
+            shared_bytes=shared,
+            requires="sm_90" if (s.parts > 1 and not s.memory) or shared > SHARED_EVERYWHERE else "sm_80",
+        )
+
+    def bound_ns(self, problem: Problem, rates: Rates) -> float:
+        """Return the time that memory or the tensor cores need at the least; of the outputs alone where tiles may be masked out."""
+        assert isinstance(problem, OnlineProblem)
+        return fold_bound_ns(problem, rates, "bf16", _MOST_BLOCKS)
+
+    def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
+        """Return a model's time: keys and values from memory and caches, instructions, and the joining of the parts."""
+        assert isinstance(problem, OnlineProblem)
+        assert isinstance(schedule, OnlineSplitTile)
+        layout = _layout(problem)
+        assert isinstance(layout, _Layout)
+        s = schedule
+        batches, tiles = _tiles(problem, layout, s)
+        blocks, cores = batches * tiles * s.parts, processors(rates)
+        share = computed_share(problem, s.rows, s.keys)
+        # three quarters of a tile of each warp is on its way at a time
+        in_flight = min(blocks / cores, s.resident) * s.warps * s.keys * (layout.keys.inner + layout.values.inner) * 1.5
+        starved = max(1.0, 32768 / in_flight)
+        stream = share * traffic_ns(problem.program, rates) * starved * wave_factor(rates, blocks, s.resident)
+        pairs = batches * tiles * problem.shape[2] * share
+        from_caches = 2 * pairs * (layout.keys.inner + layout.values.inner) / (0.35 * L2_BYTES_PER_PROCESSOR * min(blocks, cores))
+        # instructions of a warp for 16 keys at two a ns for each of four schedulers; a warp of few neighbours waits for itself
+        wide = layout.keys.inner + layout.values.inner
+        work = 30 + wide * 0.25 + s.rows / 8 * (20 + wide * 0.15)
+        waits = max(1.0, 8 / (s.warps * min(blocks / cores, s.resident)))
+        busy = pairs / 16 * work * waits / (6.0 * min(blocks, cores))
+        joined = 1200.0 + 25.0 * s.parts * (2 if s.memory else 1) + 500.0 * s.memory
+        return (
+            max(stream, from_caches, busy, self.bound_ns(problem, rates)) + (joined if s.parts > 1 else 500.0) + rates.launch_ns
+        )
+
+    def serves(self, target: Target) -> bool:
+        """Return whether its kernels run on a target: mma.sync of bf16 came with sm_80."""
+        return target.kind == "cuda" and target.capability >= 80
+
+
+def _layout(problem: OnlineProblem) -> _Layout | str:
+    c = problem.contraction
+    if c is None or len(problem.wide) != 1:
+        return "it serves scores that are contracted and one accumulator with value axes"
+    wide = problem.wide[0]
+    if any(a.value.op != "const" or a.value.attrs[0] != 1 for a in problem.accumulators if not a.axes):
+        return "beside it, it sums the weights alone"
+    if problem.dtype is not DType.F32 or c.node.dtype.accumulator is not DType.F32:
+        return "the matrix units accumulate in f32"
+    if problem.floor > -1e30:
+        return f"a maximum of at least {problem.floor} is not carried"
+    packed = _packing(problem, [c.b, wide.value])
+    names = _places(problem, packed)
+    found = [sheet(problem, c.b, problem.d, problem.over, names), sheet(problem, wide.value, wide.axes, problem.over, names)]
+    sheets = [f for f in found if isinstance(f, Sheet)]
+    if len(sheets) < 2:
+        return next(f for f in found if isinstance(f, str))
+    keys, values = sheets
+    if not keys.dtype is values.dtype is wide.weight.dtype is c.a.dtype:
+        return f"rows, keys, weights and values are {c.a.dtype}, {keys.dtype}, {wide.weight.dtype} and {values.dtype}"
+    if keys.inner % 8 or values.inner % 8 or max(keys.inner, values.inner) > 256:
+        return f"{keys.inner} contracted and {values.inner} value positions; it takes up to 256 in steps of 8"
+    return _Layout(c, keys, values, wide, packed)
+
+
+def _packing(problem: OnlineProblem, operands: list[Expr]) -> _Packed:
+    """Return the batch axis on which keys and values depend only through its quotient by the same number (grouped heads)."""
+    ext = problem.program.extents
+    seen: dict[str, set[int]] = {}
+    for e in loads_of(operands, {}):
+        for index in read_indices(e)[1]:
+            for axis, divisor in _divisors(index.simplify(ext)):
+                seen.setdefault(axis, set()).add(divisor)
+    shared = [
+        _Packed(a, min(found)) for a, found in seen.items() if a in problem.batch and len(found) == 1 and ext[a] % min(found) == 0
+    ]
+    return max(shared, key=lambda p: p.size, default=_Packed())
+
+
+def _divisors(index: Index) -> list[tuple[str, int]]:
+    """Return each axis in an index expression with the number by which it is divided first of all (1: it is not)."""
+    if index.op == "axis":
+        return [(index.name, 1)]
+    if index.op == "div" and index.args[0].op == "axis":
+        return [(index.args[0].name, index.value)]
+    return [found for a in index.args for found in _divisors(a)]
+
+
+def _places(problem: OnlineProblem, packed: _Packed, row: str = "0", **groups: tuple[str, ...]) -> dict[str, str]:
+    """Return the C expression of each axis at flat `row` of flat `batch`; rows of one position of m lie side by side."""
+    ext = dict(problem.program.extents)
+    if packed.axis:
+        ext[packed.axis] //= packed.size
+    at = f"({row} / {packed.size})" if packed.size > 1 else row
+    names = axis_names({"batch": problem.batch, at: problem.m, **groups}, ext)
+    if packed.axis:
+        names[packed.axis] = f"({names[packed.axis]} * {packed.size} + {row} % {packed.size})"
+    return names
+
+
+def _rows(problem: OnlineProblem, packed: _Packed) -> tuple[int, int]:
+    """Return the batches, and the rows of each, once neighbouring batches that share their keys are rows."""
+    batch, m, *_ = problem.shape
+    return batch // packed.size, m * packed.size
+
+
+def _tiles(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> tuple[int, int]:
+    batches, m = _rows(problem, layout.packed)
+    return batches, -(-m // s.rows)
+
+
+def _schedule_refusal(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> str | None:
+    if s.rows not in (8, 16, 32) or s.keys not in (16, 32, 64) or not 1 <= s.warps <= 16 or s.resident < 1:
+        return "a warp takes 8, 16 or 32 rows and 16, 32 or 64 keys at a time, a block has 1 to 16 warps"
+    if s.memory not in (0, 1) or not 1 <= s.parts <= (64 if s.memory else 8) or (s.memory and s.parts == 1):
+        return "the keys have 1 to 8 parts in a cluster, 2 to 64 through memory"
+    _, m = _rows(problem, layout.packed)
+    if s.rows > 8 and s.rows >= 2 * m:
+        return f"{s.rows} rows for {m}"
+    if s.parts * s.warps >= 2 * max(1, problem.shape[2] // s.keys):
+        return f"{s.parts} parts of {s.warps} warps for {problem.shape[2]} keys"
+    if s.resident * s.warps * 32 * (live := _live(layout, s)) > 65536 - 32 * s.resident * s.warps * 30 or live > _LIVE:
+        return f"{live} operands, scores and sums for each of {32 * s.warps} threads, {s.resident} times"
+    if (taken := _shared_bytes(layout, s)) * s.resident > SHARED_LIMIT:
+        return f"{taken} bytes of sums, {s.resident} times; a multiprocessor has {SHARED_LIMIT}"
+    return None
+
+
+def _live(layout: _Layout, s: OnlineSplitTile) -> int:
+    """Count the registers of a thread that hold rows, keys, values, scores and sums."""
+    groups, chunks, bands = s.rows // 8, -(-layout.keys.inner // 32), -(-layout.values.inner // 64)
+    return groups * (4 * chunks + 16 * bands) + s.keys // 16 * (8 * chunks + 16 * bands) + s.keys // 2 * -(-groups // 2)
+
+
+def _shared_bytes(layout: _Layout, s: OnlineSplitTile) -> int:
+    return 4 * s.rows * (s.warps * (layout.values.inner + 1) + 2 * s.warps + 4 + max(s.warps, s.parts))
+
+
+def _counters(places: int) -> int:
+    return -(-places // 32) * 32
+
+
+def _slot(layout: _Layout, s: OnlineSplitTile) -> int:
+    return s.rows * (layout.values.inner + 2)
+
+
+def _constants(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> str:
+    batches, tiles = _tiles(problem, layout, s)
+    values = {
+        "M": _rows(problem, layout.packed)[1], "KEYS_ALL": problem.shape[2], "ROWS": s.rows, "KEYS": s.keys, "WARPS": s.warps,
+        "PARTS": s.parts, "ROW_TILES": tiles, "RESIDENT": s.resident, "D": layout.keys.inner, "N": layout.values.inner,
+        "COUNTERS": _counters(batches * tiles),
+    }  # fmt: skip
+    lines = [f"constexpr int {name} = {value};" for name, value in values.items()]
+    lines.append(f"constexpr i64 KEY_STRIDE = {layout.keys.row_stride}, VALUE_STRIDE = {layout.values.row_stride};")
+    return "\n".join([*lines, f"using T = {stored_type(layout.keys.dtype)};"])
+
+
+def _kernel(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> str:
+    joining = "alone" if s.parts == 1 else "memory" if s.memory else "cluster"
+    flags = {joining, *(["apart"] if joining != "cluster" else [])}
+    pointers = parameter_names(problem.program)
+    tile, row_lines, key_lines = _box(problem, layout.packed)
+    nothing = vanishes(problem.score, tile)
+    slots = {
+        "PARAMETERS": [parameters(problem.program, "float" if s.memory else "")],
+        "KEYS_AT": [f"{pointers[layout.keys.name]} + (i64)({layout.keys.number}) * {layout.keys.step}"],
+        "VALUES_AT": [f"{pointers[layout.values.name]} + (i64)({layout.values.number}) * {layout.values.step}"],
+        "ROW_SPANS": row_lines,
+        "KEY_SPANS": key_lines,
+        "SKIP": [nothing if nothing not in (ALWAYS, NEVER) else "false"],
+        "MMA": ["mma16816" if layout.keys.dtype is DType.BF16 else "mma16816_f16"],
+        "PACK": [f"pack_{layout.keys.dtype}"],
+        "LEFT": _left(problem, layout),
+        "SCORES": _scores(problem, layout, whole=problem.shape[2] % s.keys == 0),
+        "NAN_OF": ["most - most"],  # NaN where a whole row is masked out, as (-inf) - (-inf) is; else 0
+        "ROW_OUTPUTS": _row_outputs(problem, layout, "rank == 0" if joining == "cluster" else ""),
+        "STORE": _store(problem, layout),
+    }
+    return fill(part("online_split.cu"), flags, slots)
+
+
+def _box(problem: OnlineProblem, packed: _Packed) -> tuple[Box, list[str], list[str]]:
+    """Return the box of a tile, the lines that name its ends of rows and what is uniform in it, those that name its ends of keys."""
+    ext = problem.program.extents
+    low, high = (_places(problem, packed, str(r)) for r in (0, packed.size - 1))
+    span = {a: (low[a], high[a]) for a in problem.batch}
+    ends = [f"{x} / {packed.size}" if packed.size > 1 else x for x in ("first_row", "last_row")]
+    row_spans, row_lines = spans([(a, ext[a]) for a in problem.m], ends[0], ends[1], "row_span", "int")
+    key_spans, key_lines = spans([(a, ext[a]) for a in problem.over], "first", "last", "key_span", "int")
+    used = {e.attrs[0] for e in problem.score.walk() if e.op == "iota"}
+    before = row_lines if used & set(problem.m) else []  # grows as masks ask for uniform values
+    fixed = frozenset(problem.batch) - {packed.axis}
+    known: dict[str, str] = {}
+
+    def uniform(e: Expr) -> str | None:
+        if not e.axes <= fixed or any(x.op == "iota" for x in e.walk()) or outer_reductions([e]):
+            return None
+        if e.digest not in known:
+            lines, (value,) = Code(problem, low, {}, f"uniform{len(known)}_").lines([e])
+            known[e.digest] = f"uniform{len(known)}"
+            before.extend([*lines, f"const i64 {known[e.digest]} = {value};"])
+        return known[e.digest]
+
+    return Box(span | row_spans | key_spans, ext, uniform), before, key_lines if used & set(problem.over) else []
+
+
+def _left(problem: OnlineProblem, layout: _Layout) -> list[str]:
+    """Print position `d` of row `row`, as it is contracted with the keys."""
+    lines, (value,) = Code(problem, _places(problem, layout.packed, "row", d=problem.d), {}, "t", "at").lines([layout.rows.a])
+    return [*lines, f"x[e] = (float)({value});"]
+
+
+def _scores(problem: OnlineProblem, layout: _Layout, *, whole: bool) -> list[str]:
+    """Print the score of each element from its product; `whole`: all keys of a tile exist."""
+    if whole and problem.score == layout.rows.node:
+        return []
+    names = _places(problem, layout.packed, "row", key=problem.over)
+    lines, (value,) = Code(problem, names, {layout.rows.node: "dot"}, "t", "at").lines([problem.score])
+    key = "first + 8 * i + 2 * t + e"
+    return [
+        "UNROLL for (int r = 0; r < GROUPS; ++r) {",
+        "  const int row = min(first_row + 8 * r + g, M - 1);",
+        "  UNROLL for (int i = 0; i < KEYS / 8; ++i)",
+        "    UNROLL for (int e = 0; e < 2; ++e) {",
+        f"      const int key = {key if whole else f'min({key}, KEYS_ALL - 1)'};",
+        "      const float dot = s[i][r / 2][2 * (r % 2) + e];",
+        *(f"      {line}" for line in lines),
+        f"      s[i][r / 2][2 * (r % 2) + e] = {value if whole else f'{key} < KEYS_ALL ? (float)({value}) : -EQ_INF'};",
+        "    }",
+        "}",
+    ]
+
+
+def _at_row(problem: OnlineProblem) -> dict[Expr, str]:
+    return row_values(problem, "most", {a.node: "(total + nan)" for a in problem.accumulators if not a.axes})
+
+
+def _row_outputs(problem: OnlineProblem, layout: _Layout, condition: str) -> list[str]:
+    """Print the outputs over the rows alone: by one block of those that share the keys."""
+    alone = outputs_over(problem, ())
+    if not alone:
+        return []
+    names = _places(problem, layout.packed, "row")
+    lines, values = Code(problem, names, _at_row(problem), "t", "at").lines([o.expr for o, _ in alone])
+    stores = [f"store_one({name} + {offset(o, names)}, {v});" for (o, name), v in zip(alone, values, strict=True)]
+    return [
+        f"if ({condition or 'true'})",
+        "  for (int i = threadIdx.x; i < ROWS && first_row + i < M; i += THREADS) {",
+        "    const int row = first_row + i;",
+        "    const float most = top_all[i], nan = NAN_OF, total = total_all[i];".replace("NAN_OF", "most - most"),
+        *(f"    {line}" for line in (*lines, *stores)),
+        "  }",
+    ]
+
+
+def _store(problem: OnlineProblem, layout: _Layout) -> list[str]:
+    """Print the outputs over rows and values at row `row` and value position `col`."""
+    axes = layout.wide.axes
+    over = outputs_over(problem, axes)
+    names = _places(problem, layout.packed, "row", col=axes)
+    at_hand: Mapping[Expr, str] = _at_row(problem) | {layout.wide.node: "(x + nan)"}
+    lines, values = Code(problem, names, at_hand, "t", "at").lines([o.expr for o, _ in over])
+    stores = [f"store_one({name} + {offset(o, names)}, {v});" for (o, name), v in zip(over, values, strict=True)]
+    return [*lines, *stores]
