@@ -168,8 +168,45 @@ class GroupedContractProblem:
         return sum(p.flops for p in self.parts)
 
 
+@dataclass(frozen=True, slots=True)
+class SummedContractProblem:
+    """A sum of contractions, each over axes of its own: one accumulator, to which each adds its products; and an epilogue.
+
+    Each of the `terms` is one of the contractions, with its own operands and summed axes, and the rows, columns and batch of all;
+    `node` is their sum.
+    """
+
+    program: Program
+    terms: tuple[ContractProblem, ...]
+    node: Expr
+    family: str = "contract"
+
+    @property
+    def parts(self) -> tuple[ContractProblem, ...]:
+        """The one output: the first term, as if its contraction were the sum."""
+        lead = self.terms[0]
+        whole = dataclasses.replace(lead.contractions[0], node=self.node)
+        return (dataclasses.replace(lead, contractions=(whole,)),)
+
+    @property
+    def statistics(self) -> tuple[Expr, ...]:
+        """No statistics: the terms have no left operand in common."""
+        return ()
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Extents (batch, m, n, k), k the summed positions of all terms."""
+        b, m, n, _ = self.terms[0].shape
+        return b, m, n, sum(t.shape[3] for t in self.terms)
+
+    @property
+    def flops(self) -> int:
+        """Multiply-adds of all contractions, counted as two operations."""
+        return sum(t.flops for t in self.terms)
+
+
 Contract: TypeAlias = ContractProblem | GroupedContractProblem
-Problem: TypeAlias = "PointProblem | ReduceProblem | Contract | OnlineProblem"
+Problem: TypeAlias = "PointProblem | ReduceProblem | Contract | SummedContractProblem | OnlineProblem"
 
 
 def nest(node: Expr) -> tuple[tuple[str, ...], Expr]:
@@ -256,12 +293,14 @@ def _load_order(program: Program, axes: frozenset[str]) -> tuple[str, ...]:
     return best[1]
 
 
-def contract_problem(program: Program) -> Contract | str:
+def contract_problem(program: Program) -> Contract | SummedContractProblem | str:
     """Return the contract problem, or why it is none."""
     if refusal := _access_refusal(program):
         return refusal
     if len(program.outputs) == 1:
-        return _contract_of(program)
+        alone = _contract_of(program)
+        summed = _summed_of(program) if isinstance(alone, str) else None
+        return summed or alone
     found: list[ContractProblem] = []
     for o in program.outputs:
         one = _contract_of(Program(program.inputs, (o,)))
@@ -289,6 +328,33 @@ def _contract_of(program: Program) -> ContractProblem | str:
         contractions = [Contraction(c.node, c.b, c.a) for c in contractions]
     contractions = [c if c.a == contractions[0].a else Contraction(c.node, c.b, c.a) for c in contractions]
     return _checked_contract(program, contractions, others)
+
+
+def _summed_of(program: Program) -> SummedContractProblem | None:
+    """Return the problem of a sum of contractions over different axes, None if the program's reductions are no such sum."""
+    nodes = outermost_reductions(program)
+    found = [c for e in nodes if (c := _contraction(e)) is not None]
+    if len(nodes) < 2 or len(found) < len(nodes):
+        return None
+    by_node = {c.node: c for c in found}
+    sums = (e for e in program.walk() if e.op == "add" and set(_summands(e)) == by_node.keys())
+    node = next((e for e in sums if len(_summands(e)) == len(found)), None)
+    if node is None:
+        return None
+    terms: list[ContractProblem] = []
+    out = program.outputs[0]
+    last = next((a for a in reversed(out.axes) if a), "")
+    for c in (by_node[e] for e in _summands(node)):
+        turned = Contraction(c.node, c.b, c.a) if last in c.a.axes - c.b.axes else c
+        one = _checked_contract(program, [turned], [])
+        if isinstance(one, str) or (terms and (one.batch, one.m, one.n) != (terms[0].batch, terms[0].m, terms[0].n)):
+            return None
+        terms.append(one)
+    return SummedContractProblem(program, tuple(sorted(terms, key=lambda t: -t.shape[3])), node)
+
+
+def _summands(e: Expr) -> list[Expr]:
+    return [x for a in e.args for x in _summands(a)] if e.op == "add" else [e]
 
 
 def _grouped(program: Program, found: list[ContractProblem]) -> GroupedContractProblem | str:

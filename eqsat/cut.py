@@ -21,7 +21,8 @@ class Mode:
     `over` are the reduced axes. For "reduce", `free` holds the axes of the reductions' results; for "contract" the axes of
     the products' sums, and `shared` the loads of each operand that all contractions have in common. What is reduced beside
     contractions is a statistic of such an operand, taken in the same pass: `summed` are the loads that reductions go over,
-    and `nested` says that one of them needs another's result. "online" is a dependent fold: `score` says which class
+    and `nested` says that one of them needs another's result. A sum of contractions over different axes is one accumulator, to
+    which each adds in turn: then `over` are the axes of all, and nothing is shared. "online" is a dependent fold: `score` says which class
     the pivot is taken of, what that loads and what anchors it; all parts of one region have the same score.
     """
 
@@ -51,9 +52,10 @@ class Cut:
 
 
 _POINT = Mode()
+_NOTHING_SHARED: frozenset[frozenset[Load]] = frozenset([frozenset()])
 
 
-def join(modes: list[Mode], axes: frozenset[str], *, small: bool = False) -> Mode | None:
+def join(modes: list[Mode], axes: frozenset[str], *, small: bool = False, added: bool = False) -> Mode | None:
     """Return the mode of a pointwise node over parts of these modes, or None where no family could serve it.
 
     Parameters
@@ -63,13 +65,17 @@ def join(modes: list[Mode], axes: frozenset[str], *, small: bool = False) -> Mod
         Axes of the node.
     small : bool
         Whether the node has so few elements that a reduction may be done again for each position of the axes it lacks.
+    added : bool
+        Whether the node is the sum of the parts.
     """
     anchored = [m for m in modes if m.family != "point"]
     if not anchored:
         return _POINT
     lead = anchored[0]
     if any(m.over != lead.over for m in anchored):
-        return None
+        alike = all(m.family == "contract" and m.free == axes and not m.summed for m in modes)
+        over = frozenset().union(*(m.over for m in modes))
+        return Mode("contract", over, axes, _NOTHING_SHARED) if added and alike else None
     free = frozenset().union(*(m.free for m in anchored))
     if any(m.family == "online" for m in anchored):
         same = all(m.family == "online" and m.score == lead.score for m in anchored)

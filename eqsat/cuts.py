@@ -184,12 +184,12 @@ class Cuts:
     def _load(self, c: int) -> Cut:
         return Cut(_LOADED, frozenset(), frozenset([("buf", c)]), 0.0, ("load", c))
 
-    def _join(self, parts: Sequence[Cut], axes: frozenset[str]) -> Mode | None:
+    def _join(self, parts: Sequence[Cut], axes: frozenset[str], *, added: bool) -> Mode | None:
         """Return the mode of a node over these parts; modes are one object each, so their identities tell them apart."""
-        key: tuple[Any, ...] = (axes, *[id(p.mode) for p in parts])
+        key: tuple[Any, ...] = (added, axes, *[id(p.mode) for p in parts])
         if key not in self._joined:
             over = frozenset().union(*(p.mode.over for p in parts))
-            found = join([p.mode for p in parts], axes, small=self.elements(axes | over) <= _SMALL)
+            found = join([p.mode for p in parts], axes, small=self.elements(axes | over) <= _SMALL, added=added)
             self._joined[key] = None if found is None else self._modes.setdefault(found, found)
         return self._joined[key]
 
@@ -257,7 +257,7 @@ class Cuts:
         own, name, limits = row.weight * self.elements(axes), row.name, self.limits
         for parts in self._fresh(n.children) if not self._groupings.redundant(c, n) else self._fresh_groups(n):
             self._met += 1
-            mode = self._join(parts, axes)
+            mode = self._join(parts, axes, added=name == "add")
             if mode is None or self._is_dear(c, mode.family, max([p.rank for p in parts])):
                 continue
             loads = parts[0].loads.union(*[p.loads for p in parts[1:]])

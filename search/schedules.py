@@ -10,7 +10,7 @@ from eqsat.codegen.cpu import families as cpu
 from eqsat.codegen.cuda import families as cuda
 from eqsat.codegen.kernel import Family, Schedule
 from eqsat.codegen.online import OnlineProblem
-from eqsat.codegen.problem import Contract, PointProblem, Problem
+from eqsat.codegen.problem import Contract, PointProblem, Problem, SummedContractProblem
 
 Space = tuple[str, tuple[int, ...]]  # constructor of the space, and its integer key
 
@@ -35,7 +35,7 @@ def space_of(problem: Problem) -> Space:
     """Return the key of the schedule space of a problem: problems of equal extents share one space."""
     if isinstance(problem, PointProblem):
         return "PointSpace", (problem.output.expr.type.elements,)
-    if isinstance(problem, Contract):
+    if isinstance(problem, Contract | SummedContractProblem):
         return "ContractSpace", problem.shape
     if isinstance(problem, OnlineProblem):
         return "OnlineSpace", problem.shape

@@ -25,6 +25,7 @@ KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
           LOAD_A
           LOAD_B
         }
+        MORE
       }
     }
   } else {                                                                  // consumers: TILES x 64 rows each

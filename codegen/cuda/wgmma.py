@@ -34,11 +34,12 @@ from eqsat.codegen.cuda.operand import (
 from eqsat.codegen.cuda.template import fill
 from eqsat.codegen.kernel import Arg, BufferArg, KernelSource, Rates, Schedule, TensorMapArg
 from eqsat.codegen.printer import is_load, print_statements
-from eqsat.codegen.problem import Contract, ContractProblem, Problem, nest
+from eqsat.codegen.problem import Contract, ContractProblem, Problem, SummedContractProblem, nest
 from eqsat.codegen.targets import Target
 from eqsat.ir import Expr
 from eqsat.types import DType
 
+Served = Contract | SummedContractProblem
 SHARED_BYTES = 233472  # shared memory of a multiprocessor of sm_90 (CUDA programming guide, compute capabilities)
 SHARED_RESERVED = 1024  # of it, for each block
 SMS = 132  # multiprocessors of the SXM parts of sm_90; a persistent grid of another size is correct too
@@ -76,6 +77,7 @@ class Layout:
     `a` is the left operand as it lies in memory, or the first matrix that it is computed from (`left`).
     `bs` are the right operands of each part. The tiles of all parts lie side by side, each part's in whole clusters: `starts` are
     the first columns of the parts, then the end.
+    `more` are the operands of further terms of a sum, and how long their sums are.
     `a_rows` rows of the left operand are loaded for each tile: of a tile of 64 rows only those that there are. The matrix units
     read on into the right operand's tile behind them, which makes rows of the accumulator that nobody stores.
     """
@@ -90,6 +92,7 @@ class Layout:
     buffers: int
     stages: int
     left: Left | None = None
+    more: tuple[tuple[Operand, Operand, int], ...] = ()
 
     @property
     def lefts(self) -> tuple[Operand, ...]:
@@ -110,7 +113,7 @@ class WgmmaFamily:
 
     def legal(self, problem: Problem, schedule: Schedule) -> str | None:
         """Return why the schedule cannot serve the problem, or None."""
-        if not isinstance(problem, Contract) or not isinstance(schedule, WgmmaTile):
+        if not isinstance(problem, Served) or not isinstance(schedule, WgmmaTile):
             return "it serves contractions with a WgmmaTile"
         found = _layout(problem, schedule)
         return found if isinstance(found, str) else None
@@ -118,7 +121,7 @@ class WgmmaFamily:
     def emit(self, problem: Problem, schedule: Schedule) -> KernelSource:
         """Return the source for sm_90a."""
         refuse_illegal(self.legal(problem, schedule), schedule)
-        assert isinstance(problem, Contract)
+        assert isinstance(problem, Served)
         assert isinstance(schedule, WgmmaTile)
         layout = _layout(problem, schedule)
         assert isinstance(layout, Layout)
@@ -147,12 +150,12 @@ class WgmmaFamily:
 
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
         """Return the time that memory or the tensor cores need at the least."""
-        assert isinstance(problem, Contract)
+        assert isinstance(problem, Served)
         return max(traffic_ns(problem.program, rates), problem.flops / rates.rate("bf16"))
 
     def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
         """Return a model's time: padded tiles in whole waves, larger tiles nearer the rate, and the fill of the ring."""
-        assert isinstance(problem, Contract)
+        assert isinstance(problem, Served)
         assert isinstance(schedule, WgmmaTile)
         s = schedule
         batch, m, n, _ = problem.shape
@@ -168,7 +171,7 @@ class WgmmaFamily:
         return target.arch == "sm_90a"
 
 
-def _layout(problem: Contract, s: WgmmaTile) -> Layout | str:
+def _layout(problem: Served, s: WgmmaTile) -> Layout | str:
     left = _left(problem.parts[0])
     if isinstance(left, str):
         return left
@@ -186,10 +189,15 @@ def _layout(problem: Contract, s: WgmmaTile) -> Layout | str:
         ):
             return refusal
         found.append(rights)
+    more = _further_terms(problem, a) if isinstance(problem, SummedContractProblem) else ()
+    if isinstance(more, str):
+        return more
+    if more and (computed is not None or any(x.k_major != a.k_major for x, _, _ in more)):
+        return "the left operands of a sum of contractions are read alike, and none is computed"
     bs = tuple(found)
-    every = [b for group in bs for b in group]
+    every = [*(b for group in bs for b in group), *(b for _, b, _ in more)]
     lefts = (a,) if computed is None else tuple(o for _, o in computed.staged)
-    if not all(o.aligned(8) for o in (*lefts, *every)):
+    if not all(o.aligned(8) for o in (*lefts, *every, *(x for x, _, _ in more))):
         return "TMA needs every stride of its operands to be a multiple of 16 bytes"
     if len({b.k_major for b in every}) > 1:
         return "its right operands lie in different orders"
@@ -204,7 +212,22 @@ def _layout(problem: Contract, s: WgmmaTile) -> Layout | str:
     if stages < 3:
         return f"only {stages} stages of {slot} bytes fit into shared memory; a ring needs 3"
     tiles = s.bm // 64 if s.pingpong else s.bm // (64 * s.groups)
-    return Layout(a, a_rows, bs, _starts(problem, s.bn * s.cn), staged, tiles, slot, buffers, stages, computed)
+    return Layout(a, a_rows, bs, _starts(problem, s.bn * s.cn), staged, tiles, slot, buffers, stages, computed, more)
+
+
+def _further_terms(problem: SummedContractProblem, a: Operand) -> tuple[tuple[Operand, Operand, int], ...] | str:
+    """Return operands and length of every term of a sum but the first, or why one is no product of matrices."""
+    out: list[tuple[Operand, Operand, int]] = []
+    for t in problem.terms[1:]:
+        left, rights = operand(t, t.contractions[0].a, t.m), _rights(t, a.dtype)
+        if isinstance(left, str):
+            return left
+        if isinstance(rights, str):
+            return rights
+        if left.dtype is not a.dtype:
+            return f"its left operands are {a.dtype} and {left.dtype}"
+        out.append((left, rights[0], t.shape[3]))
+    return tuple(out)
 
 
 def _left(problem: ContractProblem) -> Operand | Left | str:
@@ -231,7 +254,7 @@ def _rights(problem: ContractProblem, dtype: DType) -> tuple[Operand, ...] | str
     return tuple(out)
 
 
-def _starts(problem: Contract, step: int) -> tuple[int, ...]:
+def _starts(problem: Served, step: int) -> tuple[int, ...]:
     """Return where the columns of each part begin if each has whole steps, and where the last ends."""
     return tuple(itertools.accumulate((-(-p.shape[2] // step) * step for p in problem.parts), initial=0))
 
@@ -310,7 +333,7 @@ def _panel(s: WgmmaTile) -> int:
     return next(p for p in (64, 32, 16) if s.bn % p == 0)
 
 
-def _loaded_rows(problem: Contract, s: WgmmaTile, a: Operand, bs: tuple[Operand, ...]) -> int:
+def _loaded_rows(problem: Served, s: WgmmaTile, a: Operand, bs: tuple[Operand, ...]) -> int:
     """Return the rows of the left operand to load for a tile: all, or of a tile of 64 only what few rows there are."""
     rows = -(-problem.shape[1] // 8) * 8
     behind = sum(_tile_bytes(b, s.bn) for b in bs)
@@ -360,13 +383,15 @@ def _wrapper(layout: Layout, s: WgmmaTile) -> str:
     )
 
 
-def _constants(problem: Contract, s: WgmmaTile, layout: Layout) -> str:
-    batch, m, n, k = problem.shape
+def _constants(problem: Served, s: WgmmaTile, layout: Layout) -> str:
+    batch, m, n, _ = problem.shape
+    k = problem.parts[0].shape[3]
     if len(layout.bs) > 1:
         n = layout.starts[-1]
+    steps = sum(-(-x // 64) for x in (k, *(more for _, _, more in layout.more)))
     producer, consumer = REGISTERS[s.groups]
     values = {
-        "BATCH": batch, "M": m, "N": n, "K": k, "STEPS": -(-k // 64),
+        "BATCH": batch, "M": m, "N": n, "K": k, "STEPS": steps,
         "BM": s.bm, "A_ROWS": layout.a_rows, "BN": s.bn, "GROUPS": s.groups, "TILES": layout.tiles, "CM": s.cm, "CN": s.cn, "RASTER": s.raster,
         "STAGES": layout.stages, "LEFTS": len(layout.lefts), "COUNT": len(layout.bs[0]), "STATISTICS": len(problem.statistics),
         "CONSUMER_WARPS": 4 * (1 if s.pingpong else s.groups),
@@ -384,7 +409,7 @@ def _constants(problem: Contract, s: WgmmaTile, layout: Layout) -> str:
     )
 
 
-def _kernel(problem: Contract, s: WgmmaTile, layout: Layout) -> str:
+def _kernel(problem: Served, s: WgmmaTile, layout: Layout) -> str:
     cluster = s.cm * s.cn > 1
     flags = {
         "cluster" if cluster else "alone",
@@ -411,13 +436,24 @@ def _kernel(problem: Contract, s: WgmmaTile, layout: Layout) -> str:
             f"B::load(slot + LEFTS * A::bytes + {c} * B::bytes, {m}, full, {column}, k, tile.batch, rm, same_columns);"
             for c, m in enumerate(maps)
         ],
+        "MORE": [
+            line
+            for i, (_, _, k) in enumerate(layout.more)
+            for line in (
+                f"for (int k = 0; k < {k}; k += 64, in.next()) {{",
+                "  const u32 slot = in.acquire(), full = in.full(in.s);",
+                f"  A::load(slot, &more_a{i}, full, tile.m, k, tile.batch, rn, same_rows);",
+                f"  B::load(slot + A::bytes, &more_b{i}, full, tile.n, k, tile.batch, rm, same_columns);",
+                "}",
+            )
+        ],
         **(_ridden(problem) if layout.left is None else _computed(problem, layout.left)),
         "FINISH": _finish(problem, s, layout),
     }
     return fill(part("wgmma.cu"), flags, slots)
 
 
-def _ridden(problem: Contract) -> dict[str, list[str]]:
+def _ridden(problem: Served) -> dict[str, list[str]]:
     """Print the row statistics of a left operand that the matrix units read from shared memory: two threads for each row."""
     found = list(enumerate(_combine(e) for e in problem.statistics))
     return {
@@ -427,7 +463,7 @@ def _ridden(problem: Contract) -> dict[str, list[str]]:
     }
 
 
-def _computed(problem: Contract, left: Left) -> dict[str, list[str]]:
+def _computed(problem: Served, left: Left) -> dict[str, list[str]]:
     """Print a left operand that is computed in registers, and its row statistics: four threads have each row."""
     lead, combine = problem.parts[0], [_combine(e) for e in problem.statistics]
     return {
@@ -458,7 +494,7 @@ def _select(layout: Layout) -> list[str]:
     ]
 
 
-def _finish(problem: Contract, s: WgmmaTile, layout: Layout) -> list[str]:
+def _finish(problem: Served, s: WgmmaTile, layout: Layout) -> list[str]:
     """Print what becomes of the accumulators, for the part that the tile belongs to."""
     accumulators = [f"acc[{c}][i].v[v + e]" for c in range(len(layout.bs[0]))]
     statistics = [f"stat[i][{j}][half]" for j in range(len(problem.statistics))]
@@ -485,7 +521,7 @@ def _combine(statistic: Expr) -> str:
     return statistic.op.capitalize()
 
 
-def _accumulate(problem: Contract) -> list[str]:
+def _accumulate(problem: Served) -> list[str]:
     """Print the statements that add one element `x` of the left operand to the statistics."""
     left = plain_read(problem.parts[0].contractions[0].a)
     roots = [nest(e)[1] for e in problem.statistics]
@@ -500,7 +536,8 @@ def _accumulate(problem: Contract) -> list[str]:
 
 def _maps(layout: Layout) -> list[str]:
     rights = [f"map_b{c}{end}" for end, group in zip(_ends(layout), layout.bs, strict=True) for c in range(len(group))]
-    return [*_left_maps(layout), *rights, *(_output_maps(layout) if layout.staged else [])]
+    more = [f"more_{x}{i}" for i in range(len(layout.more)) for x in "ab"]
+    return [*_left_maps(layout), *rights, *more, *(_output_maps(layout) if layout.staged else [])]
 
 
 def _left_maps(layout: Layout) -> list[str]:
@@ -516,14 +553,14 @@ def _ends(layout: Layout) -> list[str]:
     return [""] if len(layout.bs) == 1 else [f"_{p}" for p in range(len(layout.bs))]
 
 
-def _read_beside(problem: Contract, layout: Layout) -> list[str]:
+def _read_beside(problem: Served, layout: Layout) -> list[str]:
     """Return the buffers that the epilogues, and a computed left operand beside its matrices, read: they are passed as pointers."""
     read = frozenset().union(*(epilogue_reads(p) for p in problem.parts))
     read |= frozenset() if layout.left is None else left_reads(layout.left)
     return [i.name for i in used_inputs(problem.program) if i.name in read]
 
 
-def _parameters(problem: Contract, layout: Layout) -> str:
+def _parameters(problem: Served, layout: Layout) -> str:
     names, inputs = parameter_names(problem.program), {i.name: i for i in problem.program.inputs}
     items = [f"TMAP {m}" for m in _maps(layout)]
     items += [f"const {stored_type(inputs[p].dtype)}* __restrict__ {names[p]}" for p in _read_beside(problem, layout)]
@@ -531,11 +568,15 @@ def _parameters(problem: Contract, layout: Layout) -> str:
     return ", ".join(items if layout.staged else [*items, *(f"{stored_type(o.dtype)}* __restrict__ {name}" for o, name in outs)])
 
 
-def _arguments(problem: Contract, s: WgmmaTile, layout: Layout) -> tuple[Arg, ...]:
-    batch, m, _, k = problem.shape
+def _arguments(problem: Served, s: WgmmaTile, layout: Layout) -> tuple[Arg, ...]:
+    batch, m, _, _ = problem.shape
+    k = problem.parts[0].shape[3]
     args: list[Arg] = [_operand_map(o, m, k, batch, layout.a_rows, s.cn) for o in layout.lefts]
     for p, group in zip(problem.parts, layout.bs, strict=True):
         args += [_operand_map(b, p.shape[2], k, batch, s.bn, s.cm) for b in group]
+    for a, b, length in layout.more:
+        args += [_operand_map(a, m, length, batch, layout.a_rows, s.cn)]
+        args += [_operand_map(b, problem.parts[0].shape[2], length, batch, s.bn, s.cm)]
     args += [_output_map(p, s) for p in problem.parts if layout.staged]
     args += [BufferArg(name) for name in _read_beside(problem, layout)]
     return (*args, *(BufferArg(o.name) for o in problem.program.outputs if not layout.staged))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from eqsat.codegen.cuda.skinny import SkinnyFamily, SkinnyTile
 from eqsat.codegen.cuda.wgmma import WgmmaFamily, WgmmaTile
 from eqsat.codegen.kernel import Family, Schedule
-from eqsat.codegen.problem import ContractProblem, contract_problem
+from eqsat.codegen.problem import ContractProblem, SummedContractProblem, contract_problem
 from eqsat.ir import Expr, Input, Output, Program, apply, const, read, reduce
 from eqsat.types import DType
 
@@ -27,10 +27,10 @@ class Case:
     schedules: tuple[Schedule, ...]
 
     @property
-    def problem(self) -> ContractProblem:
+    def problem(self) -> ContractProblem | SummedContractProblem:
         """Its anatomy."""
         found = contract_problem(self.program)
-        assert isinstance(found, ContractProblem), found
+        assert isinstance(found, ContractProblem | SummedContractProblem), found
         return found
 
 
@@ -123,6 +123,13 @@ def rms_gated(m: int, n: int, k: int) -> Program:
     left = apply("mul", x, s("g", "k"))
     a, b = (apply("mul", s.rms(x), s.matmul(left, s(name, "kj"))) for name in "ab")
     return s.program(apply("mul", silu(a), b))
+
+
+def two_products(m: int, n: int, k: int, r: int, x: str = "ik", w: str = "kj", t: str = "ir", b: str = "rj") -> Program:
+    """Compute y = silu(x @ w + t @ b), sums over axes of different lengths."""
+    s = Shape(BF16, i=m, j=n, k=k, r=r)
+    second = reduce("sum", "r", apply("mul", s("t", t), s("b", b)))
+    return s.program(silu(apply("add", s.matmul(s("x", x), s("w", w)), second)))
 
 
 def gated(m: int, n: int, k: int, dtype: DType = BF16, w: str = "kj") -> Program:
@@ -247,6 +254,9 @@ CASES: tuple[Case, ...] = (
     Case("wgmma_product", product_linear(384, 512, 256), _W, COMPUTED[2:4] + COMPUTED[5:]),
     Case("wgmma_product_tn", product_linear(384, 512, 256, x="ki"), _W, COMPUTED[2:4] + COMPUTED[5:]),
     Case("wgmma_rms_gated", rms_gated(256, 384, 256), _W, (WgmmaTile(128, 96, 2, 0, 1, 1, 8), WgmmaTile(64, 64, 1, 0, 1, 1, 8))),
+    # sums of products over different axes
+    Case("wgmma_two_products", two_products(333, 424, 200, 16), _W, BIG + ODD),
+    Case("wgmma_two_products_tt", two_products(320, 264, 128, 72, "ki", "jk", "ri", "jr"), _W, BIG + ODD),
     # batches and joined axes
     Case("wgmma_batched", batched(5, 200, 264, 136), _W, BIG + ODD),
     Case("wgmma_batched_tn", batched(3, 128, 256, 192, x="bki", w="bjk"), _W, BIG),

@@ -16,10 +16,10 @@ from eqsat.codegen.cuda.nvrtc import compile_source
 from eqsat.codegen.cuda.template import fill
 from eqsat.codegen.cuda.wgmma import WgmmaFamily, WgmmaTile
 from eqsat.codegen.kernel import KernelBinary, TensorMapArg
-from eqsat.codegen.problem import ContractProblem, contract_problem
+from eqsat.codegen.problem import ContractProblem, SummedContractProblem, contract_problem
 from eqsat.codegen.targets import parse_target
 from eqsat.errors import IllegalScheduleError
-from eqsat.ir import Program, apply
+from eqsat.ir import Program, apply, reduce
 from eqsat.oracle import evaluate
 from tests.codegen.contract_problems import (
     BF16,
@@ -39,6 +39,7 @@ from tests.codegen.contract_problems import (
     rms_linear_silu,
     scaled_max,
     shifted_linear,
+    two_products,
 )
 from tests.codegen.emulate import compile_kernels
 from tests.codegen.emulate_mma import emulated_wgmma, run_wgmma
@@ -49,9 +50,9 @@ SMALL, THREE = WgmmaTile(64, 64, 1, 0, 1, 1, 8), WgmmaTile(192, 96, 3, 0, 1, 1, 
 BY_NAME = {c.name: c for c in CASES}
 
 
-def problem(program: Program) -> ContractProblem:
+def problem(program: Program) -> ContractProblem | SummedContractProblem:
     found = contract_problem(program)
-    assert isinstance(found, ContractProblem), found
+    assert isinstance(found, ContractProblem | SummedContractProblem), found
     return found
 
 
@@ -140,6 +141,8 @@ EMULATED: list[tuple[str, Program, WgmmaTile]] = [
     ("two transposed matrices make it", product_linear(72, 72, 256, x="ki"), WgmmaTile(64, 32, 1, 0, 1, 2, 8)),
     ("root mean square, gain, two products", rms_gated(72, 48, 192), WgmmaTile(64, 16, 1, 0, 1, 1, 8)),
     ("statistics of a transposed left operand", rms_of_transposed(72, 40, 128), WgmmaTile(64, 32, 1, 0, 1, 1, 8)),
+    ("two products over different axes", two_products(136, 200, 136, 16), WgmmaTile(64, 64, 1, 0, 2, 1, 2)),
+    ("two transposed products in turn", two_products(136, 72, 128, 72, "ki", "jk", "ri", "jr"), WgmmaTile(64, 32, 2, 1, 1, 1, 8)),
     ("few rows, two blocks", linear(11, 200, 136), WgmmaTile(64, 64, 1, 0, 1, 1, 8, 2)),
     ("few rows and a statistic", rms_linear_silu(5, 128, 128), WgmmaTile(64, 64, 1, 0, 1, 1, 8, 2)),
     ("few rows in turn, batched", batched(3, 20, 200, 72, w="bjk"), WgmmaTile(64, 64, 2, 1, 1, 1, 8)),
@@ -235,6 +238,25 @@ def test_statistics_of_a_left_operand_that_is_contiguous_along_its_rows_come_fro
 
 def test_statistics_need_whole_steps_of_k_because_padding_is_no_element() -> None:
     assert "steps of 64" in refusal(scaled_max(128, 128, 136))
+
+
+def test_a_sum_of_products_over_different_axes_is_one_problem_of_several_terms() -> None:
+    found = problem(two_products(128, 256, 512, 16))
+    assert isinstance(found, SummedContractProblem)
+    assert [t.shape for t in found.terms] == [(1, 128, 256, 512), (1, 128, 256, 16)]
+    assert found.shape == (1, 128, 256, 528)
+    assert found.flops == 2 * 128 * 256 * 528
+
+
+def test_products_over_different_axes_that_are_not_added_are_no_one_kernel() -> None:
+    s = Shape(BF16, i=128, j=128, k=128, r=64)
+    second = reduce("sum", "r", apply("mul", s("t", "ir"), s("b", "rj")))
+    assert isinstance(contract_problem(s.program(apply("mul", s.matmul(s("x", "ik"), s("w", "kj")), second))), str)
+
+
+def test_the_terms_of_a_sum_must_lie_alike() -> None:
+    assert "alike" in refusal(two_products(128, 128, 128, 64, t="ri"))
+    assert "different orders" in refusal(two_products(128, 128, 128, 64, b="jr"))
 
 
 def test_accumulators_that_do_not_fit_are_refused() -> None:
