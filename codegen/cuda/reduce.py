@@ -55,7 +55,7 @@ class ReduceFamily:
         for e in problem.reductions:
             if e.op in ("argmax", "argmin") and len(nest(e)[0]) > 1:
                 return f"{e.op} of {e.op} is not one reduction: materialise the inner one"
-        shape = reduce_shape(problem)
+        shape = _shape(problem, schedule)
         match schedule:
             case RowTile():
                 return row_refusal(shape, schedule)
@@ -76,7 +76,7 @@ class ReduceFamily:
         """Return the source; raises IllegalScheduleError if `legal` objects."""
         refuse_illegal(self.legal(problem, schedule), schedule)
         assert isinstance(problem, ReduceProblem)
-        shape = reduce_shape(problem)
+        shape = _shape(problem, schedule)
         match schedule:
             case RowTile():
                 return emit_rows(shape, schedule)
@@ -101,13 +101,18 @@ class ReduceFamily:
     def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
         """Return a model's time: the bytes at the memory rate, stretched by short or long lanes, extra passes, idle processors."""
         assert isinstance(problem, ReduceProblem)
-        shape = reduce_shape(problem)
+        shape = _shape(problem, schedule)
         bound = self.bound_ns(problem, rates)
         return bound * _model_factor(shape, schedule, rates, bound)
 
     def serves(self, target: Target) -> bool:
         """Return whether its kernels run on a target: every CUDA device (clusters are left to the compiler to refuse)."""
         return target.kind == "cuda"
+
+
+def _shape(problem: ReduceProblem, schedule: Schedule) -> ReduceShape:
+    """Return the problem's shape; neighbouring columns pick different terms, so there a sum of one term is a sum like others."""
+    return reduce_shape(problem, not isinstance(schedule, ColumnTile | HeldColumnTile))
 
 
 def _traffic_ns(shape: ReduceShape, rates: Rates) -> float:

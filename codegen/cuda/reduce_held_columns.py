@@ -25,7 +25,7 @@ class HeldColumnPrinter(ColumnPrinter):
         each = elements_each(shape, s)
         super().__init__(shape, s.width, s.columns, s.groups, each, HINTS[s.hint])
         self.cluster = s.cluster
-        self.held = choose(shape.loads, lambda x: shape.varies(x.expr) and bool(x.axes - shape.over))
+        self.held = choose(shape.loads, shape.is_held)
         self.kept = kept_values(shape, each * self.lanes)
         self.at_hand = self.elements.fields(self.held, "f[i].") | self.elements.fields(self.row_loads, "rows.")
 

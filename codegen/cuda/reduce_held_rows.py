@@ -28,7 +28,7 @@ def staged_loads(shape: ReduceShape, s: HeldGridTile) -> list[Load]:
     """Return the held loads that are whole aligned chunks, so that they can be copied ahead."""
     inner = shape.reduced[-1]
     lanes = shape.lanes(s.width, inner)
-    held = [x for x in shape.loads if shape.varies(x.expr) and x.axes - shape.over]
+    held = [x for x in shape.loads if shape.is_held(x)]
     wide = [x for x in held if shape.mode(x, inner, lanes) == "vector" and lanes * x.dtype.bytes % CHUNK == 0]
     return [x for x in wide if not x.guard_axes]
 

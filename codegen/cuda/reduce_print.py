@@ -14,12 +14,13 @@ from eqsat.codegen.cuda.loads import (
     axis_names,
     field_type,
     field_value,
+    index_type,
     iota_text,
     load_guard,
     load_offset,
     print_fetch,
 )
-from eqsat.codegen.cuda.reduce_shape import ReduceShape, Reduction
+from eqsat.codegen.cuda.reduce_shape import Pick, ReduceShape, Reduction
 from eqsat.codegen.cuda.shorten import call_short, short_in_all
 from eqsat.ir import Expr, apply
 from eqsat.types import DType
@@ -39,18 +40,43 @@ class RowScope:
         self.scope = Scope(self._leaf, "row")
         self.short = short_in_all(self.shape.problem.program.outputs)
         self._loads = {x.expr.digest: x for x in self.shape.loads}
+        self._picks = {p.node.digest: p for p in self.shape.picked}
 
     def _leaf(self, e: Expr) -> str | None:
         if e.digest in self.statistics:
             return self.statistics[e.digest]
+        if e.digest in self._picks:
+            return self._picked(self._picks[e.digest])
         if e.op == "iota":
             return iota_text(e, self.names[e.attrs[0]])
         if e.digest not in self._loads:
             return None
-        load = self._loads[e.digest]
-        get = f"load_one({load.parameter} + {load_offset(load, self.shape.rows, self.names)})"
-        guard = load_guard(load, self.names)
-        return self.scope.define(register_type(e.dtype), f"{guard} ? {get} : 0" if guard else get)
+        return self.scope.define(register_type(e.dtype), self._loaded(self._loads[e.digest], self.shape.rows, self.names))
+
+    @staticmethod
+    def _loaded(load: Load, loops: Sequence[LoopAxis], names: AxisNames) -> str:
+        get = f"load_one({load.parameter} + {load_offset(load, loops, names)})"
+        guard = load_guard(load, names)
+        return f"{guard} ? {get} : 0" if guard else get
+
+    def _picked(self, pick: Pick) -> str:
+        """Print the one term of a sum: its value at the position that is picked, 0 where that is outside."""
+        extent = self.shape.problem.program.extents[pick.axis]
+        at = self.scope.value(pick.at)
+        inside = self.scope.define("bool", f"{at} >= 0 && {at} < {extent}")
+        place = self.scope.define(index_type(extent), f"{inside} ? {at} : 0")
+        names = AxisNames(self.names | {pick.axis: place})
+        loops = (*self.shape.rows, LoopAxis(place, (pick.axis,), extent))
+
+        def leaf(e: Expr) -> str | None:
+            if e.op == "iota":
+                return iota_text(e, names[e.attrs[0]])
+            return self._loaded(self._loads[e.digest], loops, names) if e.digest in self._loads else None
+
+        term = Scope(leaf, f"{place}_", self.scope, lambda e: not self.shape.varies(e))
+        value = term.value(pick.value)
+        self.scope.lines += term.take()
+        return self.scope.define(register_type(pick.node.dtype), f"{inside} ? {value} : 0")
 
     def cheaper(self, e: Expr, operands: Sequence[str]) -> str | None:
         """Print an op on elements in a cheaper way of equal worth, where there is one.

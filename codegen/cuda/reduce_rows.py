@@ -29,7 +29,7 @@ class RowPrinter:
         self.row = RowScope(shape, self.names)
         self.length = shape.problem.length
         self.index = index_type(self.length + stride * vectors * self.lanes)
-        self.held = choose(shape.loads, lambda x: shape.varies(x.expr) and bool(x.axes - shape.over)) if resident else []
+        self.held = choose(shape.loads, shape.is_held) if resident else []
         self.kept = kept_values(shape, vectors * self.lanes) if resident else [[] for _ in pass_roots(shape)]
         self.at_hand: dict[str, str] = self.elements.fields(self.held, "f[i].")
         self.count = min(ACCUMULATORS, self.lanes * vectors)
@@ -40,13 +40,16 @@ class RowPrinter:
         return [f"const {self.index} k = {start};", *split_index("k", self.shape.reduced, self.length)]
 
     def prologue(self) -> list[str]:
-        """Print the loads of a resident row."""
+        """Print the loads of a resident row, and the terms that sums pick."""
+        for p in self.shape.picked:
+            self.row.scope.value(p.node)
         if not self.held:
-            return []
+            return self.row.scope.take()
         return [
             f"struct Held {{ {self.elements.members(self.held)} }};",
             f"Held f[{self.vectors}];",
             *self._each_vector([*self.position(), *self.elements.fetch(self.held, "f[i].", hinted=True)]),
+            *self.row.scope.take(),
             "__syncwarp();  // no load is moved behind this point, to its first use",
         ]
 

@@ -62,6 +62,30 @@ def layer_norm(x: Expr, gain: Expr, bias: Expr, axis: str) -> Expr:
     return apply("add", apply("mul", apply("mul", centred, scale), gain), bias)
 
 
+def group_norm(x: Expr, gain: Expr) -> Expr:
+    """Return (x − mean) · rsqrt(var + ε) · gain over the axes c and n."""
+    wide = apply("cast", x, dtype=F32)
+    count = real(float(x.type.extents["n"] * x.type.extents["c"]))
+    centred = apply("sub", wide, apply("div", reduce("sum", "c", reduce("sum", "n", wide)), count))
+    spread = apply("div", reduce("sum", "c", reduce("sum", "n", apply("mul", centred, centred))), count)
+    scale = apply("rsqrt", apply("add", spread, real(1e-5)))
+    return apply("mul", apply("mul", centred, scale), gain)
+
+
+def picked(x: Expr, label: Expr) -> Expr:
+    """Return x at the position `label` of axis n, 0 if it is outside."""
+    label = label if label.dtype is I64 else apply("cast", label, dtype=I64)
+    return reduce("sum", "n", apply("where", apply("eq", iota("n", x.type.extents["n"]), label), x, const(0.0, x.dtype)))
+
+
+def cross_entropy(x: Expr, label: Expr) -> Expr:
+    """Return log Σ exp(x) − x at the label, along n."""
+    x = apply("cast", x, dtype=F32)
+    top = reduce("max", "n", x)
+    total = reduce("sum", "n", apply("exp", apply("sub", x, top)))
+    return apply("sub", apply("add", apply("log", total), top), picked(x, label))
+
+
 def gelu(x: Expr) -> Expr:
     """Return x/2 · (1 + erf(x/√2))."""
     return apply("mul", apply("mul", x, real(0.5)), apply("add", real(1.0), apply("erf", apply("mul", x, real(0.5**0.5)))))
@@ -182,6 +206,14 @@ def _reduce() -> dict[str, Program]:
         "reduce-padded": program(reduce("max", "wp", padded(image, w=1)), ("b", "c", "h")),
         "reduce-masked": program(reduce("sum", "n", apply("where", apply("le", iota("n", 37), iota("m", 5)), odd, real(0.0))), "m"),
         "reduce-log-sum-exp": program(apply("log", reduce("sum", "n", apply("exp", wide))), ()),
+        "reduce-cross-entropy": program(cross_entropy(x, array("l", I64, m=6)), "m", F32),
+        "reduce-cross-entropy-column": program(cross_entropy(array("x", F32, n=40, m=64), array("l", I32, m=64)), "m"),
+        "reduce-picked-alone": program(picked(odd, array("l", I32, m=5)), "m"),
+        "reduce-picked-and-scaled": program(apply("sub", softmax(odd, "n"), picked(apply("mul", odd, array("w", F32, n=37)), array("l", I64, m=5))), "mn"),
+        "reduce-group-norm": program(group_norm(array("x", BF16, m=3, c=4, n=128), gain=array("g", F32, c=4)), ("m", "c", "n"), BF16),
+        "reduce-batch-norm": program(group_norm(array("x", F32, c=4, m=3, n=64), gain=array("g", F32, m=3)), ("c", "m", "n")),
+        "reduce-strided-norm": program(layer_norm(array("x", F32, m=3, n=40, k=64), array("g", F32, n=40), array("h", F32, n=40), "n"), ("m", "n", "k")),
+        "reduce-several-statistics": program(apply("add", reduce("max", "m", array("x", F32, m=70, n=64)), mean(array("x", F32, m=70, n=64), "m")), "n"),
         "reduce-long-rows": program(softmax(array("x", F16, m=2, n=40000), "n"), "mn", F16),
     }  # fmt: skip
 
