@@ -231,3 +231,35 @@ template <class T, int N, int BUFFERS, int HEAD, class F> DEV void store_tile(co
     }
   });
 }
+// The same for an output whose rows are contiguous, not its columns: each warp's 16 rows are transposed on their way to the staging
+// buffer, where a row of 128 bytes is a column of the tile. The store map's box is 64 rows by as many columns as divide N.
+template <class T, int N, int BUFFERS, int HEAD, class F> DEV void store_turned(const TMap* map, u32 staging, int& pass, int m, int n, int batch, F value) {
+  static_assert(HEAD == 0, "columns of heads that lie apart are contiguous");
+  constexpr int PANEL = N % 64 == 0 ? 64 : N % 32 == 0 ? 32 : 16;
+  const bool leader = threadIdx.x % 128 == 0;
+  repeat<(N + 63) / 64>([&](auto round) {
+    const int c = 64 * round;
+    const u32 buffer = staging + (pass++ % BUFFERS) * 8192;
+    if (leader) bulk_wait_read<BUFFERS - 1>();
+    named_sync(1 + warpgroup(), 128);
+    UNROLL for (int j = 0; j < 4; ++j)
+      if (c + 16 * j < N) {
+        const int row = 16 * j + (lane_id() >> 4) * 8 + (lane_id() & 7), chunk = 2 * warp_in_group() + ((lane_id() >> 3) & 1);
+        float d[8];
+        UNROLL for (int p = 0; p < 4; ++p) {
+          float y[2];
+          value((c + 16 * j) / 2 + 2 * p, p & 1, c + 16 * j + 8 * (p / 2) + 2 * (lane_id() % 4), y);
+          d[2 * p] = y[0]; d[2 * p + 1] = y[1];
+        }
+        const Raw<16> r = Pack<T>::template from<8>(d);
+        stmatrix4_transposed(buffer + row * 128 + ((chunk ^ (row & 7)) << 4), r.w[0], r.w[1], r.w[2], r.w[3]);
+      }
+    fence_async_shared();
+    named_sync(1 + warpgroup(), 128);
+    if (leader) {
+      UNROLL for (int p = 0; p < 64 / PANEL; ++p)
+        if (c + p * PANEL < N) tma_store3(map, buffer + p * PANEL * 128, m, n + c + p * PANEL, batch);
+      bulk_commit();
+    }
+  });
+}

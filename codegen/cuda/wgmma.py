@@ -125,6 +125,7 @@ class WgmmaFamily:
         assert isinstance(schedule, WgmmaTile)
         layout = _layout(problem, schedule)
         assert isinstance(layout, Layout)
+        problem = turned(problem)
         batch, m, _, _ = problem.shape
         super_tiles = batch * -(-m // (schedule.bm * schedule.cm)) * (layout.starts[-1] // (schedule.bn * schedule.cn))
         cluster = schedule.cm * schedule.cn
@@ -158,6 +159,7 @@ class WgmmaFamily:
         assert isinstance(problem, Served)
         assert isinstance(schedule, WgmmaTile)
         s = schedule
+        problem = turned(problem)
         batch, m, n, _ = problem.shape
         tiles = batch * -(-m // s.bm) * sum(-(-p.shape[2] // s.bn) for p in problem.parts)
         padded = tiles * s.bm * s.bn / max(batch * m * n, 1)
@@ -171,7 +173,21 @@ class WgmmaFamily:
         return target.arch == "sm_90a"
 
 
+def turned(problem: Served) -> Served:
+    """Return the problem with rows and columns exchanged where its right operand is computed and its left one is not.
+
+    The matrix units take only the left operand from registers. The output is then stored by its columns.
+    """
+    if not isinstance(problem, ContractProblem) or len(problem.contractions) > 1 or problem.statistics:
+        return problem
+    c = problem.contractions[0]
+    if plain_read(c.a) is None or plain_read(c.b) is not None:
+        return problem
+    return dataclasses.replace(problem, m=problem.n, n=problem.m, contractions=(dataclasses.replace(c, a=c.b, b=c.a),))
+
+
 def _layout(problem: Served, s: WgmmaTile) -> Layout | str:
+    problem = turned(problem)
     left = _left(problem.parts[0])
     if isinstance(left, str):
         return left
@@ -295,24 +311,27 @@ def _statistics_refusal(problem: ContractProblem, computed: Left | None) -> str 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """How TMA sees an output: extents and strides in elements of columns, rows and what is outermost.
+    """How TMA sees an output: extents and strides in elements of columns, rows and what is outermost; `turned`: of rows, columns.
 
-    That is the batch, or (`head` columns each, 0 if they all lie together) the heads that the columns are divided into.
+    Outermost is the batch, or (`head` columns each, 0 if they all lie together) the heads that the columns are divided into.
     """
 
     extents: tuple[int, int, int]
     strides: tuple[int, int]
     head: int
+    turned: bool = False
 
 
 def _stored(problem: ContractProblem, s: WgmmaTile) -> Stored | None:
-    """Return how the output leaves through TMA: if it is 16-bit, its columns contiguous, and its other steps multiples of 16 bytes."""
+    """Return how the output leaves through TMA: if it is 16-bit, columns or rows contiguous, its other steps multiples of 16 bytes."""
     if problem.output.dtype.bytes != 2:
         return None
     batch, m, n, _ = problem.shape
     joins = output_joins(problem)
     if joins is not None:
         found = Stored((n, m, batch), (joins[1], joins[0]), 0) if joins[2] == 1 else None
+        if found is None and joins[1] == 1:
+            found = Stored((m, n, batch), (joins[2], joins[0]), 0, turned=True)
     else:
         found = _stored_by_head(problem, s) if batch == 1 else None
     return found if found is not None and all(x % 8 == 0 for x in found.strides) else None
@@ -508,6 +527,7 @@ def _finish(problem: Served, s: WgmmaTile, layout: Layout) -> list[str]:
             "MAP_Y": [_output_maps(layout)[i] if layout.staged else ""],
             "Y": [stored_type(p.output.dtype)],
             "HEAD": [str(stored.head if stored else 0)],
+            "STORE_TILE": ["store_turned" if stored and stored.turned else "store_tile"],
         }
         lines = fill(part("wgmma_finish.cu"), {"staged" if layout.staged else "direct"}, slots).splitlines()
         if several:
@@ -587,7 +607,8 @@ def _output_map(problem: ContractProblem, s: WgmmaTile) -> TensorMapArg:
     assert found is not None
     n, m, _ = found.extents
     strides = (_stride(found.strides[0], n, 1), _stride(found.strides[1], n, m))
-    return TensorMapArg(problem.output.name, problem.output.dtype, found.extents, strides, (_panel(s), 64, 1), 2 * _panel(s))
+    box, swizzle = ((64, _panel(s), 1), 128) if found.turned else ((_panel(s), 64, 1), 2 * _panel(s))
+    return TensorMapArg(problem.output.name, problem.output.dtype, found.extents, strides, box, swizzle)
 
 
 def _stride(elements: int, inner: int, between: int) -> int:

@@ -4,7 +4,7 @@ repeat<TILES>([&](auto i) {
     const int y_row = top_row + 8 * half, y_col = COLUMN + column, batch = tile.batch;
     EPILOGUE
   };
-  store_tile<Y, BN, BUFFERS, HEAD>(&MAP_Y, smem + wg * BUFFERS * 8192, pass, top, COLUMN, tile.batch, value);  //@staged
+  STORE_TILE<Y, BN, BUFFERS, HEAD>(&MAP_Y, smem + wg * BUFFERS * 8192, pass, top, COLUMN, tile.batch, value);  //@staged
   Acc<BN>::each_pair([&](int v, int half, int column) {               //@direct
     const int y_row = top_row + 8 * half, y_col = COLUMN + column, batch = tile.batch;  //@direct
     float y[2];                                                       //@direct

@@ -125,6 +125,12 @@ def rms_gated(m: int, n: int, k: int) -> Program:
     return s.program(apply("mul", silu(a), b))
 
 
+def sum_on_the_right(m: int, n: int, k: int, x: str = "ik", w: str = "kj") -> Program:
+    """Compute y = gelu(x @ (u + v) + bias): the right operand is computed, so that rows and columns change places."""
+    s = Shape(BF16, i=m, j=n, k=k)
+    return s.program(gelu(apply("add", s.matmul(s("x", x), apply("add", s("u", w), s("v", w))), s("bias", "j"))))
+
+
 def two_products(m: int, n: int, k: int, r: int, x: str = "ik", w: str = "kj", t: str = "ir", b: str = "rj") -> Program:
     """Compute y = silu(x @ w + t @ b), sums over axes of different lengths."""
     s = Shape(BF16, i=m, j=n, k=k, r=r)
@@ -254,6 +260,8 @@ CASES: tuple[Case, ...] = (
     Case("wgmma_product", product_linear(384, 512, 256), _W, COMPUTED[2:4] + COMPUTED[5:]),
     Case("wgmma_product_tn", product_linear(384, 512, 256, x="ki"), _W, COMPUTED[2:4] + COMPUTED[5:]),
     Case("wgmma_rms_gated", rms_gated(256, 384, 256), _W, (WgmmaTile(128, 96, 2, 0, 1, 1, 8), WgmmaTile(64, 64, 1, 0, 1, 1, 8))),
+    Case("wgmma_sum_on_the_right", sum_on_the_right(328, 512, 256), _W, COMPUTED[1:4] + COMPUTED[5:]),
+    Case("wgmma_sum_on_the_right_edges", sum_on_the_right(203, 264, 128, w="jk"), _W, COMPUTED[2:4] + COMPUTED[5:]),
     # sums of products over different axes
     Case("wgmma_two_products", two_products(333, 424, 200, 16), _W, BIG + ODD),
     Case("wgmma_two_products_tt", two_products(320, 264, 128, 72, "ki", "jk", "ri", "jr"), _W, BIG + ODD),

@@ -95,6 +95,19 @@ static void stmatrix4(u32 at, u32 a, u32 b, u32 c, u32 d) {
   for (int q = 0; q < 4; ++q) memcpy(here(at + 4 * q), &regs[current - lane + lane % 8 * 4 + q][lane / 8], 4);
   warp_barrier();
 }
+static void stmatrix4_transposed(u32 at, u32 a, u32 b, u32 c, u32 d) {
+  static u32 to[1024];
+  to[current] = at;
+  warp_barrier();
+  const int base = current / 32 * 32, lane = current % 32;
+  const u32 w[4] = {a, b, c, d};
+  for (int q = 0; q < 4; ++q)
+    for (int e = 0; e < 2; ++e) {
+      const u16 bits = (u16)(w[q] >> (16 * e));
+      memcpy(here(to[base + 8 * q + lane % 4 * 2 + e] + 2 * (lane / 4)), &bits, 2);
+    }
+  warp_barrier();
+}
 static Raw<16> shared16(u32 at) { Raw<16> x; memcpy(&x, here(at), 16); return x; }
 
 // wgmma reads its operands through descriptors: start (bits 0-13) and the leading and stride byte offsets (16-29, 32-45), all in units

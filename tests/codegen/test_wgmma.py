@@ -39,6 +39,7 @@ from tests.codegen.contract_problems import (
     rms_linear_silu,
     scaled_max,
     shifted_linear,
+    sum_on_the_right,
     two_products,
 )
 from tests.codegen.emulate import compile_kernels
@@ -141,6 +142,9 @@ EMULATED: list[tuple[str, Program, WgmmaTile]] = [
     ("two transposed matrices make it", product_linear(72, 72, 256, x="ki"), WgmmaTile(64, 32, 1, 0, 1, 2, 8)),
     ("root mean square, gain, two products", rms_gated(72, 48, 192), WgmmaTile(64, 16, 1, 0, 1, 1, 8)),
     ("statistics of a transposed left operand", rms_of_transposed(72, 40, 128), WgmmaTile(64, 32, 1, 0, 1, 1, 8)),
+    ("a sum on the right, turned", sum_on_the_right(136, 136, 192), WgmmaTile(64, 64, 1, 0, 2, 1, 2)),
+    ("a sum on the right, narrow panels", sum_on_the_right(75, 72, 128, w="jk"), WgmmaTile(64, 48, 2, 1, 1, 1, 8)),
+    ("a sum on the right, panels of 32", sum_on_the_right(104, 72, 128), WgmmaTile(64, 96, 1, 0, 1, 2, 8)),
     ("two products over different axes", two_products(136, 200, 136, 16), WgmmaTile(64, 64, 1, 0, 2, 1, 2)),
     ("two transposed products in turn", two_products(136, 72, 128, 72, "ki", "jk", "ri", "jr"), WgmmaTile(64, 32, 2, 1, 1, 1, 8)),
     ("few rows, two blocks", linear(11, 200, 136), WgmmaTile(64, 64, 1, 0, 1, 1, 8, 2)),
@@ -206,10 +210,19 @@ def test_f32_operands_are_refused() -> None:
     assert "bf16 and f16" in refusal(linear(128, 128, 128, dtype=F32))
 
 
-def test_a_computed_right_operand_is_refused() -> None:
+def test_where_both_operands_are_computed_the_right_one_is_refused() -> None:
     s = Shape(BF16, i=128, j=128, k=128)
     right = apply("mul", s("w", "kj"), s("g", "k"))
-    assert "computed" in refusal(s.program(s.matmul(s("x", "ik"), right)))
+    assert "computed" in refusal(s.program(s.matmul(apply("mul", s("x", "ik"), s("g", "k")), right)))
+
+
+def test_a_computed_right_operand_takes_the_place_of_the_left_one() -> None:
+    source = FAMILY.emit(problem(sum_on_the_right(256, 512, 128)), WgmmaTile(128, 192, 2, 0, 1, 2, 8))
+    maps = [a for a in source.args if isinstance(a, TensorMapArg)]
+    assert [m.name for m in maps] == ["u", "v", "x", "y"]
+    assert maps[-1].box == (64, 64, 1)
+    assert maps[-1].extents == (512, 256, 1)
+    assert "store_turned" in source.text
 
 
 def test_a_computed_left_operand_that_would_be_rounded_is_refused() -> None:
