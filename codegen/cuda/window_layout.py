@@ -23,6 +23,7 @@ HEAD_BYTES = 128  # of the workspace: three counters before the packed weights
 ALIGNMENT_BYTES = 256  # of shared memory: alignment, and the number of the part of the weights in hand
 SLOTS = 2  # tiles of input on the chip
 MOST_STAGES = 8
+LEAST_K = 64  # of f32: below, an f32 sum rounds so little that its bound leaves no room for what split products leave out
 LEAST_STAGES = 3
 VECTOR = 8  # values of a 16-byte vector
 
@@ -184,15 +185,40 @@ def processors_of_grid() -> int:
 @functools.lru_cache(maxsize=512)
 def window_layout(problem: ContractProblem, s: WindowContractTile) -> Layout | str:
     """Return how a schedule serves a problem, or why it does not."""
-    if refusal := _schedule_refusal(s) or _problem_refusal(problem):
+    if refusal := _schedule_refusal(s):
+        return refusal
+    found = _sides(problem)
+    return found if isinstance(found, str) else _fitted(problem, s, found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sides:
+    """Which operand is the window, what its dimensions are for, and the load and the rows of the other."""
+
+    operand: WindowOperand
+    window: Expr
+    weights: Expr
+    rows: tuple[str, ...]
+    channel: WindowDim
+    lines: WindowDim
+    columns: WindowDim
+    outer: tuple[WindowDim, ...]
+
+    @property
+    def shared(self) -> tuple[int, int]:
+        """How many taps read the same place, and how many elements there are."""
+        return self.lines.taps * self.columns.taps, math.prod(d.extent for d in self.operand.dims)
+
+
+@functools.lru_cache(maxsize=64)
+def _sides(problem: ContractProblem) -> _Sides | str:
+    """Return the operand whose taps share most as the window, or why neither is one."""
+    if refusal := _problem_refusal(problem):
         return refusal
     c = problem.contractions[0]
-    sides = ((c.a, problem.m, c.b, problem.n), (c.b, problem.n, c.a, problem.m))
-    found = [_of_sides(problem, s, weights, rows, window, places) for weights, rows, window, places in sides]
-    layouts = [x for x in found if isinstance(x, Layout)]
-    if not layouts:
-        return str(found[0])
-    return max(layouts, key=lambda x: (x.taps, x.lines.dim.positions * x.columns.dim.positions))
+    found = [_side(problem, c.a, problem.m, c.b, problem.n), _side(problem, c.b, problem.n, c.a, problem.m)]
+    windows = [x for x in found if isinstance(x, _Sides)]
+    return max(windows, key=lambda x: x.shared) if windows else str(found[0])
 
 
 def _schedule_refusal(s: WindowContractTile) -> str | None:
@@ -217,14 +243,14 @@ def _problem_refusal(problem: ContractProblem) -> str | None:
         return "its operands are both bf16, both f16 or both f32"
     if refusal := accumulates_in_f32(problem):
         return refusal
+    if DType.F32 in dtypes and problem.shape[3] < LEAST_K:
+        return f"a sum of {problem.shape[3]} products: the bound of an f32 sum leaves split products no room"
     if dtypes <= {*MATRIX_DTYPES} and not isinstance(operands(problem), str):
         return "its operands are plain matrices"
     return None
 
 
-def _of_sides(
-    problem: ContractProblem, s: WindowContractTile, weights: Expr, rows: tuple[str, ...], window: Expr, places: tuple[str, ...]
-) -> Layout | str:
+def _side(problem: ContractProblem, weights: Expr, rows: tuple[str, ...], window: Expr, places: tuple[str, ...]) -> _Sides | str:
     loaded, brought = widened_load(window), widened_load(weights)
     assert loaded is not None
     assert brought is not None
@@ -236,25 +262,29 @@ def _of_sides(
     tiled = sorted((d for d in operand.dims if d.position in places), key=lambda d: d.step)
     if channel is None or not tiled:
         return f"{operand.name!r} has no dimension of channels alone, or none of positions"
-    nothing = WindowDim(1, 0, "", 1, 1, "", 1, 1, 0)
-    columns, lines = tiled[0], (tiled[1] if len(tiled) > 1 else nothing)
+    moved = {d.position for d in operand.dims}
+    if still := [a for a in (*places, *problem.batch) if a not in moved and problem.program.extents[a] > 1]:
+        return f"axis {still[0]!r} moves no dimension of {operand.name!r}"
+    columns, lines = tiled[0], (tiled[1] if len(tiled) > 1 else WindowDim(1, 0, "", 1, 1, "", 1, 1, 0))
     outer = tuple(d for d in operand.dims if d not in (channel, lines, columns))
-    missing = set(places) | set(problem.batch)
-    if any(a not in {d.position for d in operand.dims} and problem.program.extents[a] > 1 for a in missing):
-        return f"a free axis moves no dimension of {operand.name!r}"
-    tiles = _tiles(s, lines, columns)
+    return _Sides(operand, loaded, brought, rows, channel, lines, columns, outer)
+
+
+def _fitted(problem: ContractProblem, s: WindowContractTile, f: _Sides) -> Layout | str:
+    """Return the layout with as many stages of weights as fit, or why none does."""
+    tiles = _tiles(s, f.lines, f.columns)
     if tiles is None:
-        return f"lines of {columns.positions} positions with their taps do not fit into {s.columns} columns"
-    along_channels, width = _vectors(operand, channel, columns)
+        return f"lines of {f.columns.positions} positions do not fit into {s.columns} columns"
+    along_channels, width = _vectors(f.operand, f.channel, f.columns)
     made = [
-        Layout(problem, s, operand, loaded, brought, rows, channel, *tiles, outer, width, along_channels, stages)
+        Layout(problem, s, f.operand, f.window, f.weights, f.rows, f.channel, *tiles, f.outer, width, along_channels, stages)
         for stages in range(MOST_STAGES, LEAST_STAGES - 1, -1)
     ]
+    if made[0].planes > 1 and made[0].n > ACCUMULATORS:
+        return f"{made[0].n} positions: sums of terms and their totals take twice the registers"
     limit = parse_target("sm_90").shared_bytes
     fit = next((x for x in made if x.shared_bytes <= limit), None)
-    if fit is None:
-        return f"{made[-1].shared_bytes} bytes of shared memory; {limit} are there"
-    return fit
+    return f"{made[-1].shared_bytes} bytes of shared memory; {limit} are there" if fit is None else fit
 
 
 def _channel(operand: WindowOperand) -> WindowDim | None:

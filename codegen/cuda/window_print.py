@@ -96,7 +96,11 @@ def print_kernel(layout: Layout) -> str:
         "PRODUCTS": _multiply(layout),
         "FINISH": _finish(layout),
     }
-    return fill(part("window_wgmma.cu"), {"channels" if layout.along_channels else "columns"}, slots)
+    return fill(
+        part("window_wgmma.cu"),
+        {"channels" if layout.along_channels else "columns", "values" if layout.planes == 1 else "terms"},
+        slots,
+    )
 
 
 def _buffer_name(load: Expr) -> str:
@@ -235,7 +239,7 @@ def _multiply(layout: Layout) -> list[str]:
     """Print the products of 16 channels: of all pairs of terms that count."""
     out = []
     for i, (a, b) in enumerate(layout.products):
-        more = "step + tap + k > 0" if i == 0 else "true"
+        more = "true" if i else "step + tap + k > 0" if layout.planes == 1 else "tap + k > 0"
         out += [
             f"wgmma(acc.v, desc_vectors(weights + {a} * W_TERM + k * 32 * BM, 16 * BM), "
             f"desc_vectors(shifted + {b} * TERM_BYTES + k * 32 * POINTS, 16 * POINTS), {more});"
@@ -275,7 +279,8 @@ def _value_and_store(layout: Layout, width: int) -> list[str]:
     names, out = _position_names(layout), problem.output
     column = layout.columns.dim.position
     moved = names | {column: f"({names[column]} + e)"} if width > 1 else names
-    accumulator = "acc.v[v + e]" if width > 1 else "acc.v[v + q]"
+    sums = "acc.v" if layout.planes == 1 else "total"
+    accumulator = f"{sums}[v + e]" if width > 1 else f"{sums}[v + q]"
     at_hand = {problem.contractions[0].node: accumulator}
     results = [("y[e] = {};", out.expr)]
     along = (column,)

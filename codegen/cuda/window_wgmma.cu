@@ -152,6 +152,8 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS, u8* __restrict__ workspace) {
     const int first_row = wg * GROUP_ROWS, first_point = wg * GROUP_POINTS;
     while (tile.next()) {
       Acc<N> acc;
+      float total[N / 2];                                                    //@terms
+      UNROLL for (int i = 0; i < N / 2; ++i) total[i] = 0.f;                 //@terms
       for (int step = 0; step < X_STEPS; ++step) {
         const u32 input = x.wait() + first_point * 16;
         for (int tap = 0; tap < TAPS; ++tap) {
@@ -165,10 +167,15 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS, u8* __restrict__ workspace) {
           if (tap == 0) x.release();
         }
         x.advance();
+        // The matrix units cut off what does not fit when they add: long sums are made of short ones, by rounded additions.
+        w.drain();                                                           //@terms
+        x.release();                                                         //@terms
+        pin(acc.v);                                                          //@terms
+        UNROLL for (int i = 0; i < N / 2; ++i) total[i] += acc.v[i];         //@terms
       }
-      w.drain();
-      x.release();
-      pin(acc.v);
+      w.drain();                                                             //@values
+      x.release();                                                           //@values
+      pin(acc.v);                                                            //@values
       const int top = tile.m + first_row + warp_in_group() * 16 + lane_id() / 4;
       Acc<N>::each_pair([&](int v, int half, int column) {
         const int y_row = top + 8 * half;
