@@ -17,7 +17,7 @@ from eqsat.types import DType
 GROUPS = 2  # consumer warpgroups; a third one brings weights (one thread) and input (three warps)
 THREADS = (GROUPS + 1) * 128
 CONVERTERS = 96
-REGISTERS = (112, 200)  # of the producers, of the consumers: 112 + 2·200 = 512 for each lane of three warpgroups
+REGISTERS = (104, 200)  # of the producers, of the consumers: 104 + 2·200 = 504, what three warpgroups of 168 are started with
 ACCUMULATORS = 128  # fp32 values a consumer thread can hold beside the loop's own registers
 HEAD_BYTES = 128  # of the workspace: three counters before the packed weights
 ALIGNMENT_BYTES = 256  # of shared memory: alignment, and the number of the part of the weights in hand
