@@ -9,8 +9,10 @@ from eqsat.codegen.cuda.online_split import OnlineSplitFamily
 from eqsat.codegen.cuda.online_wgmma import OnlineWgmmaFamily
 from eqsat.codegen.cuda.point import PointFamily
 from eqsat.codegen.cuda.reduce import ReduceFamily
+from eqsat.codegen.cuda.scan import ScanFamily
 from eqsat.codegen.cuda.simt import SimtFamily
 from eqsat.codegen.cuda.skinny import SkinnyFamily
+from eqsat.codegen.cuda.split import SplitFamily
 from eqsat.codegen.cuda.stream import StreamFamily
 from eqsat.codegen.cuda.wgmma import WgmmaFamily
 from eqsat.codegen.cuda.window import WindowFamily
@@ -22,10 +24,12 @@ FAMILIES: tuple[Family, ...] = (
     PointFamily(),
     ReduceFamily(),
     WindowFamily(),
+    ScanFamily(),
     WgmmaFamily(),
     SkinnyFamily(),
     StreamFamily(),
     WindowWgmmaFamily(),
+    SplitFamily(),
     SimtFamily(),
     OnlineWgmmaFamily(),
     OnlineSplitFamily(),

@@ -25,4 +25,5 @@ def workloads() -> list[Workload]:
         Workload("convT3d_f32", specs("f32", x=(16, 32, 32, 32, 32), w=(32, 64, 3, 3, 3)),
                  lambda x, w: np.conv_transpose(x, w),
                  lambda t, x, w: t.nn.functional.conv_transpose3d(x, w), bound="arithmetic", goal=3.44),
+        Workload("cumsum_4096x16384_f32", specs("f32", x=(4096, 16384)), lambda x: np.cumsum(x, 1), lambda t, x: x.cumsum(1), goal=1.11),
     ]  # fmt: skip

@@ -1,0 +1,395 @@
+"""Cumulative sums, products and extrema in one pass along their axis: rows held by the threads of a block, or columns side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from eqsat.codegen.cuda.bounds import latency_factor, processors, traffic_ns
+from eqsat.codegen.cuda.emit import Scope, assemble, parameters, refuse_illegal, register_type, stored_type
+from eqsat.codegen.cuda.loads import (
+    AxisNames,
+    access_mode,
+    axis_names,
+    field_type,
+    field_value,
+    index_type,
+    iota_text,
+    load_guard,
+    load_offset,
+    print_fetch,
+    split_index,
+)
+from eqsat.codegen.cuda.reduce_print import indent
+from eqsat.codegen.cuda.scan_shape import ScanShape, scan_shape
+from eqsat.codegen.cuda.shorten import call_short, short_in_all
+from eqsat.codegen.kernel import KernelSource, Rates, Schedule
+from eqsat.codegen.problem import Problem, ReduceProblem
+from eqsat.codegen.targets import Target
+from eqsat.ir import Expr
+
+WIDTHS = (1, 2, 4, 8, 16, 32)
+HINTS = ("PLAIN", "STREAMING", "NO_ALLOCATE", "EVICT_FIRST")
+HELD_REGISTERS = 160  # of 255 for each thread; the rest computes
+STATIC_SHARED_BYTES = 48 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ScanRowTile(Schedule):
+    """For outputs contiguous along the scanned axis: `warps` warps to a row, `rows` rows to a block.
+
+    A thread holds `count` vectors of `width` bytes of the widest stored type (1: single elements). A longer row comes tile by
+    tile, and what was added up so far is carried on.
+    """
+
+    warps: int
+    rows: int
+    count: int
+    width: int
+    hint: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScanColumnTile(Schedule):
+    """For outputs contiguous along another axis: blocks of `columns` threads across by `groups` along the scanned axis.
+
+    A thread holds `count` vectors of `width` bytes, one position after another; the groups follow each other, tile by tile.
+    """
+
+    columns: int
+    groups: int
+    count: int
+    width: int
+
+
+class ScanFamily:
+    """Cumulative reductions on CUDA."""
+
+    name = "scan"
+    schedules: tuple[type[Schedule], ...] = (ScanRowTile, ScanColumnTile)
+
+    def legal(self, problem: Problem, schedule: Schedule) -> str | None:
+        """Return why the schedule cannot serve the problem, or None."""
+        if not isinstance(problem, ReduceProblem):
+            return f"a scan kernel cannot serve a {problem.family} problem"
+        shape = scan_shape(problem)
+        if isinstance(shape, str):
+            return shape
+        match schedule:
+            case ScanRowTile():
+                return _row_refusal(shape, schedule)
+            case ScanColumnTile():
+                return _column_refusal(shape, schedule)
+            case _:
+                return f"a scan kernel has no schedule {type(schedule).__name__}"
+
+    def emit(self, problem: Problem, schedule: Schedule) -> KernelSource:
+        """Return the source; raises IllegalScheduleError if `legal` objects."""
+        refuse_illegal(self.legal(problem, schedule), schedule)
+        assert isinstance(problem, ReduceProblem)
+        assert isinstance(schedule, ScanRowTile | ScanColumnTile)
+        shape = scan_shape(problem)
+        assert not isinstance(shape, str)
+        return ScanPrinter(shape, schedule).kernel()
+
+    def bound_ns(self, problem: Problem, rates: Rates) -> float:
+        """Return the time to move each byte once."""
+        return traffic_ns(problem.program, rates)
+
+    def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
+        """Return a model's time: the bytes at the memory rate, stretched by idle processors, narrow accesses and barriers."""
+        assert isinstance(problem, ReduceProblem)
+        assert isinstance(schedule, ScanRowTile | ScanColumnTile)
+        shape = scan_shape(problem)
+        assert not isinstance(shape, str)
+        return self.bound_ns(problem, rates) * _model_factor(shape, schedule, rates)
+
+    def serves(self, target: Target) -> bool:
+        """Return whether its kernels run on a target: every CUDA device."""
+        return target.kind == "cuda"
+
+
+def _held(shape: ScanShape, count: int, lanes: int) -> int:
+    """Return the registers of a thread's vectors: what was loaded and what is added up."""
+    loaded = sum(max(x.dtype.bytes, 4 if lanes == 1 else 1) for x in shape.loads)
+    summed = sum(max(s.node.dtype.accumulator.bytes, 4) for s in shape.scans)
+    plain = all(s.operand.digest in {x.expr.digest for x in shape.loads} for s in shape.scans)  # a load is what is added up
+    return count * lanes * (max(loaded, summed) if plain else loaded + summed) // 4
+
+
+def _common_refusal(shape: ScanShape, count: int, width: int) -> str | None:
+    if count not in (1, 2, 4, 8, 16, 32) or width not in WIDTHS:
+        return f"a thread holds 1 to 32 vectors, a power of two, and the width is one of {WIDTHS}"
+    lanes = shape.lanes(width)
+    if lanes > 1 and shape.inner.extent % lanes:
+        return f"the innermost extent {shape.inner.extent} is not a multiple of the {lanes} elements of a vector"
+    if width > 1 and lanes == 1:
+        return "a vector of this width holds a single element: it is the schedule of width 1"
+    held = _held(shape, count, lanes)
+    return f"{held} registers for each thread; {HELD_REGISTERS} are there" if held > HELD_REGISTERS else None
+
+
+def _row_refusal(shape: ScanShape, s: ScanRowTile) -> str | None:
+    if s.warps not in (1, 2, 4, 8, 16, 32) or not 1 <= s.rows * s.warps <= 32 or not 0 <= s.hint < len(HINTS):
+        return "a row has 1 to 32 warps, a block 32 in all; hints are 0 to 3"
+    if s.rows > 1 and s.warps > 1 and s.rows > 15:
+        return "15 rows have barriers of their own"
+    if not shape.rowwise:
+        return "the outputs are not contiguous along the scanned axis"
+    if why := _common_refusal(shape, s.count, s.width):
+        return why
+    vectors = shape.along.extent // shape.lanes(s.width)
+    held = _held(shape, s.count, shape.lanes(s.width)) + 24
+    if held * 32 * s.warps * s.rows > 65536:
+        return "a block's vectors do not fit into the registers"
+    return "the block has more vectors than the row" if 32 * s.warps * s.count >= 2 * max(vectors, 32) else None
+
+
+def _column_refusal(shape: ScanShape, s: ScanColumnTile) -> str | None:
+    threads = s.columns * s.groups
+    if s.columns not in (8, 16, 32, 64, 128) or s.groups not in (1, 2, 4, 8, 16, 32) or not 32 <= threads <= 1024:
+        return "columns are 8 to 128, groups 1 to 32, powers of two, 32 to 1024 threads in all"
+    if shape.rowwise:
+        return "the outputs are contiguous along the scanned axis"
+    if why := _common_refusal(shape, s.count, s.width):
+        return why
+    lanes = shape.lanes(s.width)
+    shared = sum(2 * threads * lanes * max(x.node.dtype.accumulator.bytes, 1) for x in shape.scans)
+    if shared > STATIC_SHARED_BYTES:
+        return f"{shared} bytes of shared memory; {STATIC_SHARED_BYTES} are there without asking for more"
+    if (_held(shape, s.count, lanes) + 2 * lanes * len(shape.scans) + 24) * threads > 65536:
+        return "a block's vectors do not fit into the registers"
+    return "the block has more positions than the axis" if s.groups * s.count >= 2 * shape.along.extent else None
+
+
+def _model_factor(shape: ScanShape, s: ScanRowTile | ScanColumnTile, rates: Rates) -> float:
+    lanes = shape.lanes(s.width)
+    size = max((x.dtype.bytes for x in shape.loads), default=4)
+    rows = math.prod(x.extent for x in shape.outer)
+    if isinstance(s, ScanRowTile):
+        blocks, threads = rows / s.rows, 32 * s.warps * s.rows
+        tiles = shape.along.extent / (32 * s.warps * s.count * lanes)
+    else:
+        blocks, threads = rows * shape.inner.extent / (s.columns * lanes), s.columns * s.groups
+        tiles = shape.along.extent / (s.groups * s.count)
+    resident = min(blocks / processors(rates), 65536 / ((_held(shape, s.count, lanes) + 24) * threads), 2048 / threads)
+    waiting = latency_factor(rates, resident * threads * processors(rates), s.count * lanes * size)
+    narrow = 0.03 * math.log2(max(16 / (lanes * size), 1))
+    whole = math.ceil(tiles) / tiles  # a last tile that is partly empty
+    return (1.03 + narrow + 0.03 * min(tiles, 4) + 0.05 * (resident < 2) + 0.3 * (whole - 1)) * waiting
+
+
+class ScanPrinter:
+    """Prints a scan kernel. Positions are counted in the direction of the scan (`q`), and turned into those of memory."""
+
+    def __init__(self, shape: ScanShape, s: ScanRowTile | ScanColumnTile) -> None:
+        self.shape, self.s = shape, s
+        self.program = shape.problem.program
+        self.lanes = shape.lanes(s.width)
+        self.names = AxisNames(axis_names(shape.loops))
+        self.length = shape.along.extent // (self.lanes if shape.rowwise else 1)  # steps of a whole scan
+        self.hint = HINTS[s.hint] if isinstance(s, ScanRowTile) else "PLAIN"
+        self.short = short_in_all(self.program.outputs)
+        self.index = index_type(shape.along.extent + 65536 * self.lanes)
+        self.modes = [access_mode(x, shape.inner, self.lanes) for x in shape.loads]
+        pairs = zip(shape.loads, self.modes, strict=True)
+        self.fields = {x.expr.digest: field_value(x, mode, f"g[i].x{n}") for n, (x, mode) in enumerate(pairs)}
+
+    @property
+    def step(self) -> int:
+        """Steps of the scan that a block takes in one tile."""
+        s = self.s
+        return 32 * s.warps * s.count if isinstance(s, ScanRowTile) else s.groups * s.count
+
+    def kernel(self) -> KernelSource:
+        """Return the source."""
+        shape, s = self.shape, self.s
+        rows = math.prod(x.extent for x in shape.outer)
+        if isinstance(s, ScanRowTile):
+            threads, blocks, lines = 32 * s.warps * s.rows, -(-rows // s.rows), self._row_start(rows)
+        else:
+            across = -(-shape.inner.extent // (s.columns * self.lanes))
+            threads, blocks, lines = s.columns * s.groups, rows * across, self._column_start(rows, across)
+        lines += self._carries()
+        tiles = -(-self.length // self.step)
+        body = self._tile()
+        if tiles == 1:
+            lines += [f"const {self.index} tile = 0;", "const int turn = 0;", *body]
+        else:
+            lines += [
+                "int turn = 0;",
+                f"for ({self.index} tile = 0; tile < {self.length}; tile += {self.step}, turn ^= 1) {{",
+                *indent(body),
+                "}",
+            ]
+        text = [
+            f'extern "C" __global__ void __launch_bounds__({threads}) eqsat_kernel({parameters(self.program)}) {{',
+            *indent(lines),
+            "}",
+        ]
+        return assemble(
+            self.program,
+            s,
+            "scan",
+            "\n".join(text) + "\n",
+            parts=("prelude.cuh", "math.cuh", "reduce.cuh", "scan.cuh"),
+            grid=(max(blocks, 1), 1, 1),
+            block=threads,
+        )
+
+    def _row_start(self, rows: int) -> list[str]:
+        assert isinstance(self.s, ScanRowTile)
+        kind = index_type(rows + self.s.rows)
+        slot = f"threadIdx.x / {32 * self.s.warps}" if self.s.rows > 1 else "0"
+        return [
+            f"const int slot = {slot}, warp = threadIdx.x / 32 % {self.s.warps};",
+            f"const {kind} row = ({kind})blockIdx.x * {self.s.rows} + slot;",
+            *([f"const bool inside = row < {rows};"] if self._ragged() else []),
+            *(split_index("row", self.shape.outer, rows) if self.shape.outer else []),
+        ]
+
+    def _column_start(self, rows: int, across: int) -> list[str]:
+        assert isinstance(self.s, ScanColumnTile)
+        kind, inner = index_type(rows * across), self.shape.inner
+        ctype = index_type(inner.extent + self.s.columns * self.lanes)
+        return [
+            f"const int across = threadIdx.x % {self.s.columns}, group = threadIdx.x / {self.s.columns};",
+            f"const {kind} row = ({kind})blockIdx.x / {across};",
+            f"const {ctype} {inner.var} = (({ctype})(blockIdx.x % {across}) * {self.s.columns} + across) * {self.lanes};",
+            *([f"const bool inside = {inner.var} < {inner.extent};"] if self._ragged() else []),
+            *(split_index("row", self.shape.outer, rows) if self.shape.outer else []),
+        ]
+
+    def _carries(self) -> list[str]:
+        if self.shape.rowwise:
+            return [f"{x.operator}::type carry{x.number} = {x.operator}::identity();" for x in self.shape.scans]
+        lines = [f"{x.operator}::type carry{x.number}[{self.lanes}];" for x in self.shape.scans]
+        each = [f"carry{x.number}[j] = {x.operator}::identity();" for x in self.shape.scans]
+        return [*lines, f"UNROLL for (int j = 0; j < {self.lanes}; ++j) {{", *indent(each), "}"]
+
+    def _position(self) -> list[str]:
+        """Print the place in memory of vector `i`: step `q` of the scan."""
+        along, last = self.shape.along, self.length - 1
+        place = f"({last} - q)" if self.shape.form.suffix else "q"
+        return [
+            f"const {self.index} {along.var} = {f'{place} * {self.lanes}' if self.shape.rowwise and self.lanes > 1 else place};"
+        ]
+
+    def _each(self, lines: Sequence[str], whole: bool, otherwise: Sequence[str] = ()) -> list[str]:
+        """Wrap statements for vector `i` in the loop over the vectors of a thread."""
+        s = self.s
+        q = f"(warp * {s.count} + i) * 32 + lane_id()" if isinstance(s, ScanRowTile) else f"group * {s.count} + i"
+        conditions = [] if whole else [f"q < {self.length}"]
+        conditions += ["inside"] if self._ragged() else []
+        work = [*self._position(), *lines]
+        if conditions:
+            work = [
+                f"if ({' && '.join(conditions)}) {{",
+                *indent(work),
+                *(["} else {", *indent(list(otherwise))] if otherwise else []),
+                "}",
+            ]
+        return [f"UNROLL for (int i = 0; i < {s.count}; ++i) {{", f"  const {self.index} q = tile + {q};", *indent(work), "}"]
+
+    def _ragged(self) -> bool:
+        """Whether some threads stand outside the rows or columns."""
+        s, shape = self.s, self.shape
+        if isinstance(s, ScanRowTile):
+            return math.prod(x.extent for x in shape.outer) % s.rows != 0
+        return shape.inner.extent % (s.columns * self.lanes) != 0
+
+    def _tile(self) -> list[str]:
+        """Print what happens to a tile: load, add up what each thread holds, exchange, finish and store."""
+        shape, s = self.shape, self.s
+        whole = self.length % self.step == 0
+        members = []
+        fetch: list[str] = []
+        for n, (x, mode) in enumerate(zip(shape.loads, self.modes, strict=True)):
+            ctype, suffix = field_type(x, mode, self.lanes)
+            members.append(f"{ctype} x{n}{suffix};")
+            hint = self.hint if self.lanes * x.dtype.bytes >= 16 else "PLAIN"
+            offset, guard = load_offset(x, shape.loops, self.names), load_guard(x, self.names)
+            fetch += print_fetch(x, mode, f"g[i].x{n}", shape.inner, self.lanes, hint, offset, guard)
+        lines = [f"struct Fetched {{ {' '.join(members)} }};", f"Fetched g[{s.count}];", *self._each(fetch, whole)]
+        lines += [f"{x.operator}::type a{x.number}[{s.count}][{self.lanes}];" for x in shape.scans]
+        lines += self._each(self._lift(), whole, self._nothing())
+        lines += self._exchange()
+        return [*lines, *self._finish(whole)]
+
+    def _scope(self, prefix: str, results: Mapping[str, str]) -> Scope:
+        return Scope(partial(self._leaf, results=results), prefix, call=partial(call_short, self.short))
+
+    def _leaf(self, e: Expr, results: Mapping[str, str]) -> str | None:
+        if e.digest in results:
+            return results[e.digest]
+        if e.digest in self.fields:
+            return self.fields[e.digest]
+        if e.op == "iota":
+            position = self.names[e.attrs[0]]
+            return iota_text(e, f"{position} + j" if position == self.shape.inner.var else position)
+        return None
+
+    def _lift(self) -> list[str]:
+        """Print what each lane of vector `i` adds up."""
+        scope = self._scope("t", {})
+        values = [(x, scope.value(x.operand)) for x in self.shape.scans]
+        taken = [f"a{x.number}[i][j] = {x.operator}::lift({v}, 0);" for x, v in values]
+        return [f"UNROLL for (int j = 0; j < {self.lanes}; ++j) {{", *indent([*scope.take(), *taken]), "}"]
+
+    def _nothing(self) -> list[str]:
+        each = [f"a{x.number}[i][j] = {x.operator}::identity();" for x in self.shape.scans]
+        return [f"UNROLL for (int j = 0; j < {self.lanes}; ++j) {{", *indent(each), "}"]
+
+    def _lane(self) -> str:
+        """Print the lane in memory of the lane `l` of the scan."""
+        return f"{self.lanes - 1} - l" if self.shape.form.suffix and self.shape.rowwise else "l"
+
+    def _exchange(self) -> list[str]:
+        """Print the totals `t` of what a thread holds, which become what comes before it."""
+        s, lines = self.s, list[str]()
+        for x in self.shape.scans:
+            n, op = x.number, x.operator
+            if isinstance(s, ScanRowTile):
+                lines += [
+                    f"{op}::type t{n}[{s.count}];",
+                    f"UNROLL for (int i = 0; i < {s.count}; ++i) {{",
+                    f"  t{n}[i] = a{n}[i][{self.lanes - 1 if self.shape.form.suffix else 0}];",
+                    f"  UNROLL for (int l = 1; l < {self.lanes}; ++l) t{n}[i] = {op}::combine(t{n}[i], a{n}[i][{self._lane()}]);",
+                    "}",
+                    f"scan_row<{op}, {n}, {s.warps}, {s.rows}, {s.count}>(t{n}, carry{n}, slot, turn);",
+                ]
+            else:
+                lines += [
+                    f"{op}::type t{n}[{self.lanes}];",
+                    f"UNROLL for (int j = 0; j < {self.lanes}; ++j) {{",
+                    f"  t{n}[j] = a{n}[0][j];",
+                    f"  UNROLL for (int i = 1; i < {s.count}; ++i) t{n}[j] = {op}::combine(t{n}[j], a{n}[i][j]);",
+                    "}",
+                    f"scan_groups<{op}, {n}, {s.columns}, {s.groups}, {self.lanes}>(t{n}, carry{n}, across, group, turn);",
+                ]
+        return lines
+
+    def _finish(self, whole: bool) -> list[str]:
+        """Print the running values of vector `i`, the outputs that follow from them, and the stores."""
+        shape = self.shape
+        running = "t{0}[i]" if shape.rowwise else "t{0}[j]"
+        results = {x.node.digest: f"s{x.number}" for x in shape.scans}
+        scope = self._scope("e", results)
+        made = [f"o{n}[j] = {scope.value(o.expr)};" for n, o in enumerate(self.program.outputs)]
+        lane = [f"const int j = {self._lane()};"]
+        for x in shape.scans:
+            at, n = running.format(x.number), x.number
+            before = f"const {register_type(x.node.dtype)} s{n} = {x.operator}::value({at});"
+            add = f"{at} = {x.operator}::combine({at}, a{n}[i][j]);"
+            lane += [before, add] if shape.form.strict else [add, before]
+        body = [f"{register_type(o.dtype)} o{n}[{self.lanes}];" for n, o in enumerate(self.program.outputs)]
+        body += [f"UNROLL for (int l = 0; l < {self.lanes}; ++l) {{", *indent([*lane, *scope.take(), *made]), "}"]
+        for n, out in enumerate(shape.stores):
+            size = self.lanes * out.dtype.bytes
+            hint = self.hint if size >= 16 else "PLAIN"
+            at = load_offset(out, shape.loops, self.names)
+            pack = f"Pack<{stored_type(out.dtype)}>::template from<{self.lanes}>(o{n})"
+            body.append(f"store_raw<{size}, {hint}>({out.parameter} + {at}, {pack});")
+        return self._each(body, whole)

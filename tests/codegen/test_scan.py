@@ -1,0 +1,175 @@
+"""Kernels of scans: the emitted text run on the CPU against the oracle, what NVRTC makes of it, what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eqsat import numpy_like as fn
+from eqsat.codegen.cuda import nvrtc
+from eqsat.codegen.cuda.nvrtc import compile_many
+from eqsat.codegen.cuda.scan import ScanColumnTile, ScanFamily, ScanRowTile
+from eqsat.codegen.kernel import KernelSource, Schedule
+from eqsat.codegen.problem import ReduceProblem, reduce_problem
+from eqsat.codegen.targets import parse_target
+from eqsat.errors import CompileError, EnvironmentMissingError, IllegalScheduleError
+from eqsat.ir import Program
+from eqsat.search.verify import check_outputs, prepare
+from eqsat.trace import trace
+
+F32 = "f32"
+TILES: tuple[Schedule, ...] = (
+    ScanRowTile(1, 1, 1, 1, 0), ScanRowTile(1, 3, 2, 4, 0), ScanRowTile(2, 2, 1, 16, 1), ScanRowTile(4, 1, 1, 8, 0), ScanRowTile(8, 1, 2, 16, 0),
+    ScanColumnTile(32, 1, 1, 1), ScanColumnTile(8, 4, 2, 16), ScanColumnTile(16, 8, 1, 4), ScanColumnTile(32, 2, 8, 8),
+)  # fmt: skip
+
+
+def beside(name: str) -> Any:
+    """Import a helper module that lies beside this file."""
+    spec = importlib.util.spec_from_file_location(f"codegen_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+emulate = beside("emulate")
+
+
+def usable() -> bool:
+    """Whether NVRTC is here."""
+    try:
+        nvrtc.version()
+    except EnvironmentMissingError:
+        return False
+    return True
+
+
+def array(*shape: int, dtype: str = F32) -> tuple[tuple[int, ...], str]:
+    return shape, dtype
+
+
+PROGRAMS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
+    "rows": (lambda x: fn.cumsum(x, 1), [array(5, 272)]),
+    "rows of bf16, scaled and shifted": (
+        lambda x, g, r: fn.relu(fn.cumsum(x * g.reshape(-1, 1), 1)) + r,
+        [array(7, 128, dtype="bf16"), array(7), array(7, 128, dtype="bf16")],
+    ),
+    "rows from the end, without the own element": (lambda x: fn.cumsum(x, 1, reverse=True, exclusive=True), [array(3, 160)]),
+    "rows from the end": (lambda x: fn.cummax(x, -1, reverse=True), [array(2, 3, 88)]),
+    "odd rows": (lambda x: fn.cumsum(x, 1), [array(6, 101)]),
+    "odd rows from the end": (lambda x: fn.cummin(x, 1, reverse=True, exclusive=True), [array(6, 75)]),
+    "one long row": (lambda x: fn.cumsum(x) * 0.5, [array(2600)]),
+    "products": (lambda x: fn.cumprod(1 + x * 0.01, 1), [array(4, 96)]),
+    "whole numbers": (lambda x: fn.cummax(x, 1), [array(4, 96, dtype="i32")]),
+    "double precision": (lambda x: fn.cumsum(x, 1, exclusive=True), [array(3, 64, dtype="f64")]),
+    "masked": (lambda x, y: fn.cumsum(fn.where(y > 0, x, 0.0), 1), [array(4, 96), array(4, 96)]),
+    "its own share": (lambda x: x / (1 + fn.cumsum(fn.abs(x), 1)), [array(4, 96)]),
+    "a sum beside a maximum": (lambda x: fn.cumsum(x, 1) - fn.cummax(x, 1), [array(4, 96)]),
+    "positions": (lambda x: fn.cumsum(x, 1) / (fn.iota(96).astype("f32") + 1), [array(4, 96)]),
+    "columns": (lambda x: fn.cumsum(x, 0), [array(37, 64)]),
+    "columns from the end": (lambda x: fn.cumsum(x, 0, reverse=True), [array(37, 40)]),
+    "odd columns": (lambda x: fn.cummax(x, 0, exclusive=True), [array(23, 13)]),
+    "columns between": (lambda x, r: fn.cumsum(x, 1) + r, [array(3, 21, 24, dtype="bf16"), array(3, 21, 24, dtype="bf16")]),
+    "turned": (lambda x: fn.cumsum(x, 0).mT, [array(40, 12)]),
+}  # fmt: skip
+
+
+def program(name: str) -> Program:
+    function, specs = PROGRAMS[name]
+    return trace(function, *specs)
+
+
+def problem(found: Program) -> ReduceProblem:
+    result = reduce_problem(found)
+    assert not isinstance(result, str), result
+    return result
+
+
+def cases(names: list[str]) -> list[tuple[str, Schedule, KernelSource]]:
+    family = ScanFamily()
+    problems = {n: problem(program(n)) for n in names}
+    return [(n, s, family.emit(problems[n], s)) for n in names for s in TILES if family.legal(problems[n], s) is None]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator needs g++")
+def test_every_kernel_computes_what_the_oracle_does(tmp_path: Path) -> None:
+    found = cases(list(PROGRAMS))
+    assert {name for name, _, _ in found} == set(PROGRAMS)
+    wrong = []
+    for (name, schedule, source), entry in zip(found, emulate.compile_kernels([c[2] for c in found], tmp_path), strict=True):
+        for p in prepare(program(name), 1, quick=True):
+            got = emulate.run_kernel(entry, source, program(name), {k: np.asarray(v) for k, v in p.inputs.items()})
+            check = check_outputs([got], p.expected, p.suite)
+            if not check.passed:
+                wrong.append(f"{name} with {schedule}: suite {check.name}: {check.note}")
+    assert wrong == []
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator needs g++")
+def test_a_kernel_that_forgets_the_tile_before_is_found_wrong(tmp_path: Path) -> None:
+    name = "one long row"
+    source = ScanFamily().emit(problem(program(name)), ScanRowTile(1, 1, 1, 1, 0))
+    text = source.text.replace("T before = carry;", "T before = Op::identity();")
+    assert text != source.text
+    broken = type(source)(**{f: getattr(source, f) for f in source.__slots__} | {"text": text})
+    (entry,) = emulate.compile_kernels([broken], tmp_path)
+    (p, *_) = prepare(program(name), 1, quick=True)
+    got = emulate.run_kernel(entry, broken, program(name), {k: np.asarray(v) for k, v in p.inputs.items()})
+    assert not check_outputs([got], p.expected, p.suite).passed
+
+
+@pytest.mark.skipif(not usable(), reason="NVRTC is not installed")
+def test_kernels_of_every_kind_compile_without_spills_or_stack() -> None:
+    board = trace(lambda x: fn.cumsum(x, 1), array(4096, 16384))
+    down = trace(lambda x: fn.cumsum(x, 0), array(4096, 16384))
+    family = ScanFamily()
+    found = [
+        (p, s)
+        for p in (board, down)
+        for s in (ScanRowTile(16, 1, 8, 16, 0), ScanColumnTile(32, 16, 8, 16))
+        if family.legal(problem(p), s) is None
+    ]
+    sources = [family.emit(problem(p), s) for p, s in found] + [
+        c[2] for c in cases(["double precision", "whole numbers", "columns between"])
+    ]
+    for index, result in compile_many(sources, parse_target("sm_90"), 2):
+        assert not isinstance(result, CompileError), f"{index}: {result}"
+        assert (result.resources.spill_bytes, result.resources.stack_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("function", "specs", "tile", "why"),
+    [
+        (lambda x: x.sum(-1), [array(8, 9)], ScanRowTile(1, 1, 1, 1, 0), "not one of every prefix"),
+        (lambda x: fn.cumsum(x, 0), [array(64, 64)], ScanRowTile(1, 1, 1, 1, 0), "not contiguous along"),
+        (lambda x: fn.cumsum(x, 1), [array(64, 64)], ScanColumnTile(32, 1, 1, 1), "are contiguous along"),
+        (lambda x: fn.cumsum(x, 1), [array(64, 62)], ScanRowTile(1, 1, 1, 16, 0), "not a multiple"),
+        (lambda x: fn.cumsum(x, 1), [array(64, 64)], ScanRowTile(4, 1, 2, 16, 0), "more vectors than the row"),
+        (lambda x: fn.cumsum(x, 1), [array(64, 65536)], ScanRowTile(32, 1, 32, 16, 0), "registers"),
+        (lambda x: fn.cumsum(x, 0), [array(64, 64)], ScanColumnTile(128, 8, 1, 32), "bytes of shared memory"),
+    ],
+)  # fmt: skip
+def test_what_no_block_can_hold_is_refused(function: Callable[..., Any], specs: list[Any], tile: Schedule, why: str) -> None:
+    found = problem(trace(function, *specs))
+    reason = ScanFamily().legal(found, tile)
+    assert reason is not None
+    assert why in reason
+    with pytest.raises(IllegalScheduleError, match="Choose another point"):
+        ScanFamily().emit(found, tile)
+
+
+def test_a_scan_is_bounded_by_its_bytes_not_by_the_square_of_its_length() -> None:
+    found = problem(trace(lambda x: fn.cumsum(x, 1), array(4096, 16384)))
+    rates = parse_target("sm_90").rates
+    assert ScanFamily().bound_ns(found, rates) == pytest.approx(found.program.bytes / rates.copy, rel=0.05)
+    assert ScanFamily().predict_ns(found, ScanRowTile(16, 1, 8, 16, 0), rates) < 1.3 * ScanFamily().bound_ns(found, rates)
