@@ -34,8 +34,8 @@ from eqsat.types import DType
 
 _TARGET = parse_target("sm_90")
 # Registers of producer and consumers where the producer is a warpgroup that hands its own over, by consumer warpgroups.
-_REGISTERS = {1: (0, 0), 2: (24, 240), 3: (32, 160), 4: (0, 0)}
-_LIVE = {1: 200, 2: 200, 3: 128, 4: 96}  # scores, weights and sums that a thread can hold (found by compiling)
+_REGISTERS = {1: (0, 0), 2: (24, 240), 3: (32, 160), 4: (24, 112)}
+_LIVE = {1: 200, 2: 200, 3: 128, 4: 84}  # scores, weights and sums that a thread can hold (found by compiling)
 _COLUMNS = {1: 256, 2: 256, 3: 192, 4: 128}  # of one product: registers at the kernel's entry bound the instruction
 _PANEL_BYTES = 8192  # 64 rows of 128 bytes
 _LOG2_E = math.log2(math.e)
