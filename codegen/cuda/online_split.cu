@@ -1,15 +1,28 @@
 // online_split.cu: a dependent fold of few rows whose keys many warps share out. Keys and values stream from memory straight into
-// the fragments of mma.m16n8k16, of which the scores take rows by d times d by keys, and the sums value positions by keys times keys
-// by rows: the weights then lie in a lane as the second product wants them. Both sides of a product may permute what is summed
-// alike, so lane (g, t) = (lane / 4, lane % 4) holds d = 8t .. 8t+7 of a chunk of 32 for key g, and value positions 8g .. 8g+7 of
-// a band of 64 for keys 2t, 2t+1, 2t+8, 2t+9. Each warp keeps the maxima of its own keys; at the end the warps, then the PARTS blocks
-// that share the keys of a tile of rows, join what they have, in the order of their ranks.
-constexpr int GROUPS = ROWS / 8, SIDES = (GROUPS + 1) / 2, CHUNKS = (D + 31) / 32, BANDS = (N + 63) / 64, THREADS = WARPS * 32;
-constexpr int KEY_TILES = (KEYS_ALL + KEYS - 1) / KEYS, PITCH = N + 1, ELEMENTS = ROWS * N;
+// the fragments of mma.m16n8k16, of which scores are keys by d times d by rows, and sums value positions by keys times keys by rows;
+// between the two the weights are transposed, 8 by 8. What a product sums, and its own rows, may be permuted at will, so that a lane
+// (g, t) = (lane / 4, lane % 4) loads 16 bytes at once: d = 8t .. 8t+7 of a chunk of 32 for a key (or, where keys are contiguous,
+// some neighbouring keys for each d), and value positions 8g .. 8g+7 of a band of 64 for a key. Each warp keeps the maxima of its own
+// keys; at the end the warps, then the PARTS blocks that share the keys of a tile of rows, join what they have, in the order of ranks.
+constexpr int GROUPS = ROWS / 8, BANDS = (N + 63) / 64, THREADS = WARPS * 32, SHARERS = WARPS / SIDE, BM = ROWS * SIDE;
+constexpr int TILES = KEYS / 16, STEPS = (D + 31) / 32 * 2;                 // of 16 keys, of 16 positions of d: in pairs //@along
+constexpr int TILES = KEYS / 16, STEPS = (D + 15) / 16;                     //@across
+constexpr int KEY_TILES = (KEYS_ALL + KEYS - 1) / KEYS, PITCH = N + 1, ELEMENTS = BM * N;
 constexpr bool WHOLE = KEYS_ALL % KEYS == 0;
+constexpr int HINT = SIDE == 1 ? NO_ALLOCATE : PLAIN;                       // warps side by side meet in the nearest cache
 constexpr float LOG2_E = 1.4426950408889634f;
-DEV float quad_max(float v) { v = fmaxf(v, shuffle_xor(v, 1)); return fmaxf(v, shuffle_xor(v, 2)); }
-DEV float quad_sum(float v) { v += shuffle_xor(v, 1); return v + shuffle_xor(v, 2); }
+// Over the lanes that hold the same row: they differ in g.
+DEV float column_max(float v) { v = fmaxf(v, shuffle_xor(v, 4)); v = fmaxf(v, shuffle_xor(v, 8)); return fmaxf(v, shuffle_xor(v, 16)); }
+DEV float column_sum(float v) { v += shuffle_xor(v, 4); v += shuffle_xor(v, 8); return v + shuffle_xor(v, 16); }
+// Two neighbours of row g of an 8 by 8 matrix of 16-bit numbers become two neighbours of column g.
+DEV u32 transpose8(u32 v) { u32 r; asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(v)); return r; }
+template <int BYTES> DEV Raw<BYTES> stream(const T* p) {                      //@across
+  if constexpr (BYTES == 16) return stream16<HINT>(p);                      //@across
+  else return ordered<BYTES / 2>(p);                                        //@across
+}                                                                           //@across
+// Which of its KEYS keys row i (and i + 8, `upper`) of 16 by 16 tile u of scores is.
+DEV int key_of(int u, int i, int upper) { return 16 * u + i + 8 * upper; }  //@along
+DEV int key_of(int u, int i, int upper) { return 2 * TILES * i + 2 * u + upper; }  //@across
 // What sums relative to the maximum `top` are multiplied by to be relative to `most`; 0 where nothing but -inf was seen.
 DEV float rebased(float top, float most) { return eq_ex2((top - (most == -EQ_INF ? 0.f : most)) * LOG2_E); }
 
@@ -17,107 +30,127 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)             //@a
 extern "C" __global__ void __cluster_dims__(PARTS, 1, 1) __launch_bounds__(THREADS, RESIDENT)  //@cluster
 eqsat_kernel(PARAMETERS) {
   extern __shared__ u8 raw[];
-  float* const sums = (float*)raw;                                          // [warp][row][value], then of the block [row][value]
-  float* const tops = sums + WARPS * ROWS * PITCH, * const totals = tops + WARPS * ROWS;
-  float* const top_here = totals + WARPS * ROWS, * const total_here = top_here + ROWS;  // of the block
-  float* const top_all = total_here + ROWS, * const total_all = top_all + ROWS, * const factors = total_all + ROWS;
-  const int lane = lane_id(), g = lane / 4, t = lane % 4, warp = threadIdx.x / 32;
+  float* const sums = (float*)raw;                                          // [sharer][row][value], then of the block [row][value]
+  float* const tops = sums + SHARERS * BM * PITCH, * const totals = tops + SHARERS * BM;
+  float* const top_here = totals + SHARERS * BM, * const total_here = top_here + BM;  // of the block
+  float* const top_all = total_here + BM, * const total_all = top_all + BM, * const factors = total_all + BM;
+  const int lane = lane_id(), g = lane / 4, t = lane % 4, warp = threadIdx.x / 32, sharer = warp / SIDE;
   const int rank = blockIdx.x % PARTS, tile = blockIdx.x / PARTS % ROW_TILES, batch = blockIdx.x / (PARTS * ROW_TILES);
-  const int first_row = tile * ROWS, last_row = min(first_row + ROWS, M) - 1;
+  const int block_row = tile * BM, first_row = block_row + warp % SIDE * ROWS, last_row = min(first_row + ROWS, M) - 1;
   const int begin = (int)((i64)KEY_TILES * rank / PARTS), end = (int)((i64)KEY_TILES * (rank + 1) / PARTS);
   const T* const keys_here = KEYS_AT;
   const T* const values_here = VALUES_AT;
   ROW_SPANS
-  auto next = [&](int n) {  // this warp's next tile of keys from n on that is not masked out for all rows of the block
-    for (; n < end; n += WARPS) {
+  auto next = [&](int n) {  // this warp's next tile of keys from n on that is not masked out for all its rows
+    for (; n < end; n += SHARERS) {
       const int first = n * KEYS, last = min(first + KEYS, KEYS_ALL) - 1;
       KEY_SPANS
       if (!(SKIP)) break;
     }
     return n;
   };
-  Raw<16> k[KEYS / 8][CHUNKS], v[KEYS / 16][4][BANDS];
+  Raw<16> k[2 * TILES][STEPS / 2], v[TILES][4][BANDS];                      //@along
+  Raw<4 * TILES> k[STEPS][4];                                               //@across
+  Raw<16> v[TILES][4][BANDS];                                               //@across
   auto bring_keys = [&](int n) {
-    UNROLL for (int i = 0; i < KEYS / 8; ++i) {
+//@begin along
+    UNROLL for (int i = 0; i < 2 * TILES; ++i) {
       const int key = n * KEYS + 8 * i + g;
       const T* const from = keys_here + (i64)(WHOLE ? key : min(key, KEYS_ALL - 1)) * KEY_STRIDE + 8 * t;
-      UNROLL for (int c = 0; c < CHUNKS; ++c) {
-        if (D % 32 == 0 || 32 * c + 8 * t < D) k[i][c] = stream16<NO_ALLOCATE>(from + 32 * c);
+      UNROLL for (int c = 0; c < STEPS / 2; ++c) {
+        if (D % 32 == 0 || 32 * c + 8 * t < D) k[i][c] = stream16<HINT>(from + 32 * c);
         else k[i][c] = zero_raw<16>();
       }
     }
+//@end
+//@begin across
+    const int key = n * KEYS + 2 * TILES * g;
+    UNROLL for (int c = 0; c < STEPS; ++c)
+      UNROLL for (int i = 0; i < 4; ++i) {
+        const int d = 16 * c + 2 * t + i % 2 + 8 * (i / 2);
+        if ((WHOLE || key < KEYS_ALL) && (D % 16 == 0 || d < D)) k[c][i] = stream<4 * TILES>(keys_here + (i64)d * KEY_STRIDE + key);
+        else k[c][i] = zero_raw<4 * TILES>();
+      }
+//@end
   };
   auto bring_values = [&](int n) {
-    UNROLL for (int u = 0; u < KEYS / 16; ++u)
+    UNROLL for (int u = 0; u < TILES; ++u)
       UNROLL for (int i = 0; i < 4; ++i) {
-        const int key = n * KEYS + 16 * u + 2 * t + i % 2 + 8 * (i / 2);
+        const int key = n * KEYS + key_of(u, 2 * t + i % 2, i / 2);
         const T* const from = values_here + (i64)key * VALUE_STRIDE + 8 * g;
         UNROLL for (int b = 0; b < BANDS; ++b) {
-          if ((WHOLE || key < KEYS_ALL) && (N % 64 == 0 || 64 * b + 8 * g < N)) v[u][i][b] = stream16<NO_ALLOCATE>(from + 64 * b);
+          if ((WHOLE || key < KEYS_ALL) && (N % 64 == 0 || 64 * b + 8 * g < N)) v[u][i][b] = stream16<HINT>(from + 64 * b);
           else v[u][i][b] = zero_raw<16>();
         }
       }
   };
-  int n = next(begin + warp);
+  int n = next(begin + sharer);
   if (n < end) { bring_keys(n); bring_values(n); }                          // on their way before all else
 
-  Raw<16> q[GROUPS][CHUNKS];
+  u32 q[GROUPS][STEPS][2];
   UNROLL for (int r = 0; r < GROUPS; ++r)
-    UNROLL for (int c = 0; c < CHUNKS; ++c) {
-      const int row = min(first_row + 8 * r + g, M - 1);
-      float x[8] = {};
-      if (D % 32 == 0 || 32 * c + 8 * t < D)
-        UNROLL for (int e = 0; e < 8; ++e) { const int d = 32 * c + 8 * t + e; LEFT }
-      q[r][c] = Pack<T>::from<8>(x);
-    }
-  float top[GROUPS], sum[GROUPS], rebase[GROUPS], o[4 * BANDS][GROUPS][4];
+    UNROLL for (int c = 0; c < STEPS; ++c)
+      UNROLL for (int h = 0; h < 2; ++h) {
+        const int row = min(first_row + 8 * r + g, M - 1);
+        float x[2] = {};
+        UNROLL for (int e = 0; e < 2; ++e) {
+          const int d = 32 * (c / 2) + 8 * t + 4 * (c % 2) + 2 * h + e;       //@along
+          const int d = 16 * c + 2 * t + 8 * h + e;                         //@across
+          if (d < D) { LEFT }
+        }
+        q[r][c][h] = PACK(x[0], x[1]);
+      }
+  float top[GROUPS][2], sum[GROUPS][2], rebase[GROUPS][2], o[4 * BANDS][GROUPS][4];
   UNROLL for (int r = 0; r < GROUPS; ++r) {
-    top[r] = -EQ_INF; sum[r] = 0.f;
+    UNROLL for (int e = 0; e < 2; ++e) { top[r][e] = -EQ_INF; sum[r][e] = 0.f; }
     UNROLL for (int j = 0; j < 4 * BANDS; ++j) UNROLL for (int i = 0; i < 4; ++i) o[j][r][i] = 0.f;
   }
 
   while (n < end) {
-    const int first = n * KEYS, ahead = next(n + WARPS);
-    float s[KEYS / 8][SIDES][4];
-    UNROLL for (int i = 0; i < KEYS / 8; ++i)
-      UNROLL for (int a = 0; a < SIDES; ++a) {
-        UNROLL for (int e = 0; e < 4; ++e) s[i][a][e] = 0.f;
-        UNROLL for (int c = 0; c < CHUNKS; ++c)
-          UNROLL for (int j = 0; j < 2; ++j) {
-            const u32 low = 2 * a + 1 < GROUPS ? q[2 * a + 1 < GROUPS ? 2 * a + 1 : 0][c].w[2 * j] : 0u;
-            const u32 high = 2 * a + 1 < GROUPS ? q[2 * a + 1 < GROUPS ? 2 * a + 1 : 0][c].w[2 * j + 1] : 0u;
-            MMA(s[i][a], q[2 * a][c].w[2 * j], low, q[2 * a][c].w[2 * j + 1], high, k[i][c].w[2 * j], k[i][c].w[2 * j + 1]);
-          }
+    const int first = n * KEYS, ahead = next(n + SHARERS);
+    float s[TILES][GROUPS][4];                                              // row 2t + i % 2 of group r, key key_of(u, g, i / 2)
+    UNROLL for (int u = 0; u < TILES; ++u) {
+      UNROLL for (int r = 0; r < GROUPS; ++r) UNROLL for (int i = 0; i < 4; ++i) s[u][r][i] = 0.f;
+      UNROLL for (int c = 0; c < STEPS; ++c) {
+//@begin along
+        const u32 a0 = k[2 * u][c / 2].w[c % 2 * 2], a1 = k[2 * u + 1][c / 2].w[c % 2 * 2];
+        const u32 a2 = k[2 * u][c / 2].w[c % 2 * 2 + 1], a3 = k[2 * u + 1][c / 2].w[c % 2 * 2 + 1];
+//@end
+//@begin across
+        const u32 a0 = __byte_perm(k[c][0].w[u], k[c][1].w[u], 0x5410), a1 = __byte_perm(k[c][0].w[u], k[c][1].w[u], 0x7632);
+        const u32 a2 = __byte_perm(k[c][2].w[u], k[c][3].w[u], 0x5410), a3 = __byte_perm(k[c][2].w[u], k[c][3].w[u], 0x7632);
+//@end
+        UNROLL for (int r = 0; r < GROUPS; ++r) MMA(s[u][r], a0, a1, a2, a3, q[r][c][0], q[r][c][1]);
       }
+    }
     if (ahead < end) bring_keys(ahead);
     SCORES
     bool moved = false;
-    UNROLL for (int r = 0; r < GROUPS; ++r) {
-      float most = top[r];
-      UNROLL for (int i = 0; i < KEYS / 8; ++i) UNROLL for (int e = 0; e < 2; ++e) most = fmaxf(most, s[i][r / 2][2 * (r % 2) + e]);
-      most = quad_max(most);
-      const float safe = most == -EQ_INF ? 0.f : most;  // a row that is masked out so far keeps weights of 0
-      moved |= most != top[r];
-      rebase[r] = eq_ex2((top[r] - safe) * LOG2_E);
-      top[r] = most;
-      float part = 0.f;
-      UNROLL for (int i = 0; i < KEYS / 8; ++i)
-        UNROLL for (int e = 0; e < 2; ++e) {
-          float& w = s[i][r / 2][2 * (r % 2) + e];
-          w = eq_ex2((w - safe) * LOG2_E);
-          part += w;
-        }
-      sum[r] = sum[r] * rebase[r] + part;
-    }
-    if (__any_sync(~0u, moved))
-      UNROLL for (int r = 0; r < GROUPS; ++r) {
-        const float even = __shfl_sync(~0u, rebase[r], 8 * t), odd = __shfl_sync(~0u, rebase[r], 8 * t + 4);
-        UNROLL for (int j = 0; j < 4 * BANDS; ++j) { o[j][r][0] *= even; o[j][r][1] *= odd; o[j][r][2] *= even; o[j][r][3] *= odd; }
+    UNROLL for (int r = 0; r < GROUPS; ++r)
+      UNROLL for (int e = 0; e < 2; ++e) {
+        float most = top[r][e];
+        UNROLL for (int u = 0; u < TILES; ++u) most = fmaxf(most, fmaxf(s[u][r][e], s[u][r][2 + e]));
+        most = column_max(most);
+        const float safe = most == -EQ_INF ? 0.f : most;  // a row that is masked out so far keeps weights of 0
+        moved |= most != top[r][e];
+        rebase[r][e] = eq_ex2((top[r][e] - safe) * LOG2_E);
+        top[r][e] = most;
+        float part = 0.f;
+        UNROLL for (int u = 0; u < TILES; ++u)
+          UNROLL for (int h = 0; h < 2; ++h) {
+            float& w = s[u][r][2 * h + e];
+            w = eq_ex2((w - safe) * LOG2_E);
+            part += w;
+          }
+        sum[r][e] = sum[r][e] * rebase[r][e] + part;
       }
-    UNROLL for (int u = 0; u < KEYS / 16; ++u) {
+    if (__any_sync(~0u, moved))
+      UNROLL for (int r = 0; r < GROUPS; ++r)
+        UNROLL for (int j = 0; j < 4 * BANDS; ++j) UNROLL for (int i = 0; i < 4; ++i) o[j][r][i] *= rebase[r][i % 2];
+    UNROLL for (int u = 0; u < TILES; ++u) {
       u32 w[GROUPS][2];
       UNROLL for (int r = 0; r < GROUPS; ++r)
-        UNROLL for (int h = 0; h < 2; ++h) w[r][h] = PACK(s[2 * u + h][r / 2][2 * (r % 2)], s[2 * u + h][r / 2][2 * (r % 2) + 1]);
+        UNROLL for (int h = 0; h < 2; ++h) w[r][h] = transpose8(PACK(s[u][r][2 * h], s[u][r][2 * h + 1]));
       UNROLL for (int b = 0; b < BANDS; ++b)
         UNROLL for (int j = 0; j < 4; ++j) {  // value positions 64b + 8g + 2j and + 1 are rows g and g + 8 of the fragment
           const u32 a0 = __byte_perm(v[u][0][b].w[j], v[u][1][b].w[j], 0x5410), a1 = __byte_perm(v[u][0][b].w[j], v[u][1][b].w[j], 0x7632);
@@ -130,35 +163,38 @@ eqsat_kernel(PARAMETERS) {
   }
 
   // The warps leave what they have; the block joins it.
+  const int row0 = sharer * BM + warp % SIDE * ROWS;
   UNROLL for (int r = 0; r < GROUPS; ++r) {
-    const float total = quad_sum(sum[r]);
-    if (t == 0) { tops[warp * ROWS + 8 * r + g] = top[r]; totals[warp * ROWS + 8 * r + g] = total; }
+    UNROLL for (int e = 0; e < 2; ++e) {
+      const float total = column_sum(sum[r][e]);
+      if (g == 0) { tops[row0 + 8 * r + 2 * t + e] = top[r][e]; totals[row0 + 8 * r + 2 * t + e] = total; }
+    }
     UNROLL for (int j = 0; j < 4 * BANDS; ++j)
       UNROLL for (int i = 0; i < 4; ++i) {
         const int row = 8 * r + 2 * t + i % 2, col = 64 * (j / 4) + 8 * g + 2 * (j % 4) + i / 2;
-        if (N % 64 == 0 || col < N) sums[(warp * ROWS + row) * PITCH + col] = o[j][r][i];
+        if (N % 64 == 0 || col < N) sums[(row0 + row) * PITCH + col] = o[j][r][i];
       }
   }
   __syncthreads();
   // Joins `count` tops and totals of each row, and says by what sums are multiplied.
   auto join_rows = [&](int count, auto top_of, auto total_of, float* most_out, float* total_out) {
-    for (int row = threadIdx.x; row < ROWS; row += THREADS) {
+    for (int row = threadIdx.x; row < BM; row += THREADS) {
       float most = -EQ_INF, total = 0.f;
       for (int i = 0; i < count; ++i) most = fmaxf(most, top_of(i, row));
       for (int i = 0; i < count; ++i) {
         const float f = rebased(top_of(i, row), most);
-        factors[i * ROWS + row] = f;
+        factors[i * BM + row] = f;
         total += total_of(i, row) * f;
       }
       most_out[row] = most; total_out[row] = total;
     }
     __syncthreads();
   };
-  join_rows(WARPS, [&](int i, int row) { return tops[i * ROWS + row]; }, [&](int i, int row) { return totals[i * ROWS + row]; }, top_here, total_here);
+  join_rows(SHARERS, [&](int i, int row) { return tops[i * BM + row]; }, [&](int i, int row) { return totals[i * BM + row]; }, top_here, total_here);
   for (int i = threadIdx.x; i < ELEMENTS; i += THREADS) {
     const int row = i / N, col = i % N;
     float x = 0.f;
-    UNROLL for (int w = 0; w < WARPS; ++w) x += sums[(w * ROWS + row) * PITCH + col] * factors[w * ROWS + row];
+    UNROLL for (int w = 0; w < SHARERS; ++w) x += sums[(w * BM + row) * PITCH + col] * factors[w * BM + row];
     sums[row * PITCH + col] = x;
   }
 //@begin cluster
@@ -166,7 +202,7 @@ eqsat_kernel(PARAMETERS) {
   join_rows(PARTS, [&](int i, int row) { return peer_value(top_here + row, i); }, [&](int i, int row) { return peer_value(total_here + row, i); }, top_all, total_all);
   auto joined = [&](int row, int col) {
     float x = 0.f;
-    UNROLL for (int p = 0; p < PARTS; ++p) x += peer_value(sums + row * PITCH + col, p) * factors[p * ROWS + row];
+    UNROLL for (int p = 0; p < PARTS; ++p) x += peer_value(sums + row * PITCH + col, p) * factors[p * BM + row];
     return x;
   };
   const int from = rank * THREADS + threadIdx.x;
@@ -174,23 +210,23 @@ eqsat_kernel(PARAMETERS) {
 //@end
 //@begin memory
   // The blocks that share the keys leave their sums in memory; the last of them to finish joins all.
-  constexpr int SLOT = ELEMENTS + 2 * ROWS;
+  constexpr int SLOT = ELEMENTS + 2 * BM;
   const int place = blockIdx.x / PARTS;
   float* const slots = workspace + COUNTERS + (i64)place * PARTS * SLOT;
   __syncthreads();
   for (int i = threadIdx.x; i < ELEMENTS; i += THREADS) slots[rank * SLOT + i] = sums[i / N * PITCH + i % N];
-  for (int i = threadIdx.x; i < ROWS; i += THREADS) { slots[rank * SLOT + ELEMENTS + i] = top_here[i]; slots[rank * SLOT + ELEMENTS + ROWS + i] = total_here[i]; }
+  for (int i = threadIdx.x; i < BM; i += THREADS) { slots[rank * SLOT + ELEMENTS + i] = top_here[i]; slots[rank * SLOT + ELEMENTS + BM + i] = total_here[i]; }
   if (!last_block((u32*)workspace + place, PARTS)) return;
-  join_rows(PARTS, [&](int i, int row) { return slots[i * SLOT + ELEMENTS + row]; }, [&](int i, int row) { return slots[i * SLOT + ELEMENTS + ROWS + row]; }, top_all, total_all);
+  join_rows(PARTS, [&](int i, int row) { return slots[i * SLOT + ELEMENTS + row]; }, [&](int i, int row) { return slots[i * SLOT + ELEMENTS + BM + row]; }, top_all, total_all);
   auto joined = [&](int row, int col) {
     float x = 0.f;
-    UNROLL for (int p = 0; p < PARTS; ++p) x += slots[p * SLOT + row * N + col] * factors[p * ROWS + row];
+    UNROLL for (int p = 0; p < PARTS; ++p) x += slots[p * SLOT + row * N + col] * factors[p * BM + row];
     return x;
   };
 //@end
 //@begin alone
   __syncthreads();
-  for (int i = threadIdx.x; i < ROWS; i += THREADS) { top_all[i] = top_here[i]; total_all[i] = total_here[i]; }
+  for (int i = threadIdx.x; i < BM; i += THREADS) { top_all[i] = top_here[i]; total_all[i] = total_here[i]; }
   __syncthreads();
   auto joined = [&](int row, int col) { return sums[row * PITCH + col]; };
 //@end
@@ -200,7 +236,7 @@ eqsat_kernel(PARAMETERS) {
 //@end
   ROW_OUTPUTS
   for (int i = from; i < ELEMENTS; i += STEP) {
-    const int row_here = i / N, row = first_row + row_here, col = i % N;
+    const int row_here = i / N, row = block_row + row_here, col = i % N;
     if (row >= M) break;
     const float most = top_all[row_here], nan = NAN_OF, total = total_all[row_here], x = joined(row_here, col);
     STORE

@@ -32,13 +32,15 @@ _MOST_BLOCKS = 1 << 20  # no bound on the blocks that may share a problem
 class OnlineSplitTile(Schedule):
     """A warp takes `rows` rows and passes over its share of the keys, `keys` at a time.
 
-    `warps` of a block and `parts` blocks share the keys of a tile of rows; the blocks join their sums through the shared memory
-    of a cluster or (`memory`) through a workspace. `resident` blocks are to fit on one multiprocessor.
+    Of the `warps` of a block `side` lie side by side, each with rows of its own; the others, and `parts` blocks, share the keys of
+    a tile of rows. The blocks join their sums through the shared memory of a cluster or (`memory`) through a workspace.
+    `resident` blocks are to fit on one multiprocessor.
     """
 
     rows: int
     keys: int
     warps: int
+    side: int
     parts: int
     memory: int
     resident: int
@@ -54,9 +56,13 @@ class _Packed:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Keys and values as matrices, what the rows are contracted with, the accumulator with values, the rows that share keys."""
+    """Keys and values as matrices, what the rows are contracted with, the accumulator with values, the rows that share keys.
+
+    `across`: the keys lie side by side in memory, for each position that is contracted.
+    """
 
     rows: Contraction
+    across: bool
     keys: Sheet
     values: Sheet
     wide: Accumulated
@@ -114,22 +120,21 @@ class OnlineSplitFamily:
         s = schedule
         batches, tiles = _tiles(problem, layout, s)
         blocks, cores = batches * tiles * s.parts, processors(rates)
-        share = computed_share(problem, s.rows, s.keys)
-        # three quarters of a tile of each warp is on its way at a time
-        in_flight = min(blocks / cores, s.resident) * s.warps * s.keys * (layout.keys.inner + layout.values.inner) * 1.5
-        starved = max(1.0, 32768 / in_flight)
-        stream = share * traffic_ns(problem.program, rates) * starved * wave_factor(rates, blocks, s.resident)
-        pairs = batches * tiles * problem.shape[2] * share
-        from_caches = 2 * pairs * (layout.keys.inner + layout.values.inner) / (0.35 * L2_BYTES_PER_PROCESSOR * min(blocks, cores))
-        # instructions of a warp for 16 keys at two a ns for each of four schedulers; a warp of few neighbours waits for itself
-        wide = layout.keys.inner + layout.values.inner
-        work = 30 + wide * 0.25 + s.rows / 8 * (20 + wide * 0.15)
-        waits = max(1.0, 8 / (s.warps * min(blocks / cores, s.resident)))
-        busy = pairs / 16 * work * waits / (6.0 * min(blocks, cores))
-        joined = 1200.0 + 25.0 * s.parts * (2 if s.memory else 1) + 500.0 * s.memory
-        return (
-            max(stream, from_caches, busy, self.bound_ns(problem, rates)) + (joined if s.parts > 1 else 500.0) + rates.launch_ns
-        )
+        _, _, keys, d, n = problem.shape
+        share = computed_share(problem, s.rows * s.side, s.keys)
+        at_once = min(float(blocks), cores * s.resident)
+        waves = wave_factor(rates, blocks, s.resident) if blocks > at_once else 1.0
+        # three quarters of a tile of each warp is on its way at a time; warps side by side bring the same
+        in_flight = at_once * s.warps / s.side * s.keys * (d + n) * 1.5
+        stream = share * traffic_ns(problem.program, rates) * max(1.0, 32768 * cores / in_flight) * waves
+        pairs = batches * tiles * s.side * keys * share  # of 16 keys and a tile of rows, once divided by 16
+        busy_cores = min(float(blocks), cores)
+        from_caches = 2 * pairs / s.side * (d + n) / (0.35 * L2_BYTES_PER_PROCESSOR * busy_cores)
+        # instructions of a warp for 16 keys, at 1.7 a ns for each of four schedulers; few warps wait for themselves
+        work = 30 + (d + n) * 0.25 + s.rows / 8 * (30 + (d + n) * 0.15)
+        busy = pairs / 16 * work * max(1.0, 8 * cores / (s.warps * at_once)) / (6.0 * cores) * waves
+        joined = 1200.0 + 25.0 * s.parts + 900.0 * s.memory if s.parts > 1 else 500.0
+        return max(stream, from_caches, busy, self.bound_ns(problem, rates)) + joined + rates.launch_ns
 
     def serves(self, target: Target) -> bool:
         """Return whether its kernels run on a target: mma.sync of bf16 came with sm_80."""
@@ -149,16 +154,17 @@ def _layout(problem: OnlineProblem) -> _Layout | str:
         return f"a maximum of at least {problem.floor} is not carried"
     packed = _packing(problem, [c.b, wide.value])
     names = _places(problem, packed)
-    found = [sheet(problem, c.b, problem.d, problem.over, names), sheet(problem, wide.value, wide.axes, problem.over, names)]
-    sheets = [f for f in found if isinstance(f, Sheet)]
-    if len(sheets) < 2:
-        return next(f for f in found if isinstance(f, str))
-    keys, values = sheets
+    along, across = (sheet(problem, c.b, *axes, names) for axes in ((problem.d, problem.over), (problem.over, problem.d)))
+    keys = across if isinstance(along, str) else along
+    values = sheet(problem, wide.value, wide.axes, problem.over, names)
+    if isinstance(keys, str) or isinstance(values, str):
+        return str(along if isinstance(keys, str) else values)
     if not keys.dtype is values.dtype is wide.weight.dtype is c.a.dtype:
         return f"rows, keys, weights and values are {c.a.dtype}, {keys.dtype}, {wide.weight.dtype} and {values.dtype}"
-    if keys.inner % 8 or values.inner % 8 or max(keys.inner, values.inner) > 256:
-        return f"{keys.inner} contracted and {values.inner} value positions; it takes up to 256 in steps of 8"
-    return _Layout(c, keys, values, wide, packed)
+    d = problem.shape[3]
+    if keys.inner % 8 or values.inner % 8 or max(d, values.inner) > 256:
+        return f"{d} contracted and {values.inner} value positions; it takes up to 256, and 8 neighbours at a time"
+    return _Layout(c, keys is across, keys, values, wide, packed)
 
 
 def _packing(problem: OnlineProblem, operands: list[Expr]) -> _Packed:
@@ -204,19 +210,23 @@ def _rows(problem: OnlineProblem, packed: _Packed) -> tuple[int, int]:
 
 def _tiles(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> tuple[int, int]:
     batches, m = _rows(problem, layout.packed)
-    return batches, -(-m // s.rows)
+    return batches, -(-m // (s.rows * s.side))
 
 
 def _schedule_refusal(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> str | None:
     if s.rows not in (8, 16, 32) or s.keys not in (16, 32, 64) or not 1 <= s.warps <= 16 or s.resident < 1:
         return "a warp takes 8, 16 or 32 rows and 16, 32 or 64 keys at a time, a block has 1 to 16 warps"
+    if s.side < 1 or s.warps % s.side:
+        return f"{s.side} of {s.warps} warps side by side"
     if s.memory not in (0, 1) or not 1 <= s.parts <= (64 if s.memory else 8) or (s.memory and s.parts == 1):
         return "the keys have 1 to 8 parts in a cluster, 2 to 64 through memory"
     _, m = _rows(problem, layout.packed)
-    if s.rows > 8 and s.rows >= 2 * m:
-        return f"{s.rows} rows for {m}"
-    if s.parts * s.warps >= 2 * max(1, problem.shape[2] // s.keys):
-        return f"{s.parts} parts of {s.warps} warps for {problem.shape[2]} keys"
+    if s.rows * s.side > 8 and s.rows * s.side >= 2 * m:
+        return f"{s.rows * s.side} rows for {m}"
+    if s.rows == 8 and m > 16:
+        return f"8 rows a warp for {m}: keys would be brought for each"
+    if s.parts * s.warps // s.side >= 2 * max(1, problem.shape[2] // s.keys):
+        return f"{s.parts} parts of {s.warps // s.side} warps for {problem.shape[2]} keys"
     if s.resident * s.warps * 32 * (live := _live(layout, s)) > 65536 - 32 * s.resident * s.warps * 30 or live > _LIVE:
         return f"{live} operands, scores and sums for each of {32 * s.warps} threads, {s.resident} times"
     if (taken := _shared_bytes(layout, s)) * s.resident > SHARED_LIMIT:
@@ -226,12 +236,18 @@ def _schedule_refusal(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTil
 
 def _live(layout: _Layout, s: OnlineSplitTile) -> int:
     """Count the registers of a thread that hold rows, keys, values, scores and sums."""
-    groups, chunks, bands = s.rows // 8, -(-layout.keys.inner // 32), -(-layout.values.inner // 64)
-    return groups * (4 * chunks + 16 * bands) + s.keys // 16 * (8 * chunks + 16 * bands) + s.keys // 2 * -(-groups // 2)
+    groups, bands, tiles, steps = s.rows // 8, -(-layout.values.inner // 64), s.keys // 16, _steps(layout)
+    return groups * (2 * steps + 16 * bands + 4 * tiles) + tiles * (4 * steps + 16 * bands)
+
+
+def _steps(layout: _Layout) -> int:
+    """Return the products of 16 contracted positions that a score takes."""
+    return -(-layout.keys.rows // 16) if layout.across else -(-layout.keys.inner // 32) * 2
 
 
 def _shared_bytes(layout: _Layout, s: OnlineSplitTile) -> int:
-    return 4 * s.rows * (s.warps * (layout.values.inner + 1) + 2 * s.warps + 4 + max(s.warps, s.parts))
+    sharers = s.warps // s.side
+    return 4 * s.rows * s.side * (sharers * (layout.values.inner + 3) + 4 + max(sharers, s.parts))
 
 
 def _counters(places: int) -> int:
@@ -239,14 +255,14 @@ def _counters(places: int) -> int:
 
 
 def _slot(layout: _Layout, s: OnlineSplitTile) -> int:
-    return s.rows * (layout.values.inner + 2)
+    return s.rows * s.side * (layout.values.inner + 2)
 
 
 def _constants(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> str:
     batches, tiles = _tiles(problem, layout, s)
     values = {
-        "M": _rows(problem, layout.packed)[1], "KEYS_ALL": problem.shape[2], "ROWS": s.rows, "KEYS": s.keys, "WARPS": s.warps,
-        "PARTS": s.parts, "ROW_TILES": tiles, "RESIDENT": s.resident, "D": layout.keys.inner, "N": layout.values.inner,
+        "M": _rows(problem, layout.packed)[1], "KEYS_ALL": problem.shape[2], "ROWS": s.rows, "KEYS": s.keys, "WARPS": s.warps, "SIDE": s.side,
+        "PARTS": s.parts, "ROW_TILES": tiles, "RESIDENT": s.resident, "D": problem.shape[3], "N": layout.values.inner,
         "COUNTERS": _counters(batches * tiles),
     }  # fmt: skip
     lines = [f"constexpr int {name} = {value};" for name, value in values.items()]
@@ -256,7 +272,7 @@ def _constants(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> s
 
 def _kernel(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> str:
     joining = "alone" if s.parts == 1 else "memory" if s.memory else "cluster"
-    flags = {joining, *(["apart"] if joining != "cluster" else [])}
+    flags = {joining, "across" if layout.across else "along", *(["apart"] if joining != "cluster" else [])}
     pointers = parameter_names(problem.program)
     tile, row_lines, key_lines = _box(problem, layout.packed)
     nothing = vanishes(problem.score, tile)
@@ -315,18 +331,19 @@ def _scores(problem: OnlineProblem, layout: _Layout, *, whole: bool) -> list[str
         return []
     names = _places(problem, layout.packed, "row", key=problem.over)
     lines, (value,) = Code(problem, names, {layout.rows.node: "dot"}, "t", "at").lines([problem.score])
-    key = "first + 8 * i + 2 * t + e"
+    key = "first + key_of(u, g, h)"
     return [
-        "UNROLL for (int r = 0; r < GROUPS; ++r) {",
-        "  const int row = min(first_row + 8 * r + g, M - 1);",
-        "  UNROLL for (int i = 0; i < KEYS / 8; ++i)",
-        "    UNROLL for (int e = 0; e < 2; ++e) {",
-        f"      const int key = {key if whole else f'min({key}, KEYS_ALL - 1)'};",
-        "      const float dot = s[i][r / 2][2 * (r % 2) + e];",
-        *(f"      {line}" for line in lines),
-        f"      s[i][r / 2][2 * (r % 2) + e] = {value if whole else f'{key} < KEYS_ALL ? (float)({value}) : -EQ_INF'};",
-        "    }",
-        "}",
+        "UNROLL for (int r = 0; r < GROUPS; ++r)",
+        "  UNROLL for (int e = 0; e < 2; ++e) {",
+        "    const int row = min(first_row + 8 * r + 2 * t + e, M - 1);",
+        "    UNROLL for (int u = 0; u < TILES; ++u)",
+        "      UNROLL for (int h = 0; h < 2; ++h) {",
+        f"        const int key = {key if whole else f'min({key}, KEYS_ALL - 1)'};",
+        "        const float dot = s[u][r][2 * h + e];",
+        *(f"        {line}" for line in lines),
+        f"        s[u][r][2 * h + e] = {value if whole else f'{key} < KEYS_ALL ? (float)({value}) : -EQ_INF'};",
+        "      }",
+        "  }",
     ]
 
 
@@ -344,8 +361,8 @@ def _row_outputs(problem: OnlineProblem, layout: _Layout, condition: str) -> lis
     stores = [f"store_one({name} + {offset(o, names)}, {v});" for (o, name), v in zip(alone, values, strict=True)]
     return [
         f"if ({condition or 'true'})",
-        "  for (int i = threadIdx.x; i < ROWS && first_row + i < M; i += THREADS) {",
-        "    const int row = first_row + i;",
+        "  for (int i = threadIdx.x; i < BM && block_row + i < M; i += THREADS) {",
+        "    const int row = block_row + i;",
         "    const float most = top_all[i], nan = NAN_OF, total = total_all[i];".replace("NAN_OF", "most - most"),
         *(f"    {line}" for line in (*lines, *stores)),
         "  }",

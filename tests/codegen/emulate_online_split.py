@@ -18,6 +18,17 @@ template <class V> static V __shfl_sync(unsigned, V v, int from) {
   warp_barrier();
   return r;
 }
+// Lane 4i + j holds elements 2j and 2j + 1 of row i.
+static u32 transpose8(u32 v) {
+  static u32 found[1024];
+  found[current] = v;
+  warp_barrier();
+  const int base = current / 32 * 32, i = current % 32 / 4, j = current % 4;
+  auto element = [&](int row, int col) { return (found[base + 4 * row + col / 2] >> (16 * (col % 2))) & 0xffff; };
+  const u32 r = element(2 * j, i) | element(2 * j + 1, i) << 16;
+  warp_barrier();
+  return r;
+}
 static bool __any_sync(unsigned, bool v) {
   static bool found[1024];
   found[current] = v;
