@@ -6,11 +6,12 @@ axes become one expression, and so one class of the e-graph.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 
 from eqsat.access import AccessMap, Index
-from eqsat.ir import Expr, Output, Program, rebuild
+from eqsat.ir import Expr, Program, rebuild
 from eqsat.naming import relabel
 from eqsat.ops import Kind
 
@@ -177,7 +178,7 @@ def _with_one_name(program: Program, nodes: Alpha) -> Program:
     for e in program.walk():
         made = rebuild(e, tuple(memo[a.digest] for a in e.args))
         memo[e.digest] = first.setdefault(nodes.number(e), made)
-    return Program(program.inputs, tuple(Output(o.name, memo[o.expr.digest], o.axes, o.dtype) for o in program.outputs))
+    return Program(program.inputs, tuple(dataclasses.replace(o, expr=memo[o.expr.digest]) for o in program.outputs))
 
 
 def _is_renaming(e: Expr) -> bool:
@@ -209,7 +210,7 @@ def _pushed(program: Program, renaming: Expr) -> Program:
     memo: dict[str, Expr] = {}
     for e in program.walk():
         memo[e.digest] = made if e.digest == renaming.digest else rebuild(e, tuple(memo[a.digest] for a in e.args))
-    return Program(program.inputs, tuple(Output(o.name, memo[o.expr.digest], o.axes, o.dtype) for o in program.outputs))
+    return Program(program.inputs, tuple(dataclasses.replace(o, expr=memo[o.expr.digest]) for o in program.outputs))
 
 
 def _reductions(program: Program) -> int:

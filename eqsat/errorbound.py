@@ -111,7 +111,8 @@ def evaluate_with_bound(
             return [bounds.store(v, o) for v, o in zip(found, p.outputs, strict=True)]
 
     sliced = evaluate_in_slices(program, inputs, whole, xp)
-    return [(value, bound) for value, bound in (sliced or whole(program, inputs))]
+    found = sliced or whole(program, inputs)
+    return [(v.reshape(o.shape), b.reshape(o.shape)) for (v, b), o in zip(found, program.outputs, strict=True)]
 
 
 class _RunningError:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -276,16 +278,20 @@ class Input:
 class Output:
     """A buffer that a program writes: dense, row-major; `axes` names each dimension's axis, "" where the extent is 1.
 
-    `dtype` is the stored type; the value is rounded to it once.
+    `dtype` is the stored type; the value is rounded to it once. `joined` counts the axes of each dimension, where one dimension
+    goes over several axes, outermost first; () says that each has its own.
     """
 
     name: str
     expr: Expr
     axes: tuple[str, ...]
     dtype: DType
+    joined: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         named = [a for a in self.axes if a]
+        if self.joined and (sum(self.joined) != len(self.axes) or min(self.joined) < 1):
+            raise ShapeError(f"output {self.name!r}: its dimensions join {self.joined} axes; it has {len(self.axes)}")
         if sorted(named) != sorted(self.expr.axes):
             raise ShapeError(
                 f"output {self.name!r}: its dimensions name axes {named}; the expression has {sorted(self.expr.axes)}"
@@ -295,7 +301,13 @@ class Output:
     def shape(self) -> tuple[int, ...]:
         """Extent of each dimension."""
         ext = self.expr.type.extents
-        return tuple(ext[a] if a else 1 for a in self.axes)
+        return tuple(math.prod(ext[a] if a else 1 for a in axes) for axes in self.dimensions)
+
+    @property
+    def dimensions(self) -> tuple[tuple[str, ...], ...]:
+        """The axes of each dimension."""
+        ends = list(itertools.accumulate(self.joined or (1,) * len(self.axes), initial=0))
+        return tuple(self.axes[a:b] for a, b in itertools.pairwise(ends))
 
     @property
     def bytes(self) -> int:
@@ -351,7 +363,7 @@ class Program:
     def digest(self) -> str:
         """SHA-256 over inputs, outputs and expressions."""
         parts = [f"{i.name}{i.shape}{i.dtype}{i.constant}" for i in self.inputs]
-        parts += [f"{o.name}{o.axes}{o.dtype}{o.expr.digest}" for o in self.outputs]
+        parts += [f"{o.name}{o.axes}{o.joined or ''}{o.dtype}{o.expr.digest}" for o in self.outputs]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     @functools.cached_property

@@ -305,7 +305,7 @@ def canonical(program: Program) -> Program:
     names = canonical_names(program)
     memo: dict[str, Expr] = {}
     outputs = tuple(
-        Output(out.name, relabel(out.expr, names, memo), tuple(names.get(a, "") for a in out.axes), out.dtype)
+        Output(out.name, relabel(out.expr, names, memo), tuple(names.get(a, "") for a in out.axes), out.dtype, out.joined)
         for out in program.outputs
     )
     return Program(program.inputs, outputs)

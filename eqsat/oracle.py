@@ -252,7 +252,8 @@ def evaluate(program: Program, inputs: Mapping[str, Array], xp: Any = np) -> lis
         return [(to_layout(v, o.expr, o.axes),) for v, o in zip(values, p.outputs, strict=True)]
 
     sliced = evaluate_in_slices(program, inputs, whole, xp)
-    return [v for (v,) in (sliced or whole(program, inputs))]
+    values = [v for (v,) in (sliced or whole(program, inputs))]
+    return [v.reshape(o.shape) for v, o in zip(values, program.outputs, strict=True)]
 
 
 def check_inputs(program: Program, inputs: Mapping[str, Array]) -> dict[str, tuple[Input, Array]]:

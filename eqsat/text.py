@@ -5,7 +5,7 @@
       (input w f32 (64 32) constant)
       (output y f32 (i n) (sum k (mul (read x i k) (read w k n)))))
 
-Extents come from the inputs; `.` is a dimension of extent 1; `(let name value)` binds a subexpression used more than once. A bare number
+Extents come from the inputs; `.` is a dimension of extent 1, and `(m n)` among an output's axes one that goes over two; `(let name value)` binds a subexpression used more than once. A bare number
 takes the type of the operands that it meets, `(const 1.0 f32)` says its own.
 """
 
@@ -42,9 +42,10 @@ def dumps(program: Program) -> str:
     names = {e.digest: f"t{i}" for i, e in enumerate(_bound(roots))}
     lines += [_layout(["let", names[e.digest], _tree(e, names)], 2) for e in _nodes(roots) if e.digest in names]
     for out in program.outputs:
-        axes = [a or "." for a in out.axes]
+        dimensions = [[a or "." for a in axes] for axes in out.dimensions]
+        axes: list[_Tree] = [d[0] if len(d) == 1 else list(d) for d in dimensions]
         value: _Tree = names[out.expr.digest] if out.expr.digest in names else _tree(out.expr, names)
-        lines.append(_layout(["output", out.name, str(out.dtype), list(axes), value], 2))
+        lines.append(_layout(["output", out.name, str(out.dtype), axes, value], 2))
     return "\n".join(lines) + ")\n"
 
 
@@ -214,9 +215,11 @@ class _Reader:
         if len(form.args) != 4 or form.args[2].kind != "list":
             raise self._fail("expected (output name dtype (axis …) value)", form)
         name, dtype = self._word(form.args[0], "a name"), self._dtype(form.args[1])
-        axes = tuple(self._axis(a) for a in form.args[2].items)
+        dimensions = [[self._axis(a) for a in (d.items if d.kind == "list" else [d])] for d in form.args[2].items]
+        axes = tuple(a for d in dimensions for a in d)
+        joined = () if len(axes) == len(dimensions) else tuple(map(len, dimensions))
         expr = self._value(form.args[3], 0)
-        return self._guard(form, lambda: Output(name, expr, axes, dtype))
+        return self._guard(form, lambda: Output(name, expr, axes, dtype, joined))
 
     def _value(self, node: Node, depth: int) -> Expr:
         if depth > _LIMIT:

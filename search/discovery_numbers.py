@@ -100,4 +100,4 @@ def _cut(program: Program, short: Mapping[str, int]) -> Program:
             else:
                 memo[e.digest] = rebuild(e, tuple(memo[a.digest] for a in e.args)) if e.args else e
     inputs = tuple(Input(i.name, shapes.get(i.name, i.shape), i.dtype, i.constant) for i in program.inputs)
-    return Program(inputs, tuple(Output(o.name, memo[o.expr.digest], o.axes, o.dtype) for o in program.outputs))
+    return Program(inputs, tuple(Output(o.name, memo[o.expr.digest], o.axes, o.dtype, o.joined) for o in program.outputs))

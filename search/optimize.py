@@ -20,6 +20,7 @@ from eqsat.frozen import Frozen
 from eqsat.gate.evidence import Evidence
 from eqsat.ir import Program
 from eqsat.kernelgraph import KernelGraph
+from eqsat.refinement import refined
 from eqsat.region_borders import Order
 from eqsat.regions import REGION_OPERATIONS, STRETCH_OPERATIONS, Partition, split
 from eqsat.rulefile import RuleSet
@@ -120,6 +121,7 @@ def optimize(
     files = (*package_rules(), *(Path(r) for r in rules))
     options = Options(target, parse_budget(budget), files, precision, tuple(numerics), measure, epsilon, tuple(without))
     program = with_constants(as_program(expr, *specs), (constants,) if isinstance(constants, str) else constants)
+    program = refined(program)
     if Order.of(program).size <= STRETCH_OPERATIONS:  # a larger one is named anew region by region
         program = shared(program)
     place = machine.resolve(options.target)

@@ -418,7 +418,7 @@ def _dropped_tiles(program: Program, at: int, p: Prepared, xp: Any) -> Iterator[
 
     def cut() -> Array:
         wrong = substitute(out.expr, {node: _without_last(node, extent - dropped)})
-        short = Program(program.inputs, (Output(out.name, wrong, out.axes, out.dtype),))
+        short = Program(program.inputs, (Output(out.name, wrong, out.axes, out.dtype, out.joined),))
         return from_float64(xp, evaluate(short, p.inputs, xp)[0], out.dtype)
 
     yield f"{out.name}: {dropped} of {extent} dropped", at, cut
