@@ -23,7 +23,7 @@ from eqsat.codegen.cuda.loads import (
     split_index,
 )
 from eqsat.codegen.cuda.reduce_print import indent
-from eqsat.codegen.cuda.scan_shape import ScanShape, scan_shape
+from eqsat.codegen.cuda.scan_shape import ScanShape, operator, scan_shape
 from eqsat.codegen.cuda.shorten import call_short, short_in_all
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
 from eqsat.codegen.problem import Problem, ReduceProblem
@@ -264,9 +264,9 @@ class ScanPrinter:
 
     def _carries(self) -> list[str]:
         if self.shape.rowwise:
-            return [f"{x.operator}::type carry{x.number} = {x.operator}::identity();" for x in self.shape.scans]
-        lines = [f"{x.operator}::type carry{x.number}[{self.lanes}];" for x in self.shape.scans]
-        each = [f"carry{x.number}[j] = {x.operator}::identity();" for x in self.shape.scans]
+            return [f"{operator(x)}::type carry{x.number} = {operator(x)}::identity();" for x in self.shape.scans]
+        lines = [f"{operator(x)}::type carry{x.number}[{self.lanes}];" for x in self.shape.scans]
+        each = [f"carry{x.number}[j] = {operator(x)}::identity();" for x in self.shape.scans]
         return [*lines, f"UNROLL for (int j = 0; j < {self.lanes}; ++j) {{", *indent(each), "}"]
 
     def _position(self) -> list[str]:
@@ -313,7 +313,7 @@ class ScanPrinter:
             offset, guard = load_offset(x, shape.loops, self.names), load_guard(x, self.names)
             fetch += print_fetch(x, mode, f"g[i].x{n}", shape.inner, self.lanes, hint, offset, guard)
         lines = [f"struct Fetched {{ {' '.join(members)} }};", f"Fetched g[{s.count}];", *self._each(fetch, whole)]
-        lines += [f"{x.operator}::type a{x.number}[{s.count}][{self.lanes}];" for x in shape.scans]
+        lines += [f"{operator(x)}::type a{x.number}[{s.count}][{self.lanes}];" for x in shape.scans]
         lines += self._each(self._lift(), whole, self._nothing())
         lines += self._exchange()
         return [*lines, *self._finish(whole)]
@@ -335,11 +335,11 @@ class ScanPrinter:
         """Print what each lane of vector `i` adds up."""
         scope = self._scope("t", {})
         values = [(x, scope.value(x.operand)) for x in self.shape.scans]
-        taken = [f"a{x.number}[i][j] = {x.operator}::lift({v}, 0);" for x, v in values]
+        taken = [f"a{x.number}[i][j] = {operator(x)}::lift({v}, 0);" for x, v in values]
         return [f"UNROLL for (int j = 0; j < {self.lanes}; ++j) {{", *indent([*scope.take(), *taken]), "}"]
 
     def _nothing(self) -> list[str]:
-        each = [f"a{x.number}[i][j] = {x.operator}::identity();" for x in self.shape.scans]
+        each = [f"a{x.number}[i][j] = {operator(x)}::identity();" for x in self.shape.scans]
         return [f"UNROLL for (int j = 0; j < {self.lanes}; ++j) {{", *indent(each), "}"]
 
     def _lane(self) -> str:
@@ -350,7 +350,7 @@ class ScanPrinter:
         """Print the totals `t` of what a thread holds, which become what comes before it."""
         s, lines = self.s, list[str]()
         for x in self.shape.scans:
-            n, op = x.number, x.operator
+            n, op = x.number, operator(x)
             if isinstance(s, ScanRowTile):
                 lines += [
                     f"{op}::type t{n}[{s.count}];",
@@ -381,8 +381,8 @@ class ScanPrinter:
         lane = [f"const int j = {self._lane()};"]
         for x in shape.scans:
             at, n = running.format(x.number), x.number
-            before = f"const {register_type(x.node.dtype)} s{n} = {x.operator}::value({at});"
-            add = f"{at} = {x.operator}::combine({at}, a{n}[i][j]);"
+            before = f"const {register_type(x.node.dtype)} s{n} = {operator(x)}::value({at});"
+            add = f"{at} = {operator(x)}::combine({at}, a{n}[i][j]);"
             lane += [before, add] if shape.form.strict else [add, before]
         body = [f"{register_type(o.dtype)} o{n}[{self.lanes}];" for n, o in enumerate(self.program.outputs)]
         body += [f"UNROLL for (int l = 0; l < {self.lanes}; ++l) {{", *indent([*lane, *scope.take(), *made]), "}"]

@@ -1,4 +1,4 @@
-"""Cumulative reductions as loops and loads: a reduction of every prefix (`eqsat.prefix`) is one pass along its axis."""
+"""Cumulative reductions as loops, loads and stores: what both templates start from."""
 
 from __future__ import annotations
 
@@ -10,22 +10,9 @@ from eqsat.codegen.cuda.emit import output_names, register_type
 from eqsat.codegen.cuda.loads import Load, LoopAxis, find_loads, join_axes, lanes_of, row_major
 from eqsat.codegen.cuda.reduce_shape import OPERATORS
 from eqsat.codegen.problem import ReduceProblem
-from eqsat.ir import Expr, Input, Output, Program, apply, rename, substitute
-from eqsat.prefix import Prefix, prefix
-
-
-@dataclass(frozen=True, slots=True)
-class Scanned:
-    """One cumulative reduction: its node, and what it adds up at each position of the axis of the result."""
-
-    node: Expr
-    operand: Expr
-    number: int
-
-    @property
-    def operator(self) -> str:
-        """The C++ operator with its accumulator type."""
-        return f"{OPERATORS[self.node.op]}<{register_type(self.node.dtype)}>"
+from eqsat.codegen.scans import Scanned, scan_form
+from eqsat.ir import Input, Output
+from eqsat.prefix import Prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,38 +55,24 @@ class ScanShape:
 @functools.lru_cache(maxsize=256)  # asked once for each schedule of a space
 def scan_shape(problem: ReduceProblem) -> ScanShape | str:
     """Return loops, loads and reductions, or why the problem is no pass along an axis."""
-    program, extents = problem.program, problem.program.extents
-    forms = [prefix(e) for e in problem.reductions]
-    form = forms[0]
-    if form is None or any(f is None for f in forms):
-        return "a reduction is not one of every prefix of an axis"
-    if len({(f.axis, f.along, f.suffix, f.strict) for f in forms if f}) > 1:
-        return "its prefixes run along different axes or in different directions"
-    if extents[form.along] < 2:
-        return "the axis has one position"
-    known = {e.digest for e in problem.reductions}
-    scans = []
-    for n, (node, f) in enumerate(zip(problem.reductions, forms, strict=True)):
-        assert f is not None
-        if any(e.digest in known for e in f.operand.walk()):
-            return "a reduction waits for another"
-        scans.append(Scanned(node, rename(f.operand, {f.axis: f.along}), n))
-    elements = _elements(program, scans)
+    found = scan_form(problem)
+    if isinstance(found, str):
+        return found
+    program, extents, elements = problem.program, problem.program.extents, found.elements
     loads = tuple(find_loads(elements).values())
-    pinned = frozenset({form.along, *(e.attrs[0] for e in elements.walk() if e.op == "iota")}).union(*(x.pinned for x in loads))
+    iotas = {e.attrs[0] for e in elements.walk() if e.op == "iota"}
+    pinned = frozenset({found.form.along, *iotas}).union(*(x.pinned for x in loads))
     stores = tuple(_store(o, name, extents) for o, name in zip(program.outputs, output_names(program), strict=True))
     accesses = [dict(x.steps) for x in (*loads, *stores) if x.steps is not None]
     loops = join_axes(problem.rows, extents, accesses, pinned, "r")
     while len(loops) > 1 and loops[-1].extent == 1:
         loops = loops[:-1]
-    return ScanShape(problem, form, loads, loops, tuple(scans), stores)
+    return ScanShape(problem, found.form, loads, loops, found.scans, stores)
 
 
-def _elements(program: Program, scans: list[Scanned]) -> Program:
-    """Return the pointwise program that reads at a position what the scan and the outputs need there."""
-    by = {s.node: s.operand if s.operand.dtype is s.node.dtype else apply("cast", s.operand, dtype=s.node.dtype) for s in scans}
-    outputs = tuple(Output(o.name, substitute(o.expr, by), o.axes, o.dtype) for o in program.outputs)
-    return Program(program.inputs, outputs)
+def operator(x: Scanned) -> str:
+    """Return the C++ operator of a reduction with its accumulator type."""
+    return f"{OPERATORS[x.node.op]}<{register_type(x.node.dtype)}>"
 
 
 def _store(out: Output, name: str, extents: Mapping[str, int]) -> Load:
