@@ -17,6 +17,7 @@ from typing import Any
 from eqsat.access import AccessMap, Index
 from eqsat.errors import DTypeError, ShapeError, UsageError
 from eqsat.ops import OPS, Kind, Op, Result, result_dtype
+from eqsat.prefix import evaluated, prefix
 from eqsat.types import DType, TensorType, join_axes
 
 
@@ -383,8 +384,9 @@ class Program:
         return sum(op.weight * count for op, count in self._operations())
 
     def _operations(self) -> Iterator[tuple[Op, int]]:
-        for e in self.walk():
+        for e in evaluated([o.expr for o in self.outputs]):
             if e.row.kind is Kind.POINTWISE and e.op != "cast":
                 yield e.row, e.type.elements
             elif e.row.kind is Kind.REDUCE:
-                yield e.row, e.args[0].type.elements
+                found = prefix(e)  # one pass along the axis makes all of its prefixes
+                yield e.row, (found.operand if found else e.args[0]).type.elements
