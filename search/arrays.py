@@ -272,9 +272,25 @@ def stream_scope(library: str) -> Callable[[int], AbstractContextManager[Any]]:
         cuda = sys.modules["torch"].cuda
         return lambda handle: cast("AbstractContextManager[Any]", cuda.stream(cuda.ExternalStream(handle)))
     if library == "cupy":
-        external = sys.modules["cupy"].cuda.ExternalStream
-        return lambda handle: cast("AbstractContextManager[Any]", external(handle))
+        cupy = sys.modules["cupy"]
+        return lambda handle: cast("AbstractContextManager[Any]", cupy_stream(cupy, handle))
     return lambda _: nullcontext()
+
+
+@dataclass(frozen=True, slots=True)
+class _Handle:
+    """A stream of another library, as the CUDA stream protocol describes it (version 0)."""
+
+    handle: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.handle
+
+
+def cupy_stream(cupy: Any, handle: int) -> Any:
+    """Return CuPy's view of a stream; it holds no reference to it. CuPy before 14 knows handles, later ones the stream protocol."""
+    adopt = getattr(cupy.cuda.Stream, "from_external", None)
+    return cupy.cuda.ExternalStream(handle) if adopt is None else adopt(_Handle(handle))
 
 
 def quick_pointer(

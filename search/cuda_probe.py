@@ -13,6 +13,7 @@ from eqsat.codegen.cuda import driver, nvrtc
 from eqsat.codegen.cuda.driver import DeviceInfo, Event, Graph, Launch, LoadedKernel, Memory, Stream
 from eqsat.codegen.kernel import BufferArg, KernelBinary, KernelSource, Rates
 from eqsat.codegen.targets import Target
+from eqsat.search.arrays import cupy_stream
 
 STREAM_BYTES = 1 << 30  # far beyond any L2
 GEMM_EXTENT = 8192
@@ -110,7 +111,7 @@ class Probe:
         right = source + n * n * size
         handle = cupy.cuda.device.get_cublas_handle()
         operands = (one.ctypes.data, source, kind, n, right, kind, n, zero.ctypes.data, sink, kind, n, compute, -1)
-        with cupy.cuda.ExternalStream(self._stream.handle):
+        with cupy_stream(cupy, self._stream.handle):
             return 2 * n**3 / self._sustained_ns(lambda: cublas.gemmEx(handle, 1, 0, n, n, n, *operands))
 
     def _sustained_ns(self, run: Callable[[], object]) -> float:

@@ -15,7 +15,7 @@ from eqsat.codegen.plan import Executable
 from eqsat.errorbound import Rounding
 from eqsat.errors import EnvironmentMissingError, IllegalScheduleError, KernelFaultError, UsageError
 from eqsat.ir import Program
-from eqsat.search.arrays import require_cupy
+from eqsat.search.arrays import cupy_stream, require_cupy
 from eqsat.search.cuda_check import Verifier
 from eqsat.search.cuda_device import target_of
 from eqsat.search.cuda_probe import Probe
@@ -55,7 +55,7 @@ class CudaBackend:
         self._current = driver.current_context(context)
         self._current.__enter__()  # for the life of the process
         self._stream = Stream()
-        self._cupy_stream = self._xp.cuda.ExternalStream(self._stream.handle)  # CuPy keeps no reference of its own
+        self._cupy_stream = cupy_stream(self._xp, self._stream.handle)  # CuPy keeps no reference of its own
         self._cupy_stream.use()
         self._seed = seed
         self._probe: Probe | None = None

@@ -48,6 +48,10 @@ class _Stream(contextlib.nullcontext):
         super().__init__()
         self.ptr = handle
 
+    @classmethod
+    def from_external(cls, stream):
+        return cls(stream.__cuda_stream__()[1])
+
     def use(self):
         return self
 
@@ -66,7 +70,7 @@ class _Pointer:
 
 
 cuda = types.SimpleNamespace(
-    Device=_Device, ExternalStream=_Stream, MemoryPointer=_Pointer, UnownedMemory=lambda pointer, size, owner: pointer
+    Device=_Device, Stream=_Stream, MemoryPointer=_Pointer, UnownedMemory=lambda pointer, size, owner: pointer
 )
 
 
