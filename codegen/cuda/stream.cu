@@ -8,19 +8,20 @@ constexpr u32 MATRIX = COLS * KB * 2, W_BYTES = COUNT * MATRIX, X_BYTES = ROWS *
 constexpr u32 X_AT = STAGES * W_BYTES, STATISTICS_AT = X_AT + STAGES * X_BYTES, BARRIERS_AT = STATISTICS_AT + STAGES * STATISTIC_BYTES;
 constexpr int SPLITS = (K + KB - 1) / KB, UNITS = BATCH * TILES * SPLITS;   // units of a tile, and of all
 constexpr int SLOT = COUNT * COLS * ROWS + STATISTICS * ROWS;               // floats that a block leaves of a tile it shares
-constexpr int CONSUMERS = WARPS * 32;
+constexpr int CONSUMERS = WARPS * 32, FRAGMENTS = COLS / 16 * MT;           // fragments of the sums of a matrix
 DEV int first_unit(int block) { return (int)((i64)block * UNITS / GRID); }
 DEV int block_of(int unit) { return (int)(((i64)(unit + 1) * GRID - 1) / UNITS); }
 
 // Four 8 by 8 matrices of 16-bit elements from shared memory, of which each lane names a row; transposed, it gets them by columns.
 DEV void ldmatrix4(u32 (&r)[4], u32 at) { asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory"); }
 DEV void ldmatrix4_transposed(u32 (&r)[4], u32 at) { asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory"); }
-DEV u32 shared_word(u32 at) { u32 v; asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory"); return v; }
-DEV void put_word(u32 at, u32 v) { asm volatile("st.shared.u32 [%0], %1;" :: "r"(at), "r"(v) : "memory"); }
-DEV void put16(u32 at, const Raw<16>& v) { asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" :: "r"(at), "r"(v.w[0]), "r"(v.w[1]), "r"(v.w[2]), "r"(v.w[3]) : "memory"); }
+DEV u32 slot_word(u32 at) { u32 v; asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory"); return v; }
+DEV void put_slot_word(u32 at, u32 v) { asm volatile("st.shared.u32 [%0], %1;" :: "r"(at), "r"(v) : "memory"); }
+DEV void put_slot16(u32 at, const Raw<16>& v) { asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" :: "r"(at), "r"(v.w[0]), "r"(v.w[1]), "r"(v.w[2]), "r"(v.w[3]) : "memory"); }
 // What other blocks left in memory: past the level-1 cache, which does not see their writes.
 DEV V4 far16(const float* p) { V4 v; asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory"); return v; }
 DEV float far_one(const float* p) { float v; asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory"); return v; }
+DEV u32 fresh_count(const u32* p) { u32 v; asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory"); return v; } //@team
 DEV void leave16(float* p, const float (&v)[4]) { asm volatile("st.global.cg.v4.f32 [%0], {%1,%2,%3,%4};" :: "l"(p), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]) : "memory"); }
 DEV void leave_one(float* p, float v) { asm volatile("st.global.cg.f32 [%0], %1;" :: "l"(p), "f"(v) : "memory"); }
 
@@ -54,6 +55,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) eqsat_kernel(PARAM
     for (int i = 0; i < STAGES; ++i) { mbar_init(full + 8 * i, 2); mbar_init(empty + 8 * i, WARPS); }
     mbar_init_fence();
   }
+  begin_dependent();
   __syncthreads();
 
   if (warp == WARPS + STAGERS) {                                            // producer: one thread
@@ -89,7 +91,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) eqsat_kernel(PARAM
       }
       mbar_wait(empty + 8 * s, ((u - begin) / STAGES + 1) & 1);
       UNROLL for (int t = 0; t < MT; ++t) {
-        UNROLL for (int c = 0; c < CHUNKS; ++c) put16(smem + X_AT + s * X_BYTES + ((4 * c + lane / 8) * MT + t) * 128 + lane % 8 * 16, made[t][c]);
+        UNROLL for (int c = 0; c < CHUNKS; ++c) put_slot16(smem + X_AT + s * X_BYTES + ((4 * c + lane / 8) * MT + t) * 128 + lane % 8 * 16, made[t][c]);
         LEAVE_ROWS
       }
       __syncwarp();
@@ -98,60 +100,85 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) eqsat_kernel(PARAM
   } else {                                                                  // consumers: EACH tiles of 16 columns a warp
     float acc[EACH][MT][4] = {};
     float stat = STATISTIC_NEUTRAL;                                         //@statistics
+    float* const slots = workspace + COUNTERS;
+    u32* const counters = (u32*)workspace;
     int s = 0;
     u32 parity = 0;
-    for (int u = begin; u < end; ++u) {
-      mbar_wait(full + 8 * s, parity);
-      const u32 unit = smem + s * W_BYTES, x = smem + X_AT + s * X_BYTES + lane * 4;
-      UNROLL for (int j = 0; j < KB / 16; ++j) {
-        u32 b[MT][2];
-        UNROLL for (int t = 0; t < MT; ++t)
-          UNROLL for (int h = 0; h < 2; ++h) b[t][h] = shared_word(x + ((2 * j + h) * MT + t) * 128);
-        UNROLL for (int i = 0; i < EACH; ++i) {
-          u32 a[4];
-          columns16(a, unit, warp * EACH + i, j);
-          UNROLL for (int t = 0; t < MT; ++t) MMA(acc[i][t], a[0], a[1], a[2], a[3], b[t][0], b[t][1]);
+    for (int u = begin; u < end; ++u) {                                     //@last
+    for (int u = begin; u < end + 2; ++u) {                                 // at the end, the tiles that others share at either end //@team
+      const int tile = u / SPLITS;                                          //@last
+      const int tile = (u < end ? u : u == end ? begin : end - 1) / SPLITS; //@team
+      const int start = tile * SPLITS, first = block_of(start), last = block_of(start + SPLITS - 1);
+      int share = 0, shares = 1;                                            // which part of the tile's sums this block adds
+      if (u < end) {                                                        //@team
+        mbar_wait(full + 8 * s, parity);
+        const u32 unit = smem + s * W_BYTES, x = smem + X_AT + s * X_BYTES + lane * 4;
+        UNROLL for (int j = 0; j < KB / 16; ++j) {
+          u32 b[MT][2];
+          UNROLL for (int t = 0; t < MT; ++t)
+            UNROLL for (int h = 0; h < 2; ++h) b[t][h] = slot_word(x + ((2 * j + h) * MT + t) * 128);
+          UNROLL for (int i = 0; i < EACH; ++i) {
+            u32 a[4];
+            columns16(a, unit, warp * EACH + i, j);
+            UNROLL for (int t = 0; t < MT; ++t) MMA(acc[i][t], a[0], a[1], a[2], a[3], b[t][0], b[t][1]);
+          }
         }
-      }
-      ADD_STATISTICS
-      __syncwarp();
-      if (lane == 0) mbar_arrive(empty + 8 * s);
-      if (++s == STAGES) { s = 0; parity ^= 1; }
-      if (u + 1 < end && (u + 1) % SPLITS) continue;
+        ADD_STATISTICS
+        __syncwarp();
+        if (lane == 0) mbar_arrive(empty + 8 * s);
+        if (++s == STAGES) { s = 0; parity ^= 1; }
+        if (u + 1 < end && (u + 1) % SPLITS) continue;
 
-      // The tile's last unit, or the block's: leave the sums in memory. The last block that shares the tile adds all, in their order.
-      const int tile = u / SPLITS, start = tile * SPLITS, first = block_of(start), last = block_of(start + SPLITS - 1);
-      float* const slots = workspace + COUNTERS;
-      float* const mine = slots + (i64)(2 * blockIdx.x + (begin < start)) * SLOT;
-      UNROLL for (int i = 0; i < EACH; ++i)
-        UNROLL for (int t = 0; t < MT; ++t) {
-          leave16(mine + ((warp * EACH + i) * MT + t) * 128 + lane * 4, acc[i][t]);
-          UNROLL for (int e = 0; e < 4; ++e) acc[i][t][e] = 0.f;
+        // The tile's last unit, or the block's: leave the sums in memory.
+        float* const mine = slots + (i64)(2 * blockIdx.x + (begin < start)) * SLOT;
+        UNROLL for (int i = 0; i < EACH; ++i)
+          UNROLL for (int t = 0; t < MT; ++t) {
+            leave16(mine + ((warp * EACH + i) * MT + t) * 128 + lane * 4, acc[i][t]);
+            UNROLL for (int e = 0; e < 4; ++e) acc[i][t][e] = 0.f;
+          }
+        if (threadIdx.x < STATISTICS * ROWS) leave_one(mine + COUNT * COLS * ROWS + threadIdx.x, stat);  //@statistics
+        stat = STATISTIC_NEUTRAL;                                           //@statistics
+        named_sync(1, CONSUMERS);
+//@begin last
+        if (first < last) {                                                 // the last block that shares the tile adds all
+          if (threadIdx.x == 0) {
+            __threadfence();
+            const bool all = atomicAdd(counters + tile, 1u) == (u32)(last - first);
+            if (all) { counters[tile] = 0; __threadfence(); }
+            put_slot_word(verdict, all);
+          }
+          named_sync(1, CONSUMERS);
+          if (!slot_word(verdict)) continue;
         }
-      if (threadIdx.x < STATISTICS * ROWS) leave_one(mine + COUNT * COLS * ROWS + threadIdx.x, stat);  //@statistics
-      stat = STATISTIC_NEUTRAL;                                             //@statistics
-      named_sync(1, CONSUMERS);
-      if (first < last) {
+//@end
+//@begin team
+        if (first < last) {                                                 // every block that shares the tile adds its part, later
+          if (threadIdx.x == 0) { __threadfence(); atomicAdd(counters + 2 * tile, 1u); }
+          continue;
+        }
+      } else {
+        if (first == last || (u > end && tile == begin / SPLITS)) continue;
+        share = blockIdx.x - first; shares = last - first + 1;
         if (threadIdx.x == 0) {
-          __threadfence();
-          const bool all = atomicAdd((u32*)workspace + tile, 1u) == (u32)(last - first);
-          if (all) { ((u32*)workspace)[tile] = 0; __threadfence(); }
-          put_word(verdict, all);
+          const u64 since = globaltimer();
+          while (fresh_count(counters + 2 * tile) != (u32)shares)
+            if (globaltimer() - since > SPIN_NS) { fault(); break; }
+          if (atomicAdd(counters + 2 * tile + 1, 1u) == (u32)shares - 1) { counters[2 * tile] = 0; counters[2 * tile + 1] = 0; }
         }
         named_sync(1, CONSUMERS);
-        if (!shared_word(verdict)) continue;
       }
+//@end
       const int batch = tile / TILES, slab = tile % TILES;
       PLACE
-      for (int p = threadIdx.x; p < COLS / 16 * MT * 32; p += CONSUMERS) {
-        const int t = p / 32 % MT, sixteen = p / 32 / MT, odd = lane / 4 % 2, y_row = 8 * t + lane % 4 * 2 + odd;
+      for (int f = FRAGMENTS * share / shares + warp; f < FRAGMENTS * (share + 1) / shares; f += WARPS) {
+        const int t = f % MT, sixteen = f / MT, odd = lane / 4 % 2, y_row = 8 * t + lane % 4 * 2 + odd;
         float sum[COUNT][4] = {};
         STATISTICS_HERE
 #pragma unroll 4
-        for (int c = first; c <= last; ++c) {
+        for (int c = first; c <= last; ++c) {                               // in their order, whoever adds
           const float* const from = slots + (i64)(2 * c + (c == first && first_unit(c) < start)) * SLOT;
           UNROLL for (int n = 0; n < COUNT; ++n) {
-            const V4 v = far16(from + n * COLS * ROWS + p * 4);
+            const V4 v = far16(from + n * COLS * ROWS + f * 128 + lane * 4);
             sum[n][0] += __uint_as_float(v.x); sum[n][1] += __uint_as_float(v.y); sum[n][2] += __uint_as_float(v.z); sum[n][3] += __uint_as_float(v.w);
           }
           GATHER_STATISTICS

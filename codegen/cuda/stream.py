@@ -28,7 +28,8 @@ class StreamTile(Schedule):
     """How the matrices are cut into units, and the roles of a block's warps.
 
     A unit is `kb` of k by `cols` columns of every matrix of a part. `warps` multiply, `stagers` bring x; `ring` KiB at the most
-    of units are on their way for each of the `blocks` that share a multiprocessor.
+    of units are on their way for each of the `blocks` that share a multiprocessor. Of a tile that several blocks share, the last to
+    finish adds all sums or, in a `team`, each waits for the others and adds its part.
     """
 
     cols: int
@@ -37,6 +38,7 @@ class StreamTile(Schedule):
     stagers: int
     ring: int
     blocks: int
+    team: int = 0
 
     @property
     def threads(self) -> int:
@@ -72,6 +74,7 @@ class StreamFamily:
             block=schedule.threads,
             shared_bytes=_shared_bytes(problem, schedule),
             requires="sm_90",
+            cooperative=bool(schedule.team),
         )
 
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
@@ -91,7 +94,7 @@ class StreamFamily:
         # x comes from the L2 with every unit: it takes its share of what a multiprocessor can receive.
         beside = 1 + 0.2 * _rows(problem) / (s.cols * len(lead.contractions))
         shared_by = max(1.0, grid * s.cols / (sum(p.shape[2] for p in problem.parts) * problem.shape[0]))
-        finish = SHARING_NS + 4 * shared_by * _slot_floats(problem, s) / 60
+        finish = SHARING_NS + 4 * (1 if s.team else shared_by) * _slot_floats(problem, s) / 60
         return traffic_ns(problem.program, rates) * uneven * starved * beside + finish + rates.launch_ns
 
     def serves(self, target: Target) -> bool:
@@ -108,6 +111,8 @@ def _copies_refusal(problem: Contract) -> str | None:
 
 def _schedule_refusal(problem: Contract, s: StreamTile) -> str | None:
     count, k_major = len(problem.parts[0].contractions), _matrix(problem).k_major
+    if s.team not in (0, 1):
+        return "blocks that share a tile work as a team (1) or do not (0)"
     if min(s.cols, s.kb, s.warps, s.stagers, s.ring, s.blocks) < 1 or s.threads > 1024:
         return "every figure is at least 1, and a block has at most 1024 threads"
     if k_major and (s.kb % PANEL or s.cols % 16 or s.cols > 256):
@@ -174,7 +179,7 @@ def _slot_floats(problem: Contract, s: StreamTile) -> int:
 
 def _counters(problem: Contract, s: StreamTile) -> int:
     """Words at the start of the workspace that count the blocks that have left their sums of each tile, in whole vectors."""
-    return -(-problem.shape[0] * _tiles(problem, s)[-1] // 4) * 4
+    return -(-problem.shape[0] * _tiles(problem, s)[-1] * (1 + s.team) // 4) * 4
 
 
 def _constants(problem: Contract, s: StreamTile) -> str:
@@ -193,7 +198,11 @@ def _constants(problem: Contract, s: StreamTile) -> str:
 def _kernel(problem: Contract, s: StreamTile) -> str:
     lead, big = problem.parts[0], _matrix(problem)
     several = len(problem.parts) > 1
-    flags = {"k_major" if big.k_major else "n_major", *(["statistics"] if problem.statistics else [])}
+    flags = {
+        "k_major" if big.k_major else "n_major",
+        "team" if s.team else "last",
+        *(["statistics"] if problem.statistics else []),
+    }
     ops = [combine(lead, j) for j in range(len(problem.statistics))]
     at = "smem + STATISTICS_AT + s * STATISTIC_BYTES"
     first = f"(slab - {_by_part(problem, s, _tiles(problem, s)[:-1])}) * COLS" if several else "slab * COLS"
@@ -213,11 +222,11 @@ def _kernel(problem: Contract, s: StreamTile) -> str:
             for line in (f"UNROLL for (int o = 8; o < 32; o *= 2) part{j} = {op}::of(part{j}, shuffle_xor(part{j}, o));", f"found[t][{j}] = part{j};")
         ],
         "LEAVE_ROWS": [
-            f"if (lane < 8) put_word({at} + ({j} * ROWS + 8 * t + lane) * 4, __float_as_uint(found[t][{j}]));" for j in range(len(ops))
+            f"if (lane < 8) put_slot_word({at} + ({j} * ROWS + 8 * t + lane) * 4, __float_as_uint(found[t][{j}]));" for j in range(len(ops))
         ],
         "STATISTIC_NEUTRAL": ["".join(f"threadIdx.x < {j + 1} * ROWS ? {op}::neutral() : " for j, op in enumerate(ops)) + "0.f"],
         "ADD_STATISTICS": [
-            f"if (threadIdx.x / ROWS == {j}) stat = {op}::of(stat, __uint_as_float(shared_word({at} + threadIdx.x * 4)));"
+            f"if (threadIdx.x / ROWS == {j}) stat = {op}::of(stat, __uint_as_float(slot_word({at} + threadIdx.x * 4)));"
             for j, op in enumerate(ops)
         ],
         "PLACE": [f"const int n0 = {first};"],

@@ -33,10 +33,11 @@ template <bool TRANSPOSED> static void ldmatrix_of(u32 (&r)[4], u32 at) {
 }
 static void ldmatrix4(u32 (&r)[4], u32 at) { ldmatrix_of<false>(r, at); }
 static void ldmatrix4_transposed(u32 (&r)[4], u32 at) { ldmatrix_of<true>(r, at); }
-static u32 shared_word(u32 at) { u32 v; memcpy(&v, here(at), 4); return v; }
-static void put_word(u32 at, u32 v) { memcpy(here(at), &v, 4); }
-static void put16(u32 at, const Raw<16>& v) { check_aligned(here(at), 16); memcpy(here(at), &v, 16); }
+static u32 slot_word(u32 at) { u32 v; memcpy(&v, here(at), 4); return v; }
+static void put_slot_word(u32 at, u32 v) { memcpy(here(at), &v, 4); }
+static void put_slot16(u32 at, const Raw<16>& v) { check_aligned(here(at), 16); memcpy(here(at), &v, 16); }
 static V4 far16(const float* p) { check_aligned(p, 16); V4 v; memcpy(&v, p, 16); return v; }
+static u32 fresh_count(const u32* p) { yield_thread(); return *(volatile const u32*)p; }
 static float far_one(const float* p) { return *p; }
 static void leave16(float* p, const float (&v)[4]) { check_aligned(p, 16); memcpy(p, v, 16); }
 static void leave_one(float* p, float v) { *p = v; }
@@ -44,10 +45,11 @@ static void leave_one(float* p, float v) { *p = v; }
 
 
 def emulated_stream(source: KernelSource) -> KernelSource:
-    """Rewrite a stream kernel for `emulate.compile_kernels`."""
+    """Rewrite a stream kernel for `emulate.compile_kernels`; the blocks of a team run at once, as slices of one block's threads."""
+    cluster = source.grid[0] if source.cooperative else 1
     constants = {
         "BLOCK": source.block,
-        "CLUSTER": 1,
+        "CLUSTER": cluster,
         "HALF": int("using T = f16;" in source.text),
         "TRANSPOSED_A": 0,
         "TRANSPOSED_B": 0,
@@ -62,7 +64,8 @@ def emulated_stream(source: KernelSource) -> KernelSource:
     for old, new in {
         "extern __shared__ u8 raw[];": "enter(); u8* const raw = shared[rank_here()] + 16;",
         "__syncthreads()": "block_sync()",
-        "blockIdx.x": "(int)blockIdx.x",
+        "threadIdx.x": f"((int)threadIdx.x % {source.block})",
+        "blockIdx.x": f"((int)blockIdx.x * {cluster} + rank_here())",
         "gridDim.x": str(source.grid[0]),
     }.items():
         tail = tail.replace(old, new)
@@ -73,7 +76,7 @@ def emulated_stream(source: KernelSource) -> KernelSource:
     vocabulary = Path(__file__).with_name("emulate_wgmma.hpp").read_text(encoding="utf-8")
     named = "".join(f"constexpr int {n} = {v};\n" for n, v in constants.items())
     text = head + named + vocabulary + MATRIX_UNITS + SHARED_MEMORY + ordered + mark + tail
-    return dataclasses.replace(source, text=text)
+    return dataclasses.replace(source, text=text, grid=(source.grid[0] // cluster, 1, 1), block=source.block * cluster)
 
 
 def run_stream(

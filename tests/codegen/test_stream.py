@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eqsat.codegen.cuda import stream
 from eqsat.codegen.cuda.nvrtc import compile_source
 from eqsat.codegen.cuda.stream import StreamFamily, StreamTile
 from eqsat.codegen.problem import Contract, contract_problem
@@ -36,6 +37,7 @@ ONE = StreamTile(64, 32, 2, 2, 227, 1)
 WIDE = StreamTile(128, 64, 4, 1, 227, 1)
 ALONG = StreamTile(32, 64, 2, 2, 227, 1)
 SHORT = StreamTile(64, 32, 1, 3, 24, 1)
+TEAM = StreamTile(64, 32, 2, 1, 227, 1, 1)
 
 
 def problem(program: Program) -> Contract:
@@ -52,6 +54,7 @@ COMPILED = [
     ("sixty-four rows", linear(64, 4096, 4096), StreamTile(128, 32, 8, 4, 227, 1)),
     ("two blocks", linear(8, 4096, 4096, dtype=F16), StreamTile(64, 64, 4, 4, 113, 2)),
     ("three outputs", projections(8, (4096, 1024, 1024), 4096), StreamTile(128, 64, 4, 4, 227, 1)),
+    ("a team", linear(16, 4096, 4096), StreamTile(256, 32, 8, 4, 227, 1, 1)),
 ]
 
 
@@ -61,39 +64,46 @@ def test_a_kernel_compiles_without_spills(program: Program, schedule: StreamTile
     assert (found.spill_bytes, found.stack_bytes, found.warnings) == (0, 0, ())
 
 
-# Few blocks in a grid of the emulator's: the number of multiprocessors is what divides the units.
-EMULATED: list[tuple[str, Program, StreamTile]] = [
-    ("columns contiguous", linear(16, 256, 4096), ONE),
-    ("more units than blocks, tiles shared and whole", linear(5, 4096, 96), ONE),
-    ("wide, part of a tile and of a unit", linear(11, 200, 1048), WIDE),
-    ("k contiguous", linear(9, 104, 1096, w="jk"), ALONG),
-    ("k contiguous, wide, f16", linear(2, 160, 512, w="jk", dtype=F16), StreamTile(64, 128, 4, 2, 227, 1)),
-    ("the ring wraps", linear(7, 2048, 1024), SHORT),
-    ("f32 output, odd columns", linear(11, 101, 328, w="jk", out=F32), ALONG),
-    ("thirty-three rows", linear(33, 64, 4096), ONE),
-    ("statistic and gain", rms_linear(9, 136, 2048), ONE),
-    ("statistics of two kinds, part of a unit", scaled_max(3, 2048, 328), WIDE),
-    ("gated", gated(8, 128, 4096), StreamTile(64, 32, 4, 2, 227, 1)),
-    ("bias, gelu, residual", bias_gelu_residual(16, 264, 512), ONE),
-    ("transposed, computed left operand", transposed_left(6, 64, 4096), ONE),
-    ("batched", batched(3, 4, 72, 1024), ONE),
-    ("batched, k contiguous", batched(2, 4, 72, 1024, w="bjk"), ALONG),
-    ("three outputs", projections(8, (200, 64, 72), 1024), ONE),
-    ("two outputs of one column axis", same_columns(4, 128, 2048), WIDE),
-    ("by head, with a statistic", heads(5, 4, 2, 32, 512), ONE),
-    ("one epilogue of each kind", with_epilogues(6, (72, 64, 136), 512), ONE),
-    ("two gates", gates(8, (64, 136), 1024), StreamTile(64, 32, 2, 2, 227, 1)),
-    ("two outputs, batched", batches(2, 4, (64, 40), 512), ONE),
+# Name, program, schedule, multiprocessors: fewer than the target's, so that blocks have whole tiles too and the emulator is quick.
+EMULATED: list[tuple[str, Program, StreamTile, int]] = [
+    ("columns contiguous", linear(16, 256, 4096), ONE, 7),
+    ("more units than blocks, tiles shared and whole", linear(5, 4096, 96), ONE, 5),
+    ("wide, part of a tile and of a unit", linear(11, 200, 1048), WIDE, 3),
+    ("k contiguous", linear(9, 104, 1096, w="jk"), ALONG, 5),
+    ("k contiguous, wide, f16", linear(2, 160, 512, w="jk", dtype=F16), StreamTile(64, 128, 4, 2, 227, 1), 3),
+    ("the ring wraps", linear(7, 2048, 1024), SHORT, 4),
+    ("f32 output, odd columns", linear(11, 101, 328, w="jk", out=F32), ALONG, 5),
+    ("thirty-three rows", linear(33, 64, 4096), ONE, 5),
+    ("statistic and gain", rms_linear(9, 136, 2048), ONE, 5),
+    ("statistics of two kinds, part of a unit", scaled_max(3, 2048, 328), WIDE, 5),
+    ("gated", gated(8, 128, 4096), StreamTile(64, 32, 4, 2, 227, 1), 5),
+    ("bias, gelu, residual", bias_gelu_residual(16, 264, 512), ONE, 5),
+    ("transposed, computed left operand", transposed_left(6, 64, 4096), ONE, 5),
+    ("batched", batched(3, 4, 72, 1024), ONE, 5),
+    ("batched, k contiguous", batched(2, 4, 72, 1024, w="bjk"), ALONG, 5),
+    ("three outputs", projections(8, (200, 64, 72), 1024), ONE, 5),
+    ("two outputs of one column axis", same_columns(4, 128, 2048), WIDE, 5),
+    ("by head, with a statistic", heads(5, 4, 2, 32, 512), ONE, 5),
+    ("one epilogue of each kind", with_epilogues(6, (72, 64, 136), 512), ONE, 5),
+    ("two gates", gates(8, (64, 136), 1024), StreamTile(64, 32, 2, 2, 227, 1), 5),
+    ("a team of two", linear(11, 200, 256), TEAM, 2),
+    ("a team of two, tiles of their own", linear(3, 320, 128), TEAM, 2),
+    ("a team of two, statistic and gain", rms_linear(9, 136, 256), TEAM, 2),
+    ("a team of two, two outputs, batched", batches(3, 4, (64, 40), 128), TEAM, 2),
+    ("two outputs, batched", batches(2, 4, (64, 40), 512), ONE, 5),
 ]
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator is built with g++")
-def test_emulated_kernels_agree_with_the_oracle(tmp_path: Path) -> None:
-    sources = [emulated_stream(FAMILY.emit(problem(p), s)) for _, p, s in EMULATED]
+def test_emulated_kernels_agree_with_the_oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = []
+    for _, p, s, processors in EMULATED:
+        monkeypatch.setattr(stream, "HOPPER", dataclasses.replace(stream.HOPPER, processors=processors))
+        sources.append(emulated_stream(FAMILY.emit(problem(p), s)))
     entries = compile_kernels(sources, tmp_path)
     rng = np.random.default_rng(0)
     wrong = {}
-    for entry, source, (name, program, _) in zip(entries, sources, EMULATED, strict=True):
+    for entry, source, (name, program, *_) in zip(entries, sources, EMULATED, strict=True):
         inputs = {i.name: rng.standard_normal(i.shape).astype(i.dtype.numpy) for i in program.inputs}
         for out, got, want in zip(
             program.outputs, run_stream(entry, source, program, inputs), evaluate(program, inputs), strict=True
@@ -106,14 +116,15 @@ def test_emulated_kernels_agree_with_the_oracle(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator is built with g++")
-def test_the_emulator_sees_a_slot_freed_too_early(tmp_path: Path) -> None:
+def test_the_emulator_sees_a_slot_freed_too_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "HOPPER", dataclasses.replace(stream.HOPPER, processors=2))
     program = linear(7, 2048, 1024)
     source = FAMILY.emit(problem(program), SHORT)
-    waits = "mbar_wait(empty + 8 * s, parity);"
-    assert waits in source.text
-    broken = emulated_stream(source)
-    text = broken.text.replace(waits, "")
-    (entry,) = compile_kernels([dataclasses.replace(broken, text=text)], tmp_path)
+    frees, reads = "if (lane == 0) mbar_arrive(empty + 8 * s);", "const u32 unit ="
+    assert frees in source.text
+    early = source.text.replace(frees, "").replace(reads, f"{frees} __syncwarp(); {reads}")
+    broken = emulated_stream(dataclasses.replace(source, text=early))
+    (entry,) = compile_kernels([broken], tmp_path)
     rng = np.random.default_rng(0)
     inputs = {i.name: rng.standard_normal(i.shape).astype(i.dtype.numpy) for i in program.inputs}
     want = np.asarray(evaluate(program, inputs)[0], np.float64)
