@@ -7,11 +7,20 @@ from eqsat.codegen.cpu.contract import ContractFamily
 from eqsat.codegen.cpu.online import OnlineFamily
 from eqsat.codegen.cpu.point import PointFamily
 from eqsat.codegen.cpu.reduce import ReduceFamily
+from eqsat.codegen.cpu.scan import ScanFamily
 from eqsat.codegen.cpu.skinny import SkinnyFamily
 from eqsat.codegen.kernel import Family, Schedule
 from eqsat.errors import IllegalScheduleError
 
-FAMILIES: tuple[Family, ...] = (PointFamily(), ReduceFamily(), ColumnFamily(), ContractFamily(), SkinnyFamily(), OnlineFamily())
+FAMILIES: tuple[Family, ...] = (
+    PointFamily(),
+    ReduceFamily(),
+    ColumnFamily(),
+    ScanFamily(),
+    ContractFamily(),
+    SkinnyFamily(),
+    OnlineFamily(),
+)
 
 
 def family_of(schedule: Schedule) -> Family:

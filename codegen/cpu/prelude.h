@@ -601,6 +601,33 @@ EQ vf32 eq_pow_f32(vf32 a, vf32 b) {
   return __builtin_convertvector(eq_pow_f64(__builtin_convertvector(a, vf64), __builtin_convertvector(b, vf64)), vf32);
 }
 
+/* The lanes moved by 1, 2, 4 or 8 places to later (sooner) ones; what moves in is a lane of the second vector. */
+#if LANES == 2
+#define eq_later1(x, none) __builtin_shufflevector(x, none, 2, 0)
+#define eq_sooner1(x, none) __builtin_shufflevector(x, none, 1, 2)
+#elif LANES == 4
+#define eq_later1(x, none) __builtin_shufflevector(x, none, 4, 0, 1, 2)
+#define eq_sooner1(x, none) __builtin_shufflevector(x, none, 1, 2, 3, 4)
+#define eq_later2(x, none) __builtin_shufflevector(x, none, 4, 4, 0, 1)
+#define eq_sooner2(x, none) __builtin_shufflevector(x, none, 2, 3, 4, 4)
+#elif LANES == 8
+#define eq_later1(x, none) __builtin_shufflevector(x, none, 8, 0, 1, 2, 3, 4, 5, 6)
+#define eq_sooner1(x, none) __builtin_shufflevector(x, none, 1, 2, 3, 4, 5, 6, 7, 8)
+#define eq_later2(x, none) __builtin_shufflevector(x, none, 8, 8, 0, 1, 2, 3, 4, 5)
+#define eq_sooner2(x, none) __builtin_shufflevector(x, none, 2, 3, 4, 5, 6, 7, 8, 8)
+#define eq_later4(x, none) __builtin_shufflevector(x, none, 8, 8, 8, 8, 0, 1, 2, 3)
+#define eq_sooner4(x, none) __builtin_shufflevector(x, none, 4, 5, 6, 7, 8, 8, 8, 8)
+#elif LANES == 16
+#define eq_later1(x, none) __builtin_shufflevector(x, none, 16, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14)
+#define eq_sooner1(x, none) __builtin_shufflevector(x, none, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16)
+#define eq_later2(x, none) __builtin_shufflevector(x, none, 16, 16, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13)
+#define eq_sooner2(x, none) __builtin_shufflevector(x, none, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 16)
+#define eq_later4(x, none) __builtin_shufflevector(x, none, 16, 16, 16, 16, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
+#define eq_sooner4(x, none) __builtin_shufflevector(x, none, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 16, 16, 16)
+#define eq_later8(x, none) __builtin_shufflevector(x, none, 16, 16, 16, 16, 16, 16, 16, 16, 0, 1, 2, 3, 4, 5, 6, 7)
+#define eq_sooner8(x, none) __builtin_shufflevector(x, none, 8, 9, 10, 11, 12, 13, 14, 15, 16, 16, 16, 16, 16, 16, 16, 16)
+#endif
+
 /* Reductions over the lanes, by halves. */
 //: f32 f64 :
 EQ v@ eq_fold_add_@(v@ x) {
