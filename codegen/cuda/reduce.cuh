@@ -83,6 +83,21 @@ template <class Op, int SLOT, int WARPS, int ROWS, int CLUSTER> DEV typename Op:
   }
   return v;
 }
+// The same for teams of blocks that take row after row: the values of one row are read while those of the next are written.
+template <class Op, int SLOT, int WARPS, int CLUSTER> DEV typename Op::type combine_team(typename Op::type v, int turn) {
+  typedef typename Op::type T;
+  v = combine_row<Op, SLOT, WARPS, 1, 1>(v, 0);
+  if constexpr (CLUSTER > 1) {
+    __shared__ T of_block[2];
+    if (threadIdx.x == 0) of_block[turn] = v;
+    cluster_sync();
+    v = peer_value(&of_block[turn], 0);
+    UNROLL for (int c = 1; c < CLUSTER; ++c) v = Op::combine(v, peer_value(&of_block[turn], c));
+  } else {
+    __syncthreads();  // no warp writes its part of the next row before all have read this one's
+  }
+  return v;
+}
 // Combines each of N columns over the GROUPS thread groups of a block that is COLUMNS threads wide; every thread gets the result.
 template <class Op, int COLUMNS, int GROUPS, int N> DEV void combine_groups(typename Op::type (&v)[N], int column, int group) {
   typedef typename Op::type T;

@@ -15,17 +15,15 @@ from eqsat.codegen.cuda.bounds import (
 from eqsat.codegen.cuda.emit import refuse_illegal
 from eqsat.codegen.cuda.reduce_columns import emit_columns
 from eqsat.codegen.cuda.reduce_held_columns import elements_each, emit_held_columns
-from eqsat.codegen.cuda.reduce_held_rows import emit_held_rows, vectors_each
+from eqsat.codegen.cuda.reduce_held_rows import LARGEST_CLUSTER, SHARED_BYTES, emit_held_rows, vectors_each
 from eqsat.codegen.cuda.reduce_legal import (
-    REGISTERS,
-    SHARED_BYTES,
     column_refusal,
     grid_refusal,
     held_column_refusal,
     held_grid_refusal,
     row_refusal,
 )
-from eqsat.codegen.cuda.reduce_rows import emit_grid, emit_rows
+from eqsat.codegen.cuda.reduce_rows import REGISTERS, emit_grid, emit_rows
 from eqsat.codegen.cuda.reduce_schedule import (
     ColumnTile,
     FallbackReduceTile,
@@ -172,10 +170,11 @@ def _model_factor(shape: ReduceShape, s: Schedule, rates: Rates, bound: float) -
         case HeldGridTile():
             lanes = shape.lanes(s.width, shape.reduced[-1])
             held = s.teams * s.split * s.threads * vectors_each(shape, s) * lanes * size
-            waits = (
-                3000.0 * len(shape.passes) * -(-rows // s.teams) / (2 if s.ahead else 1)
-            )  # ns: a wait costs a trip or two through L2
             once = traffic_ns(shape.problem.program, rates)
+            if s.split <= LARGEST_CLUSTER:
+                flight = IN_FLIGHT_BYTES * processors(rates) / max(held, 1.0)
+                return (once / max(bound, 1.0)) * max(1.0, flight) * (1.01 + 0.01 * math.log2(s.split))
+            waits = 3000.0 * len(shape.passes) * -(-rows // s.teams)  # ns: a trip or two through the level-2 cache
             return (once / max(bound, 1.0)) * (1.02 + waits / once) * max(1.0, IN_FLIGHT_BYTES * processors(rates) / held)
         case GridReduceTile():
             lanes = shape.lanes(s.width, shape.reduced[-1])

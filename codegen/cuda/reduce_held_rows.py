@@ -1,7 +1,8 @@
-"""Rows held in the registers of many blocks, which wait for each other between passes: for rows that no cluster holds.
+"""Rows held in the registers of teams of blocks that take row after row, the next one on its way while one is worked on.
 
-Teams of blocks take row after row. All blocks of the launch are resident at once (a cooperative launch, which the driver
-refuses where they are not), so a block may wait for its team. Partial results are combined by every block in the same order.
+A team is one block, or a cluster of blocks that read each other's shared memory, or, for rows that no cluster holds, any number
+of blocks that meet at a counter. For the last, all blocks of the launch are resident at once (a cooperative launch, which the
+driver refuses where they are not), so a block may wait for its team. Every block combines partial results in the same order.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from eqsat.codegen.cuda.reduce_shape import ReduceShape, Reduction
 from eqsat.codegen.kernel import KernelSource
 
 CHUNK = 16  # bytes of one copy to shared memory
+LARGEST_CLUSTER = 16
+SHARED_BYTES = 220 * 1024  # of a multiprocessor, for all its blocks
 
 
 def vectors_each(shape: ReduceShape, s: HeldGridTile) -> int:
@@ -106,6 +109,7 @@ def emit_held_rows(shape: ReduceShape, s: HeldGridTile) -> KernelSource:
     names = split_index("row", shape.rows, rows)
     after = split_index("next", shape.rows, rows)
     body = [*names, *p.prologue()]
+    far = s.split > LARGEST_CLUSTER
     offset = (4 * s.teams + 15) // 16 * 16
     for number, group in enumerate(shape.passes):
         body += p.partial(number, group)
@@ -114,8 +118,14 @@ def emit_held_rows(shape: ReduceShape, s: HeldGridTile) -> KernelSource:
             body += ["{", *indent(copies), "}"]
         gather: list[str] = []
         for r in group:
+            p.row.statistics[r.node.digest] = f"s{r.number}"
+            lanes = f"combine_lanes<{r.operator}, {p.count}>(a{r.number})"
+            if not far:
+                total = f"combine_team<{r.operator}, {r.number}, {s.threads // 32}, {s.split}>({lanes}, turn)"
+                body.append(f"const {register_type(r.node.dtype)} s{r.number} = {r.operator}::value({total});")
+                continue
             parts = f"(({r.operator}::type*)(workspace + {offset}) + (turn * {s.teams} + team) * {s.split})"
-            block = f"combine_row<{r.operator}, {r.number}, {s.threads // 32}, 1, 1>(combine_lanes<{r.operator}, {p.count}>(a{r.number}), 0)"
+            block = f"combine_row<{r.operator}, {r.number}, {s.threads // 32}, 1, 1>({lanes}, 0)"
             body += [
                 f"{r.operator}::type* const parts{r.number} = {parts};",
                 f"const {r.operator}::type sum{r.number} = {block};",
@@ -123,14 +133,13 @@ def emit_held_rows(shape: ReduceShape, s: HeldGridTile) -> KernelSource:
             ]
             total = f"combine_parts<{r.operator}>(parts{r.number}, {s.split})"
             gather.append(f"const {register_type(r.node.dtype)} s{r.number} = {r.operator}::value({total});")
-            p.row.statistics[r.node.digest] = f"s{r.number}"
             offset += 2 * r.partial_bytes * s.split * s.teams
-        body += [f"meet((u32*)workspace + team, {s.split}, part == 0);", *gather]
+        body += [f"meet((u32*)workspace + team, {s.split}, part == 0);", *gather] if far else []
     body += [line.replace("thread == 0", "thread == 0 && part == 0") for line in p.store_row()]
     body += p.output(len(shape.passes)) if problem.keeps else []
     lines = [
         "const int thread = threadIdx.x;",
-        f"const int team = blockIdx.x / {s.split}, part = blockIdx.x % {s.split};",
+        f"const int team = blockIdx.x / {s.split}, part = {f'blockIdx.x % {s.split}' if far or s.split == 1 else '(int)cluster_rank()'};",
         f"const {p.index} begin = ({p.index})part * {segment};",
         f"const {p.index} end = begin + {segment} < {vectors} ? begin + {segment} : {vectors};",
     ]
@@ -142,9 +151,12 @@ def emit_held_rows(shape: ReduceShape, s: HeldGridTile) -> KernelSource:
         f"for ({kind} row = team; row < {rows}; row += {s.teams}, turn ^= 1) {{",
         *indent(body),
         "}",
+        *(["cluster_sync();  // no block leaves while another reads its shared memory"] if s.split > 1 and not far else []),
     ]
+    dims = f"__cluster_dims__({s.split}, 1, 1) " if s.split > 1 and not far else ""
+    bounds = f"{dims}__launch_bounds__({s.threads})"
     text = [
-        f'extern "C" __global__ void __launch_bounds__({s.threads}) eqsat_kernel({parameters(problem.program, "u8")}) {{',
+        f'extern "C" __global__ void {bounds} eqsat_kernel({parameters(problem.program, "u8" if far else "")}) {{',
         *indent(lines),
         "}",
     ]
@@ -157,7 +169,8 @@ def emit_held_rows(shape: ReduceShape, s: HeldGridTile) -> KernelSource:
         grid=(s.teams * s.split, 1, 1),
         block=s.threads,
         shared_bytes=staged_bytes(shape, s),
-        workspace_bytes=max(offset, 16),
-        requires="sm_80" if p.staged else "",
-        cooperative=True,
+        cluster=1 if far else s.split,
+        workspace_bytes=offset if far else 0,
+        requires="sm_90" if dims else "sm_80" if p.staged else "",
+        cooperative=far,
     )

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from eqsat.codegen.cuda.loads import Load, LoopAxis
 from eqsat.codegen.cuda.reduce_held_columns import elements_each
-from eqsat.codegen.cuda.reduce_held_rows import staged_bytes, staged_loads, vectors_each
+from eqsat.codegen.cuda.reduce_held_rows import SHARED_BYTES, staged_bytes, staged_loads, vectors_each
+from eqsat.codegen.cuda.reduce_rows import REGISTERS
 from eqsat.codegen.cuda.reduce_schedule import HINTS, ColumnTile, GridReduceTile, HeldColumnTile, HeldGridTile, RowTile
 from eqsat.codegen.cuda.reduce_shape import ReduceShape, row_registers, wide_dtype
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
 HELD_REGISTERS = 160  # of 255 for each thread; the rest computes
 STATIC_SHARED_BYTES = 48 * 1024
-REGISTERS = 65536  # of a multiprocessor
 CLUSTERS = (1, 2, 4, 8, 16)
-SHARED_BYTES = 200 * 1024  # of a block that asks for it
 
 
 def _width_refusal(shape: ReduceShape, inner: LoopAxis, width: int) -> str | None:
@@ -127,16 +126,19 @@ def held_grid_refusal(shape: ReduceShape, s: HeldGridTile) -> str | None:
     lanes = shape.lanes(s.width, inner)
     if why := _width_refusal(shape, inner, s.width):
         return why
-    if 2 * s.split * s.threads > 4 * max(shape.problem.length // lanes, 1):
+    if s.split * s.threads > 2 * max(shape.problem.length // lanes, 1):
         return "more threads than vectors in a row"
     registers = row_registers(shape, vectors_each(shape, s) * lanes, inner, lanes)
     budget = min(HELD_REGISTERS, REGISTERS // s.threads - 24)
     if registers > budget:
         return f"{registers} registers for each thread to hold its part of the row; {budget} are there"
+    far = s.split > CLUSTERS[-1]
     if s.ahead and s.teams >= shape.problem.row_count:
         return "no row comes after a team's first"
     if s.ahead and not staged_loads(shape, s):
         return "nothing that is held comes in aligned chunks of 16 bytes"
+    if not far and (s.split not in CLUSTERS or not s.ahead):
+        return "a team of one block or a cluster takes row after row where the next one is on its way"
     shared = staged_bytes(shape, s)
     return f"{shared} bytes of shared memory for the row that comes; {SHARED_BYTES} are there" if shared > SHARED_BYTES else None
 

@@ -11,6 +11,7 @@ from eqsat.codegen.kernel import KernelSource
 from eqsat.ir import Expr
 
 PARTS = ("prelude.cuh", "math.cuh", "reduce.cuh")
+REGISTERS = 65536  # of a multiprocessor
 ACCUMULATORS = 4  # independent chains for each thread: hides the latency of an add
 
 

@@ -54,8 +54,8 @@ SCHEDULES: dict[str, tuple[Schedule, ...]] = {
         RowTile(16, 1, 4, 1, 0, 0), RowTile(4, 1, 16, 1, 2, 0), RowTile(2, 2, 1, 1, 1, 0), ColumnTile(32, 1, 1, 1, 1),
         ColumnTile(32, 4, 1, 16, 2), ColumnTile(64, 2, 3, 8, 4), ColumnTile(32, 3, 1, 1, 8), GridReduceTile(64, 2, 1, 1, 0),
         GridReduceTile(128, 7, 8, 4, 0), GridReduceTile(64, 3, 16, 2, 0), HeldColumnTile(8, 8, 1, 16, 0), HeldColumnTile(32, 3, 1, 1, 0),
-        HeldColumnTile(4, 16, 1, 8, 1), HeldColumnTile(64, 1, 1, 4, 0), HeldGridTile(128, 1, 2, 16, 0, 0), HeldGridTile(128, 1, 1, 16, 1, 0),
-        HeldGridTile(128, 1, 3, 1, 0, 1), HeldGridTile(256, 1, 2, 16, 1, 1),
+        HeldColumnTile(4, 16, 1, 8, 1), HeldColumnTile(64, 1, 1, 4, 0), HeldGridTile(128, 1, 2, 16, 1, 0), HeldGridTile(128, 1, 1, 8, 1, 0),
+        HeldGridTile(128, 1, 3, 16, 1, 1), HeldGridTile(256, 1, 2, 16, 1, 1),
     ),
     "contract": (
         SimtTile(64, 64, 8, 4, 4), SimtTile(32, 32, 8, 2, 2), SimtTile(16, 64, 16, 1, 4), SimtTile(128, 64, 16, 8, 4), SimtTile(16, 16, 16, 1, 1),
