@@ -20,6 +20,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from eqsat.codegen.cuda import driver, nvrtc
 from eqsat.codegen.cuda.driver import Memory, Stream, fill
@@ -51,11 +52,17 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=300.0, help="begin no problem after that time")
     parser.add_argument("--only", default="", help="schedule classes whose name has this part")
     options = parser.parse_args()
-    target, began = parse_target(_TARGET), time.monotonic()
+    with driver.current_context(driver.open_device(0)):
+        record = _record(options)
+    options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(record, indent=1))
+    return int(any("fault" in c for c in record["kernels"].values()))
+
+
+def _record(options: argparse.Namespace) -> dict[str, Any]:
+    target, began, stream = parse_target(_TARGET), time.monotonic(), Stream()
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     notes: list[str] = []
-    driver.current_context(driver.open_device(0)).__enter__()  # for the life of the process
-    stream = Stream()
     seen: set[tuple[str, str]] = set()
     for w in _small():
         if time.monotonic() - began > options.seconds:
