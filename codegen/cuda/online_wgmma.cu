@@ -4,7 +4,10 @@
 // last one are added up, and with ping-pong the exponentials of one warpgroup run under the products of the other. Persistent
 // blocks draw their work from a counter, so that the producer loads for the next rows while the consumers finish the last ones.
 constexpr int BM = GROUPS * 64, ROW_TILES = (M + BM - 1) / BM, KEY_TILES = (KEYS_ALL + KEYS - 1) / KEYS, ITEMS = BATCH * ROW_TILES;
-constexpr u32 ROWS_BYTES = BM * DP * 128, KEYS_BYTES = KEYS * DP * 128, VALUES_BYTES = KEYS * VP * 128;
+constexpr u32 ROWS_BYTES = BM * DP * 128, VALUES_BYTES = KEYS * VP * 128;
+constexpr u32 KEYS_BYTES = KEYS * DP * 128;                                 //@along
+constexpr u32 KEYS_BYTES = KEYS * STEPS * 32;                               // panels of 64 keys, a position of d in each 128 bytes //@across
+DEV u64 keys_descriptor(u32 a) { return (u64)((a & 0x3ffff) >> 4) | ((u64)((STEPS * 2048) >> 4) << 16) | (64ull << 32) | (1ull << 62); }  //@across
 // Values lie with their rows (keys) 128 bytes apart, 64 positions in a panel.
 DEV u64 values_descriptor(u32 a) { return (u64)((a & 0x3ffff) >> 4) | ((u64)((KEYS * 128) >> 4) << 16) | (64ull << 32) | (1ull << 62); }
 DEV float quad_max(float v) { v = fmaxf(v, shuffle_xor(v, 1)); return fmaxf(v, shuffle_xor(v, 2)); }
@@ -55,7 +58,8 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS) {
         int n = next(KEY_TILES - 1);
         auto load_keys = [&]() {
           const u32 k = keys.acquire();
-          UNROLL for (int p = 0; p < DP; ++p) tma_load3(k + p * KEYS * 128, &map_k, keys.full(keys.s), p * 64, n * KEYS, BATCH_K);
+          UNROLL for (int p = 0; p < DP; ++p) tma_load3(k + p * KEYS * 128, &map_k, keys.full(keys.s), p * 64, n * KEYS, BATCH_K);  //@along
+          UNROLL for (int p = 0; p < KEYS / 64; ++p) tma_load3(k + p * STEPS * 2048, &map_k, keys.full(keys.s), n * KEYS + p * 64, 0, BATCH_K);  //@across
           keys.next();
         };
         if (n >= 0) load_keys();
@@ -102,9 +106,14 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS) {
       u32 weights[KEYS / 4];
       UNROLL for (int i = 0; i < NV / 2; ++i) o[i] = 0.f;
       auto make_scores = [&](u32 k) {
-        const u64 dk = desc128(k);
+        const u64 dk = desc128(k);                                          //@along
+        const u64 dk = keys_descriptor(k);                                  //@across
         wg_fence();
-        UNROLL for (int i = 0; i < STEPS; ++i) wgmma_scores(s, dq + (i / 4 * 8192 + i % 4 * 32) / 16, dk + (i / 4 * KEYS * 128 + i % 4 * 32) / 16, i != 0);
+        UNROLL for (int i = 0; i < STEPS; ++i) {
+          const u64 step = (i / 4 * KEYS * 128 + i % 4 * 32) / 16;          //@along
+          const u64 step = i * 128;                                         //@across
+          wgmma_scores(s, dq + (i / 4 * 8192 + i % 4 * 32) / 16, dk + step, i != 0);
+        }
         wg_commit();
       };
       auto add_values = [&](u32 v) {

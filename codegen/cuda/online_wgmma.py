@@ -70,10 +70,14 @@ class OnlineWgmmaTile(Schedule):
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Operands as matrices, the accumulator with values, and the score without its scale."""
+    """Operands as matrices, the accumulator with values, and the score without its scale.
+
+    `across`: the keys lie side by side in memory, for each position that is contracted.
+    """
 
     left: Sheet
     right: Sheet
+    across: bool
     values: Sheet
     wide: Accumulated
     score: Expr
@@ -83,6 +87,15 @@ class _Layout:
     def panels(self) -> tuple[int, int]:
         """Panels of 64 elements that a row of keys, and one of values, takes."""
         return -(-self.left.inner // 64), -(-self.values.inner // 64)
+
+    @property
+    def steps(self) -> int:
+        """Products of 16 contracted positions that a score takes."""
+        return -(-self.left.inner // 16)
+
+    def keys_bytes(self, keys: int) -> int:
+        """Return the bytes of a tile of keys: panels of 64 contracted positions, or of 64 keys."""
+        return keys * 32 * self.steps if self.across else keys * 128 * self.panels[0]
 
     @property
     def columns(self) -> int:
@@ -177,9 +190,10 @@ def _layout(problem: OnlineProblem) -> _Layout | str:
     if any(o.dtype not in (DType.F32, DType.BF16, DType.F16) for o, _ in outputs_over(problem, wide.axes)):
         return "the outputs with value axes are stored as f32, bf16 or f16"
     names = places(problem)
+    along, across = (sheet(problem, c.b, *axes, names) for axes in ((problem.d, problem.over), (problem.over, problem.d)))
     found = [
         sheet(problem, c.a, problem.d, problem.m, names),
-        sheet(problem, c.b, problem.d, problem.over, names),
+        along if isinstance(across, str) or isinstance(along, Sheet) else across,
         sheet(problem, wide.value, wide.axes, problem.over, names),
     ]
     sheets = [f for f in found if isinstance(f, Sheet)]
@@ -193,12 +207,14 @@ def _layout(problem: OnlineProblem) -> _Layout | str:
     if left.inner > 256 or values.inner > 256:
         return f"{left.inner} contracted and {values.inner} value positions; the template holds up to 256"
     score, factor = _unscaled(problem.score)
-    return _Layout(left, right, values, wide, score, factor)
+    return _Layout(left, right, right is across, values, wide, score, factor)
 
 
 def _schedule_refusal(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> str | None:
     if s.groups not in _REGISTERS or s.keys % 16 or not 16 <= s.keys <= 256 or s.stages < 1 or s.heads < 1:
         return "a tile is 64 rows for each of 1 to 4 warpgroups by 16 to 256 keys in steps of 16"
+    if layout.across and s.keys % 64:
+        return "keys that lie side by side come in panels of 64"
     if s.pingpong not in (0, 1) or (s.pingpong and s.groups != 2):
         return "ping-pong takes two warpgroups"
     if s.persistent not in (0, 1) or s.ordered not in (0, 1) or not 0 <= s.lag <= 14:
@@ -289,7 +305,8 @@ class _Shared:
         return self._end(self.own)
 
     def _tiles(self, operand: int) -> int:
-        return self.schedule.stages * self.schedule.keys * 128 * self.layout.panels[operand]
+        keys = self.schedule.keys
+        return self.schedule.stages * (keys * 128 * self.layout.panels[1] if operand else self.layout.keys_bytes(keys))
 
     def _end(self, own: int) -> int:
         staging = self.schedule.groups * own * _PANEL_BYTES
@@ -312,18 +329,20 @@ def _wrappers(layout: _Layout, s: OnlineWgmmaTile) -> str:
             f'    "{{{regs}}}, {operand}, %{count - 1}, p, 1, 1, {tail}; }}"\n    : {outs}\n    : {inputs});\n}}\n'
         )
 
-    scores = text("wgmma_scores", s.keys, "u64 a, u64 b, int accumulate", '"l"(a), "l"(b), "r"(accumulate)', 2, "0, 0")
+    scores = text(
+        "wgmma_scores", s.keys, "u64 a, u64 b, int accumulate", '"l"(a), "l"(b), "r"(accumulate)', 2, f"0, {int(layout.across)}"
+    )
     weights = '"r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(1)'
     return scores + text("wgmma_values", layout.columns, "u32 a0, u32 a1, u32 a2, u32 a3, u64 b", weights, 5, "1")
 
 
 def _constants(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> str:
-    batch, m, k, d, _ = problem.shape
+    batch, m, k, _, _ = problem.shape
     producer, consumer = _REGISTERS[s.groups]
     shared = _Shared(layout, s, _staged(problem, layout))
     values = {
         "BATCH": batch, "M": m, "KEYS_ALL": k, "KEYS": s.keys, "GROUPS": s.groups, "STAGES": s.stages, "HEADS": s.heads,
-        "DP": layout.panels[0], "VP": layout.panels[1], "NV": layout.columns, "STEPS": -(-d // 16), "THREADS": _threads(s),
+        "DP": layout.panels[0], "VP": layout.panels[1], "NV": layout.columns, "STEPS": layout.steps, "THREADS": _threads(s),
         "PRODUCER_REGISTERS": producer, "CONSUMER_REGISTERS": consumer, "KEYS_AT": shared.keys, "VALUES_AT": shared.values,
         "BUFFERS": shared.buffers, "STAGING_AT": shared.rows if shared.own else 0,
     }  # fmt: skip
@@ -340,6 +359,7 @@ def _kernel(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> str:
     shared = _Shared(layout, s, staged)
     flags = {
         "huge" if huge else "moderate",
+        "across" if layout.across else "along",
         "persistent" if s.persistent else "once",
         "lazy" if s.lag else "exact",
         *(["pingpong"] if s.pingpong else []),
@@ -622,7 +642,11 @@ def _parameters(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> 
 def _arguments(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> tuple[Arg, ...]:
     sheets = _output_sheets(problem, layout)
     panel = next(p for p in (64, 32, 16, 8) if layout.columns % p == 0)  # of `store_tile`
-    maps: list[Arg] = [layout.left.map(64), layout.right.map(s.keys), layout.values.map(s.keys)]
+    maps: list[Arg] = [
+        layout.left.map(64),
+        layout.right.map(16 * layout.steps if layout.across else s.keys),
+        layout.values.map(s.keys),
+    ]
     maps += [sheet.map(64, panel) for sheet in sheets.values()]
     outs = zip(problem.program.outputs, output_names(problem.program), strict=True)
     buffers = [*_pointers(problem, layout), *(o.name for o, name in outs if name not in sheets)]

@@ -87,6 +87,12 @@ def attention(
     return several(o=(o, "hmn" if h else "mn", stored or dtype))
 
 
+def across(dtype: DType, m: int, k: int, d: int, n: int, h: int) -> Program:
+    """Return attention whose keys lie side by side for each contracted position."""
+    q, keys, v = array("q", dtype, h=h, m=m, d=d), array("K", dtype, h=h, d=d, k=k), array("V", dtype, h=h, k=k, n=n)
+    return several(o=(attend(scores(q, keys), v), "hmn", dtype))
+
+
 def grouped(dtype: DType, h: int, group: int, m: int, k: int, d: int) -> Program:
     """Return causal attention whose heads share keys and values in groups, read through h // group."""
     share = AccessMap((("g", Index.axis("h") // group),), (("h", h),))

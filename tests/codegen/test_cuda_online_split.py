@@ -22,7 +22,7 @@ from eqsat.search.verify import check_outputs, prepare
 from eqsat.types import DType
 from tests.codegen import emulate
 from tests.codegen.emulate_online_split import emulated_online_split
-from tests.codegen.online_problems import BF16, F16, FOLDS, attend, attention, grouped, scores, several
+from tests.codegen.online_problems import BF16, F16, FOLDS, across, attend, attention, grouped, scores, several
 from tests.codegen.problems import array
 
 FAMILY = OnlineSplitFamily()
@@ -96,12 +96,6 @@ def test_heads_that_share_their_keys_are_rows_of_one_batch(tmp_path: Path) -> No
         ("several", several_rows, TILES[4]),
     ]
     assert wrong(cases, tmp_path, suites=2) == []
-
-
-def across(dtype: DType, m: int, k: int, d: int, n: int, h: int) -> Program:
-    """Return attention whose keys lie side by side for each contracted position."""
-    q, keys, v = array("q", dtype, h=h, m=m, d=d), array("K", dtype, h=h, d=d, k=k), array("V", dtype, h=h, k=k, n=n)
-    return several(o=(attend(scores(q, keys), v), "hmn", dtype))
 
 
 @needs_compiler
