@@ -42,6 +42,7 @@ FINALISTS = 5
 FINALIST_SHARE = 1.05
 LAUNCH_BOUND_NS = 100_000.0  # an estimate below it may be the host's launch rate instead of the kernel's time
 HOPELESS = 3.0  # times the best so far: no more samples
+LEAST_HOPELESS_NS = 2e6  # a cold run that takes less costs nothing to check
 
 
 class CudaBackend:
@@ -126,7 +127,7 @@ class CudaBackend:
         yield Begin(None, REFERENCE_LIMIT_S, "computing the references of the program")
         verifier = self._verifier(plan.plan.program, PLAN if len(plan.steps) > 1 else KERNEL)
         yield Begin(0, REFERENCE_LIMIT_S, "running the plan")
-        verdict = self._check(
+        verdict, _ = self._check(
             verifier, LoadedSteps([s.binary for s in plan.steps], overlapped=plan.overlapped), bytes_of(plan.intermediates)
         )
         if undecided(plan, verdict):
@@ -155,11 +156,18 @@ class CudaBackend:
         """Verify a kernel and take its first samples; None if it is out, which has then been said."""
         try:
             steps = LoadedSteps([binary])
-            verdict = job.verdicts.get(index) or self._check(verifier, steps, {})
+            verdict, fastest_ns = job.verdicts.get(index), 0.0
+            hopeless_ns = max(enough_ns, LEAST_HOPELESS_NS)
+            if verdict is None:
+                verdict, fastest_ns = self._check(verifier, steps, {}, hopeless_ns)
             job.verdicts[index] = verdict
             yield Verified(index, verdict)
             if not verdict.ok:
                 yield Finished(index, Trial("wrong", verdict, note=verdict.reason or "no check could be made"))
+                return None
+            if fastest_ns > hopeless_ns:
+                note = "too slow to be checked and timed at length"
+                yield Finished(index, Trial("ok", verdict, summarize([fastest_ns]), note=note, partial=True))
                 return None
             contestant = Contestant(index, steps, {}, sets, self._stream)
             if contestant.estimate_ns > max(enough_ns, LAUNCH_BOUND_NS):
@@ -193,16 +201,23 @@ class CudaBackend:
         for c in running:
             yield Finished(c.index, _timed(c, job.verdicts.get(c.index), race))
 
-    def _check(self, verifier: Verifier, steps: LoadedSteps, intermediates: dict[str, int]) -> Verdict:
+    def _check(
+        self, verifier: Verifier, steps: LoadedSteps, intermediates: dict[str, int], enough_ns: float = math.inf
+    ) -> tuple[Verdict, float]:
         handle = self._stream.handle
         scratch = steps.scratch(intermediates, handle)
+        start, end = driver.Event(), driver.Event()
 
-        def run() -> None:
-            for launch in steps.bind(verifier.pointers, scratch):
+        def run() -> float:
+            launches = steps.bind(verifier.pointers, scratch)
+            start.record(handle)
+            for launch in launches:
                 launch(handle)
+            end.record(handle)
             self._stream.synchronize()
+            return start.elapsed_ns(end)
 
-        return verifier.check(run, scratch, handle)
+        return verifier.check(run, scratch, handle, enough_ns)
 
     def _verifier(self, program: Program, rounding: Rounding) -> Verifier:
         """Return the program's verifier, made anew or kept from an earlier job."""
