@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -97,18 +97,26 @@ def _accumulated(xp: Any, op: str, value: Array, found: Prefix, neutral: float) 
     """Accumulate along the last dimension."""
     if found.suffix:
         value = value[..., ::-1]
-    out = {"sum": xp.cumsum, "prod": xp.cumprod}[op](value, axis=-1) if op in ("sum", "prod") else _extrema(xp, op, value)
+    plain = {"sum": xp.cumsum, "prod": xp.cumprod} if xp is np else {}  # CuPy's own take seconds along rows
+    out = plain[op](value, axis=-1) if op in plain else _doubled(_PAIRS[op](xp), value)
     if found.strict and out.shape[-1]:
         first = xp.full((*out.shape[:-1], 1), neutral, dtype=out.dtype)
         out = xp.concatenate([first, out[..., :-1]], axis=-1)
     return out[..., ::-1] if found.suffix else out
 
 
-def _extrema(xp: Any, op: str, value: Array) -> Array:
-    """Return the maxima (minima) so far, by doubling: CuPy accumulates sums and products only."""
-    pick = xp.maximum if op == "max" else xp.minimum
-    out, step = value, 1
+_PAIRS: dict[str, Callable[[Any], Callable[[Array, Array], Array]]] = {
+    "sum": lambda xp: xp.add,
+    "prod": lambda xp: xp.multiply,
+    "max": lambda xp: xp.maximum,
+    "min": lambda xp: xp.minimum,
+}
+
+
+def _doubled(pair: Callable[[Array, Array], Array], value: Array) -> Array:
+    """Accumulate along the last dimension by stretches of 1, 2, 4, … elements."""
+    out, step = value.copy(), 1
     while step < value.shape[-1]:
-        out = xp.concatenate([out[..., :step], pick(out[..., step:], out[..., :-step])], axis=-1)
+        out[..., step:] = pair(out[..., step:], out[..., :-step])
         step *= 2
     return out

@@ -14,7 +14,9 @@ from eqsat.codegen.cpu.scan import CpuScanTile, ScanFamily
 from eqsat.codegen.problem import ReduceProblem, reduce_problem
 from eqsat.codegen.targets import parse_target
 from eqsat.ir import Program
+from eqsat.rulefile import builtin_rules
 from eqsat.search.verify import check_outputs, prepare
+from eqsat.session import Session
 from eqsat.trace import trace
 
 TILES = (CpuScanTile(16, 1, 1, 0), CpuScanTile(32, 1, 1, 0), CpuScanTile(64, 2, 1, 0), CpuScanTile(64, 4, 1, 0))
@@ -54,6 +56,18 @@ def test_every_kernel_computes_what_the_oracle_does(tmp_path: Path) -> None:
             if not check.passed:
                 wrong.append(f"{name} with {schedule}: suite {check.name}: {check.note}")
     assert wrong == []
+
+
+def test_the_rule_files_offer_a_schedule_for_every_scan() -> None:
+    rules = builtin_rules()
+    problems = [problem(programs.program(n)) for n in programs.PROGRAMS]
+    text = "\n".join(map(str, (*rules.declarations, *rules.facts)))
+    spaces = [f'(ReduceSpace "cpu" {p.row_count} {p.length})' for p in problems]
+    with Session() as session:
+        found = session.schedule_points(spaces, rules.rules, declarations=text)
+    for p, points in zip(problems, found, strict=True):
+        tiles = [CpuScanTile(*a[-4:]) for name, a in points if name == "CpuScanTile"]
+        assert any(ScanFamily().legal(p, s) is None for s in tiles)
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def test_an_unknown_target_is_refused_with_the_known_ones(name):
         parse_target(name)
 
 
-KEYS = {"point": 1, "reduce": 2, "simt": 4, "online-simt": 5, "online-wgmma": 5}
+KEYS = {"point": 1, "reduce": 2, "window": 2, "scan": 2, "simt": 4, "online-simt": 5, "online-wgmma": 5}
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f.name in KEYS], ids=lambda f: f.name)

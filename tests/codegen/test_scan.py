@@ -21,7 +21,10 @@ from eqsat.codegen.problem import ReduceProblem, reduce_problem
 from eqsat.codegen.targets import parse_target
 from eqsat.errors import CompileError, EnvironmentMissingError, IllegalScheduleError
 from eqsat.ir import Program
+from eqsat.rulefile import builtin_rules
+from eqsat.search.schedules import points, space_of, space_term
 from eqsat.search.verify import check_outputs, prepare
+from eqsat.session import Session
 from eqsat.trace import trace
 
 TILES: tuple[Schedule, ...] = (
@@ -138,3 +141,14 @@ def test_a_scan_is_bounded_by_its_bytes_not_by_the_square_of_its_length() -> Non
     rates = parse_target("sm_90").rates
     assert ScanFamily().bound_ns(found, rates) == pytest.approx(found.program.bytes / rates.copy, rel=0.05)
     assert ScanFamily().predict_ns(found, ScanRowTile(16, 1, 8, 16, 0), rates) < 1.3 * ScanFamily().bound_ns(found, rates)
+
+
+def test_the_rule_files_offer_schedules_for_every_scan() -> None:
+    rules = builtin_rules()
+    problems = [problem(program(n)) for n in PROGRAMS]
+    text = "\n".join(map(str, (*rules.declarations, *rules.facts)))
+    with Session() as session:
+        found = session.schedule_points([space_term("cuda", space_of(p)) for p in problems], rules.rules, declarations=text)
+    for p, listed in zip(problems, found, strict=True):
+        mine = [s for s in points(listed) if type(s) in ScanFamily.schedules]
+        assert 1 <= sum(ScanFamily().legal(p, s) is None for s in mine) <= 60

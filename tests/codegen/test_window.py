@@ -22,7 +22,10 @@ from eqsat.codegen.problem import ReduceProblem, reduce_problem
 from eqsat.codegen.targets import parse_target
 from eqsat.errors import CompileError, EnvironmentMissingError, IllegalScheduleError
 from eqsat.ir import Program
+from eqsat.rulefile import builtin_rules
+from eqsat.search.schedules import points, space_of, space_term
 from eqsat.search.verify import check_outputs, prepare
+from eqsat.session import Session
 from eqsat.trace import trace
 
 F32 = "f32"
@@ -192,3 +195,14 @@ def test_larger_tiles_are_expected_to_be_faster_until_registers_run_out() -> Non
     rates = parse_target("sm_90").rates
     slow, fast = (WindowFamily().predict_ns(found, WindowTile(r, c, 128, 0), rates) for r, c in ((1, 1), (4, 4)))
     assert WindowFamily().bound_ns(found, rates) <= fast < slow
+
+
+def test_the_rule_files_offer_schedules_for_every_reduction_over_windows() -> None:
+    rules = builtin_rules()
+    problems = [problem(program(n)) for n in PROGRAMS]
+    text = "\n".join(map(str, (*rules.declarations, *rules.facts)))
+    with Session() as session:
+        found = session.schedule_points([space_term("cuda", space_of(p)) for p in problems], rules.rules, declarations=text)
+    for p, listed in zip(problems, found, strict=True):
+        mine = [s for s in points(listed) if type(s) in WindowFamily.schedules]
+        assert 1 <= sum(WindowFamily().legal(p, s) is None for s in mine) <= 60
