@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from eqsat.codegen.cuda.operand import MATRIX_DTYPES, accumulates_in_f32, buffers, operands
 from eqsat.codegen.kernel import Schedule
+from eqsat.codegen.printer import strides
 from eqsat.codegen.problem import ContractProblem
 from eqsat.codegen.targets import parse_target
 from eqsat.codegen.windows import WindowDim, WindowOperand, widened_load, window_operand
@@ -22,6 +23,8 @@ ACCUMULATORS = 128  # fp32 values a consumer thread can hold beside the loop's o
 HEAD_BYTES = 128  # of the workspace: three counters before the packed weights
 ALIGNMENT_BYTES = 256  # of shared memory: alignment, and the number of the part of the weights in hand
 SLOTS = 2  # tiles of input on the chip
+MOST_FLIGHT = 2
+MOST_CHUNK = 64
 MOST_STAGES = 8
 LEAST_K = 64  # of f32: below, an f32 sum rounds so little that its bound leaves no room for what split products leave out
 LEAST_STAGES = 3
@@ -157,6 +160,90 @@ class Layout:
         return self.row_tiles * self.lines.count * self.columns.count * math.prod(d.positions for d in self.outer)
 
     @property
+    def span(self) -> int:
+        """Loads that make a line of a tile of input: single positions, or vectors along the columns."""
+        return self.columns.span if self.along_channels else self.first_column[1]
+
+    @property
+    def first_column(self) -> tuple[int, int]:
+        """Where a line's vectors begin in the buffer (of one tile of columns), and how many there are."""
+        d = self.columns.dim
+        if self.columns.count > 1:
+            return 0, -(-(self.columns.span + self.width - 1) // self.width)
+        low = max(d.first, 0) // self.width * self.width
+        return low, max(-(-(min(d.first + self.columns.span, d.extent) - low) // self.width), 0)
+
+    @property
+    def loads(self) -> int:
+        """Loads that make a tile of input, of 8 channels each."""
+        return self.schedule.channels // VECTOR * self.lines.span * self.span
+
+    @property
+    def piece(self) -> int:
+        """Bytes of contiguous memory of a load: 8 of these, or, of 8 neighbouring channels, one or two."""
+        return 16 if self.along_channels else self.width * self.operand.dtype.bytes
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of a load."""
+        return VECTOR * self.operand.dtype.bytes // 16 if self.along_channels else VECTOR
+
+    @property
+    def copied(self) -> bool:
+        """Whether loads go through shared memory, so that many are on their way: from 4 bytes on."""
+        return self.piece >= 4
+
+    @property
+    def flight(self) -> int:
+        """Loads of a thread that are on their way at once."""
+        return min(MOST_FLIGHT if self.copied else 1, max(-(-self.loads // CONVERTERS), 1))
+
+    @property
+    def raw_bytes(self) -> int:
+        """Shared memory for loads on their way."""
+        return self.flight * CONVERTERS * self.pieces * self.piece if self.copied else 0
+
+    @property
+    def places(self) -> int:
+        """Positions of the output that a warpgroup makes."""
+        return self.group_lines * self.columns.tile
+
+    @property
+    def passes(self) -> int:
+        """In how many parts the sums pass through shared memory on their way out."""
+        return -(-self.places // MOST_CHUNK)
+
+    @property
+    def chunk(self) -> int:
+        """Positions of one part, whole vectors."""
+        return -(-self.places // (self.passes * VECTOR)) * VECTOR
+
+    @property
+    def chunk_pitch(self) -> int:
+        """Bytes between the rows of a part: 32 more than a multiple of 64, so that pairs of four rows lie in different banks."""
+        return -(-(4 * self.chunk - 32) // 64) * 64 + 32
+
+    @property
+    def stored(self) -> int:
+        """Neighbouring positions that leave as one vector."""
+        out, d = self.problem.output, self.columns.dim
+        steps = {a: s for a, s in zip(out.axes, strides(out.shape), strict=True) if a}
+        width = 16 // out.dtype.bytes
+        apart = [s for a, s in steps.items() if a != d.position]
+        while width > 1 and (
+            steps.get(d.position, 0) != 1 or self.columns.tile % width or d.positions % width or any(s % width for s in apart)
+        ):
+            width //= 2
+        return width
+
+    @property
+    def rows_first(self) -> bool:
+        """Whether the output's neighbours are channels."""
+        out = self.problem.output
+        last = next((a for a in reversed(out.axes) if a), "")
+        return last in self.rows
+
+    @property
     def input_bytes(self) -> int:
         """Bytes of a tile of input."""
         return self.planes * self.schedule.channels // VECTOR * self.points * 16
@@ -174,7 +261,13 @@ class Layout:
     @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory."""
-        return ALIGNMENT_BYTES + SLOTS * (self.input_bytes + 16) + self.stages * (self.weight_bytes + 16)
+        return (
+            ALIGNMENT_BYTES
+            + SLOTS * (self.input_bytes + 16)
+            + self.stages * (self.weight_bytes + 16)
+            + self.raw_bytes
+            + GROUPS * 64 * self.chunk_pitch
+        )
 
 
 def processors_of_grid() -> int:

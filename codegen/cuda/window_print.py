@@ -18,7 +18,6 @@ from eqsat.codegen.cuda.window_layout import (
     Layout,
     processors_of_grid,
 )
-from eqsat.codegen.printer import strides
 from eqsat.ir import Expr
 
 
@@ -43,10 +42,13 @@ def print_constants(layout: Layout) -> str:
     values = {
         "BM": s.bm, "KC": s.channels, "N": layout.n, "GROUPS": GROUPS, "PLANES": layout.planes, "POINTS": layout.points,
         "SLOTS": SLOTS, "STAGES": layout.stages, "TILES": layout.tiles, "X_STEPS": layout.steps, "TAPS": layout.taps,
-        "LOADS": _loads(layout), "WIDTH": layout.width, "THREADS": THREADS, "CONVERTERS": CONVERTERS,
+        "LOADS": layout.loads, "WIDTH": layout.width, "FLIGHT": layout.flight, "PIECE": layout.piece, "PIECES": layout.pieces, "THREADS": THREADS, "CONVERTERS": CONVERTERS,
         "PRODUCER_REGISTERS": REGISTERS[0], "CONSUMER_REGISTERS": REGISTERS[1], "HEAD": HEAD_BYTES,
         "WEIGHT_UNITS": units, "UNITS": each, "PARTS": -(-units // each),
         "GROUP_ROWS": 64 if layout.halves == 1 else 0,
+        "LINE": layout.columns.tile, "LINE_PITCH": layout.columns.pitch, "PLACES": layout.places, "PASSES": layout.passes,
+        "CHUNK": layout.chunk, "PITCH": layout.chunk_pitch, "STORED": layout.stored,
+        "GROUP_LINES": 0 if layout.halves == 1 else layout.group_lines,
         "GROUP_POINTS": 0 if layout.halves == 1 else layout.group_lines * layout.columns.pitch,
     }  # fmt: skip
     shifts = ", ".join(map(str, _shifts(layout)))
@@ -70,7 +72,7 @@ def _shifts(layout: Layout) -> list[int]:
 
 def print_kernel(layout: Layout) -> str:
     """Print the kernel: the template with everything that follows from the layout."""
-    program, s = layout.problem.program, layout.schedule
+    program = layout.problem.program
     names, inputs = parameter_names(program), used_inputs(program)
     parameters = [f"const {stored_type(i.dtype)}* __restrict__ {names[i.name]}" for i in inputs]
     (to,) = output_names(program)
@@ -87,20 +89,25 @@ def print_kernel(layout: Layout) -> str:
         "WEIGHT_TILE": [_weight_tile(layout)],
         "SPLIT_STEP": _split_step(layout),
         "SPLIT_LOAD": _split_load(layout),
-        "WHOLE_CHANNEL": [
-            "" if layout.channel.taps % s.channels == 0 else f"channel + vector * 8 + i < {layout.channel.taps} &&"
-        ],
-        "CHANNEL_STEP": [str(layout.channel.step)],
+        "WHOLE_PIECE": [_whole_piece(layout)],
+        "PIECE_STEP": [str(16 // layout.operand.dtype.bytes if layout.along_channels else layout.channel.step)],
         "COLUMN_WANTED": [f"column >= 0 && column < {layout.columns.span}"],
         "POINT": [f"({_point(layout)})"],
         "PRODUCTS": _multiply(layout),
+        "TO_STAGING": _put(layout),
+        "SPLIT_STORE": _split_store(layout),
+        "INSIDE": [_inside(layout)],
         "FINISH": _finish(layout),
     }
-    return fill(
-        part("window_wgmma.cu"),
-        {"channels" if layout.along_channels else "columns", "values" if layout.planes == 1 else "terms"},
-        slots,
-    )
+    flags = {"channels" if layout.along_channels else "columns", "values" if layout.planes == 1 else "terms"}
+    return fill(part("window_wgmma.cu"), flags | {"async" if layout.copied else "plain"}, slots)
+
+
+def _whole_piece(layout: Layout) -> str:
+    """Print the condition under which piece `i` of a load is of channels that there are."""
+    if layout.along_channels or layout.channel.taps % layout.schedule.channels == 0:
+        return ""
+    return f"channel + vector * 8 + i < {layout.channel.taps} &&"
 
 
 def _buffer_name(load: Expr) -> str:
@@ -176,31 +183,22 @@ def _split_step(layout: Layout) -> list[str]:
     return [
         f"const int channel = step % {layout.blocks} * KC;",
         f"const bool there = {' && '.join(inside) or 'true'};",
-        f"const S* const source = {names[layout.operand.name]} + {' + '.join(terms) or '0'};",
+        f"const S* const origin = {names[layout.operand.name]};",
+        f"const S* const source = origin + {' + '.join(terms) or '0'};",
     ]
 
 
-def _first_column(layout: Layout) -> tuple[str, int, int]:
-    """Return (C of the buffer column of the first vector, vectors of a line, buffer column of a tile's first position)."""
-    d, width = layout.columns.dim, layout.width
-    if layout.columns.count == 1:
-        low = max(d.first, 0) // width * width
-        high = min(d.first + layout.columns.span, d.extent)
-        return str(low), max(-(-(high - low) // width), 0), d.first
-    reach = layout.columns.span + width - 1
-    return f"((tile.col * {d.stride} + {d.first}) & {-width})", -(-reach // width), d.first
-
-
-def _loads(layout: Layout) -> int:
-    """Return the vectors of memory that make a tile of input, for 8 channels each."""
-    across = layout.columns.span if layout.along_channels else _first_column(layout)[1]
-    return layout.schedule.channels // VECTOR * layout.lines.span * across
+def _first_column(layout: Layout) -> str:
+    """Print the buffer column of a line's first vector."""
+    d = layout.columns.dim
+    low = layout.first_column[0]
+    return str(low) if layout.columns.count == 1 else f"((tile.col * {d.stride} + {d.first}) & {-layout.width})"
 
 
 def _split_load(layout: Layout) -> list[str]:
     """Print which line, columns and channels a load is of, where that is in memory, and whether it is there."""
     lines, columns, channel = layout.lines.dim, layout.columns.dim, layout.channel
-    across = layout.columns.span if layout.along_channels else _first_column(layout)[1]
+    across = layout.span
     first = f"tile.col * {columns.stride} + {columns.first}"
     out = [
         f"const int vector = u % {layout.schedule.channels // VECTOR}, piece = u / {layout.schedule.channels // VECTOR} % {across};",
@@ -211,7 +209,7 @@ def _split_load(layout: Layout) -> list[str]:
         out += [f"const int x0 = {first} + piece, column = piece;"]
     else:
         out += [
-            f"const int x0 = {_first_column(layout)[0]} + piece * WIDTH;",
+            f"const int x0 = {_first_column(layout)} + piece * WIDTH;",
             f"const int first_column = x0 - ({first});",
         ]
     inside = ["there"]
@@ -236,62 +234,66 @@ def _point(layout: Layout) -> str:
 
 
 def _multiply(layout: Layout) -> list[str]:
-    """Print the products of 16 channels: of all pairs of terms that count."""
-    out = []
-    for i, (a, b) in enumerate(layout.products):
-        more = "true" if i else "step + tap + k > 0" if layout.planes == 1 else "tap + k > 0"
-        out += [
-            f"wgmma(acc.v, desc_vectors(weights + {a} * W_TERM + k * 32 * BM, 16 * BM), "
-            f"desc_vectors(shifted + {b} * TERM_BYTES + k * 32 * POINTS, 16 * POINTS), {more});"
-        ]
-    return out
+    """Print the products of one tap: all pairs of terms that count, those of the first terms when all the others are added."""
+    *small, large = layout.products
+    if not small:
+        return _each_16([large], "step + tap + k > 0")
+    return [*_each_16(small, "k > 0"), *_each_16([large], "true")]
+
+
+def _each_16(pairs: list[tuple[int, int]], more: str) -> list[str]:
+    """Print the products of some pairs of terms for each 16 channels; `more` says whether there are sums to add to."""
+    out = [
+        f"  wgmma(acc.v, desc_vectors(weights + {a} * W_TERM + k * 32 * BM, 16 * BM), "
+        f"desc_vectors(shifted + {b} * TERM_BYTES + k * 32 * POINTS, 16 * POINTS), {'true' if i else more});"
+        for i, (a, b) in enumerate(pairs)
+    ]
+    return ["UNROLL for (int k = 0; k < KC / 16; ++k) {", *out, "}"]
+
+
+def _put(layout: Layout) -> list[str]:
+    """Print how a pair of sums goes to its place in shared memory: together if a line never ends between the two."""
+    one = [
+        "const int place = (column + q) % LINE_PITCH, index = (column + q) / LINE_PITCH * LINE + place;",
+        "if (place < LINE && index >= begin && index < end) shared_put4(to + (index - begin) * 4, SUM[i + q]);",
+    ]
+    two = [
+        "const int place = column % LINE_PITCH, index = column / LINE_PITCH * LINE + place;",
+        "if (place < LINE && index >= begin && index < end) shared_put8(to + (index - begin) * 4, SUM[i], SUM[i + 1]);",
+    ]
+    whole = layout.columns.pitch % 2 == 0 and layout.columns.tile % 2 == 0
+    sums = "acc.v" if layout.planes == 1 else "total"
+    lines = two if whole else ["UNROLL for (int q = 0; q < 2; ++q) {", *(f"  {x}" for x in one), "}"]
+    return [x.replace("SUM", sums) for x in lines]
+
+
+def _split_store(layout: Layout) -> list[str]:
+    """Print which row and position a vector of the output is: the output's neighbours go to neighbouring lanes."""
+    if layout.rows_first:
+        return ["const int row = u % 16, index = begin + u / 16 * STORED;"]
+    return ["const int row = u / (CHUNK / STORED), index = begin + u % (CHUNK / STORED) * STORED;"]
+
+
+def _inside(layout: Layout) -> str:
+    """Print the condition under which a vector is part of the output."""
+    guards = [f"y_row < {layout.problem.extent(layout.rows)}"]
+    if layout.lines.dim.positions % layout.lines.tile:
+        guards.append(f"at_row < {layout.lines.dim.positions}")
+    if layout.columns.dim.positions % layout.columns.tile:
+        guards.append(f"at_col < {layout.columns.dim.positions}")
+    return " && ".join(guards)
 
 
 def _finish(layout: Layout) -> list[str]:
-    """Print what becomes of an accumulator pair: the epilogue at its two positions, and the store."""
-    problem, columns = layout.problem, layout.columns
-    line_offset = f"wg * {layout.group_lines} + " if layout.halves > 1 else ""
-    guard = [f"y_row < {problem.extent(layout.rows)}", f"line < {layout.group_lines}", f"at_row < {layout.lines.dim.positions}"]
-    head = [
-        f"const int line = column / {columns.pitch}, place = column % {columns.pitch};",
-        f"const int at_row = tile.row + {line_offset}line, at_col = tile.col + place;",
-    ]
-    if _in_pairs(layout):
-        inside = [*guard, f"place < {columns.tile}", f"at_col < {columns.dim.positions}"]
-        return [*head, f"if ({' && '.join(inside)}) {{", *(f"  {x}" for x in _value_and_store(layout, 2)), "}"]
-    inside = [*guard, f"place < {columns.tile}", f"at_col < {columns.dim.positions}"]
-    head[0] = f"const int line = (column + q) / {columns.pitch}, place = (column + q) % {columns.pitch};"
-    body = [*head, f"if ({' && '.join(inside)}) {{", *(f"  {x}" for x in _value_and_store(layout, 1)), "}"]
-    return ["UNROLL for (int q = 0; q < 2; ++q) {", *(f"  {x}" for x in body), "}"]
-
-
-def _in_pairs(layout: Layout) -> bool:
-    """Whether the two positions of an accumulator pair are neighbours in the output, aligned to both."""
-    columns, out = layout.columns, layout.problem.output
-    if columns.pitch % 2 or columns.dim.positions % 2 or (columns.count > 1 and columns.tile % 2):
-        return False
-    steps = {a: s for a, s in zip(out.axes, strides(out.shape), strict=True) if a}
-    return steps[columns.dim.position] == 1 and all(s % 2 == 0 for a, s in steps.items() if a != columns.dim.position)
-
-
-def _value_and_store(layout: Layout, width: int) -> list[str]:
-    problem, program = layout.problem, layout.problem.program
-    names, out = _position_names(layout), problem.output
-    column = layout.columns.dim.position
-    moved = names | {column: f"({names[column]} + e)"} if width > 1 else names
-    sums = "acc.v" if layout.planes == 1 else "total"
-    accumulator = f"{sums}[v + e]" if width > 1 else f"{sums}[v + q]"
-    at_hand = {problem.contractions[0].node: accumulator}
-    results = [("y[e] = {};", out.expr)]
-    along = (column,)
-    to, t = output_names(program)[0], stored_type(out.dtype)
-    at = output_offset(problem, names)
-    store = (
-        f"store_raw<{2 * out.dtype.bytes}, PLAIN>({to} + {at}, Pack<{t}>::template from<2>(y));"
-        if width > 1
-        else f"store_one({to} + {at}, y[0]);"
-    )
-    return [f"float y[{width}];", *vector_code(program, results, at_hand, names, moved, along, width, ordered=True), store]
+    """Print the epilogue at `STORED` neighbours, and their store."""
+    problem, program, width = layout.problem, layout.problem.program, layout.stored
+    names, out, column = _position_names(layout), problem.output, layout.columns.dim.position
+    moved = names | {column: f"({names[column]} + e)"}
+    at_hand = {problem.contractions[0].node: "sum[e]"}
+    lines = vector_code(program, [("y[e] = {};", out.expr)], at_hand, names, moved, (column,), width)
+    to, at = output_names(program)[0], output_offset(problem, names)
+    pack = f"Pack<{stored_type(out.dtype)}>::template from<{width}>(y)"
+    return [*lines, f"store_raw<{width * out.dtype.bytes}, PLAIN>({to} + {at}, {pack});"]
 
 
 def _position_names(layout: Layout) -> dict[str, str]:

@@ -1,12 +1,37 @@
 // window_wgmma.cu: convolutions on the matrix units. A tile of input positions comes to the chip once and serves every tap: it lies
 // as 16-byte vectors of 8 channels, positions beside each other, so that a tap is the same matrix some vectors further on.
 // PLANES 16-bit terms of each value; POINTS vectors (an odd number: no bank conflicts) for each 8 channels of a term.
+#define ONE_BY_ONE _Pragma("unroll 1")  // where addresses made anew take less than the registers that keep them
 constexpr u32 TERM_BYTES = (KC / 8) * POINTS * 16, X_BYTES = PLANES * TERM_BYTES;
 constexpr u32 W_TERM = BM * KC * 2, W_BYTES = PLANES * W_TERM;
 using Weights = Ring<STAGES, W_BYTES, 4 * GROUPS, 1>;
 
 // Vectors of 8 values: rounded to 16-bit terms, in shared memory and in the workspace.
 DEV void shared_put16(u32 at, const Raw<16>& r) { asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" :: "r"(at), "r"(r.w[0]), "r"(r.w[1]), "r"(r.w[2]), "r"(r.w[3]) : "memory"); }
+template <int N> DEV Raw<N> shared_get(u32 at) {
+  Raw<N> r;
+  if constexpr (N == 16) r = shared16(at);
+  else if constexpr (N == 8) asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(r.w[0]), "=r"(r.w[1]) : "r"(at) : "memory");
+  else asm volatile("ld.shared.u32 %0, [%1];" : "=r"(r.w[0]) : "r"(at) : "memory");
+  return r;
+}
+template <int N> DEV void shared_floats(u32 at, float (&v)[N]) {
+  constexpr int EACH = N < 4 ? N : 4;
+  UNROLL for (int i = 0; i < N; i += EACH) {
+    const Raw<EACH * 4> r = shared_get<EACH * 4>(at + i * 4);
+    UNROLL for (int e = 0; e < EACH; ++e) v[i + e] = __uint_as_float(r.w[e]);
+  }
+}
+DEV void shared_put4(u32 at, float a) { asm volatile("st.shared.f32 [%0], %1;" :: "r"(at), "f"(a) : "memory"); }
+DEV void shared_put8(u32 at, float a, float b) { asm volatile("st.shared.v2.f32 [%0], {%1,%2};" :: "r"(at), "f"(a), "f"(b) : "memory"); }
+// The column of the accumulator that holds a position of the tile: lines of LINE positions are LINE_PITCH columns apart.
+DEV constexpr int column_of(int position) { return position / LINE * LINE_PITCH + position % LINE; }
+// Copies N bytes to shared memory while other work goes on, or zeros where nothing is there; this thread's copies so far are waited for.
+template <int N> DEV void async_copy(u32 to, const void* from, bool there) {
+  if constexpr (N == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
+  else asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" :: "r"(to), "l"(from), "n"(N), "r"(there ? N : 0) : "memory");
+}
+DEV void async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 DEV void fence_async_all() { asm volatile("fence.proxy.async;" ::: "memory"); }
 DEV u32 load_acquire(const u32* p) { u32 v; asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory"); return v; }
 // An operand without swizzle, contiguous along k in vectors of 8: rows 16 bytes apart, the next 8 of k `leading` bytes further on.
@@ -107,6 +132,7 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS, u8* __restrict__ workspace) {
   __syncthreads();
   Tile tile;
   const int wg = warpgroup();
+  const u32 staging = x.bars + 16 * SLOTS, raw_tile = staging + GROUPS * 64 * PITCH;
 
   if (wg == GROUPS) {
     reg_dec<PRODUCER_REGISTERS>();
@@ -124,24 +150,40 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS, u8* __restrict__ workspace) {
       while (tile.next()) {
         for (int step = 0; step < X_STEPS; ++step) {
           SPLIT_STEP
-          const u32 slot = x.acquire();
-          for (int u = me; u < LOADS; u += CONVERTERS) {
-            SPLIT_LOAD
-            Raw<WIDTH * (int)sizeof(S)> in[8];                               //@columns
-            UNROLL for (int i = 0; i < 8; ++i) in[i] = WHOLE_CHANNEL within ? load_raw<WIDTH * (int)sizeof(S), PLAIN>(source + at + (i64)i * CHANNEL_STEP) : zero_raw<WIDTH * (int)sizeof(S)>();  //@columns
-            UNROLL for (int e = 0; e < WIDTH; ++e) {                         //@columns
-              const int column = first_column + e;                           //@columns
-              if (!(COLUMN_WANTED)) continue;                                //@columns
-              float v[8];                                                    //@columns
-              UNROLL for (int i = 0; i < 8; ++i) v[i] = Element<S>::get(in[i], e);  //@columns
-              const u32 to = slot + (vector * POINTS + POINT) * 16;          //@columns
-              each_term(v, [&](int p, const Raw<16>& r) { shared_put16(to + p * TERM_BYTES, r); });  //@columns
-            }                                                                //@columns
-            float v[8];                                                      //@channels
-            const Raw<8 * (int)sizeof(S)> in = within ? load_raw<8 * (int)sizeof(S), PLAIN>(source + at) : zero_raw<8 * (int)sizeof(S)>();  //@channels
-            UNROLL for (int i = 0; i < 8; ++i) v[i] = Element<S>::get(in, i);  //@channels
-            const u32 to = slot + (vector * POINTS + POINT) * 16;            //@channels
-            each_term(v, [&](int p, const Raw<16>& r) { shared_put16(to + p * TERM_BYTES, r); });  //@channels
+          u32 slot = 0;
+          for (int group = 0; group < LOADS; group += FLIGHT * CONVERTERS) {
+            ONE_BY_ONE for (int r = 0; r < FLIGHT; ++r) {                     //@async
+              const int u = group + r * CONVERTERS + me;                     //@async
+              if (u >= LOADS) break;                                         //@async
+              SPLIT_LOAD                                                     //@async
+              const S* const from = within ? source + at : origin;           //@async
+              const u32 to = raw_tile + (r * PIECES * CONVERTERS + me) * PIECE;  //@async
+              UNROLL for (int i = 0; i < PIECES; ++i) async_copy<PIECE>(to + i * CONVERTERS * PIECE, from + i * (i64)PIECE_STEP, WHOLE_PIECE within);  //@async
+            }                                                                //@async
+            if (group == 0) slot = x.acquire();
+            async_wait();                                                    //@async
+            ONE_BY_ONE for (int r = 0; r < FLIGHT; ++r) {
+              const int u = group + r * CONVERTERS + me;
+              if (u >= LOADS) break;
+              SPLIT_LOAD
+              const u32 in_tile = raw_tile + (r * PIECES * CONVERTERS + me) * PIECE;  //@async
+              Raw<PIECE> in[PIECES];
+              UNROLL for (int i = 0; i < PIECES; ++i) in[i] = shared_get<PIECE>(in_tile + i * CONVERTERS * PIECE);  //@async
+              UNROLL for (int i = 0; i < PIECES; ++i) in[i] = WHOLE_PIECE within ? load_raw<PIECE, PLAIN>(source + at + i * (i64)PIECE_STEP) : zero_raw<PIECE>();  //@plain
+              UNROLL for (int e = 0; e < WIDTH; ++e) {                       //@columns
+                const int column = first_column + e;                         //@columns
+                if (!(COLUMN_WANTED)) continue;                              //@columns
+                float v[8];                                                  //@columns
+                UNROLL for (int i = 0; i < 8; ++i) v[i] = Element<S>::get(in[i], e);  //@columns
+                const u32 to = slot + (vector * POINTS + POINT) * 16;        //@columns
+                each_term(v, [&](int p, const Raw<16>& r) { shared_put16(to + p * TERM_BYTES, r); });  //@columns
+              }                                                              //@columns
+              float v[8];                                                    //@channels
+              constexpr int EACH = PIECE / (int)sizeof(S);                   //@channels
+              UNROLL for (int i = 0; i < 8; ++i) v[i] = Element<S>::get(in[i / EACH], i % EACH);  //@channels
+              const u32 to = slot + (vector * POINTS + POINT) * 16;          //@channels
+              each_term(v, [&](int p, const Raw<16>& r) { shared_put16(to + p * TERM_BYTES, r); });  //@channels
+            }
           }
           x.filled();
         }
@@ -159,27 +201,45 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS, u8* __restrict__ workspace) {
         for (int tap = 0; tap < TAPS; ++tap) {
           const u32 weights = w.wait() + first_row * 16, shifted = input + SHIFT[tap] * 16;
           wg_fence();
-          UNROLL for (int k = 0; k < KC / 16; ++k) {
-            PRODUCTS
-          }
+          PRODUCTS
           wg_commit();
-          w.advance();                                                       // the products of the step before are made
-          if (tap == 0) x.release();
+          w.advance();                                                       //@values
+          if (tap == 0) x.release();                                         //@values
+          // The matrix units cut off what does not fit when they add: long sums are made of short ones, by rounded additions.
+          w.last = w.s;                                                      //@terms
+          w.next();                                                          //@terms
+          w.drain();                                                         //@terms
+          pin(acc.v);                                                        //@terms
+          UNROLL for (int i = 0; i < N / 2; ++i) total[i] += acc.v[i];       //@terms
         }
         x.advance();
-        // The matrix units cut off what does not fit when they add: long sums are made of short ones, by rounded additions.
-        w.drain();                                                           //@terms
         x.release();                                                         //@terms
-        pin(acc.v);                                                          //@terms
-        UNROLL for (int i = 0; i < N / 2; ++i) total[i] += acc.v[i];         //@terms
       }
       w.drain();                                                             //@values
       x.release();                                                           //@values
       pin(acc.v);                                                            //@values
-      const int top = tile.m + first_row + warp_in_group() * 16 + lane_id() / 4;
-      Acc<N>::each_pair([&](int v, int half, int column) {
-        const int y_row = top + 8 * half;
-        FINISH
+      // The sums of a warp's 16 rows go through shared memory, CHUNK positions at a time, so that neighbours leave together.
+      const u32 mine = staging + (wg * 4 + warp_in_group()) * 16 * PITCH;
+      repeat<PASSES>([&](auto pass) {
+        const int begin = CHUNK * pass, end = min(begin + CHUNK, PLACES);
+        __syncwarp();
+        UNROLL for (int j = column_of(begin) / 8; j <= column_of(end - 1) / 8; ++j)
+          UNROLL for (int half = 0; half < 2; ++half) {
+            const int i = 4 * j + 2 * half, column = 8 * j + 2 * (lane_id() % 4);
+            const u32 to = mine + (lane_id() / 4 + 8 * half) * PITCH;
+            TO_STAGING
+          }
+        __syncwarp();
+        for (int u = lane_id(); u < 16 * (CHUNK / STORED); u += 32) {
+          SPLIT_STORE
+          const int line = index / LINE, y_row = tile.m + first_row + warp_in_group() * 16 + row;
+          const int at_row = tile.row + GROUP_LINES * wg + line, at_col = tile.col + index % LINE;
+          if (index < end && INSIDE) {
+            float sum[STORED], y[STORED];
+            shared_floats(mine + row * PITCH + (index - begin) * 4, sum);
+            FINISH
+          }
+        }
       });
     }
   }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from eqsat.codegen.kernel import KernelSource
 from tests.codegen.emulate_mma import emulated_wgmma
@@ -15,6 +16,25 @@ static void begin_dependent() {}
 static void fence_async_all() {}
 static u32 load_acquire(const u32* p) { return *p; }
 static void shared_put16(u32 at, const Raw<16>& r) { if (at % 16) abort(); memcpy(here(at), &r, 16); }
+template <int N> static Raw<N> shared_get(u32 at) { Raw<N> r; memcpy(&r, here(at), N); return r; }
+template <int N, class P> static Raw<N * (int)sizeof(P)> free_load(const P* p) { return ordered<N>(p); }
+static void shared_put4(u32 at, float a) { memcpy(here(at), &a, 4); }
+static void shared_put8(u32 at, float a, float b) { if (at % 8) abort(); shared_put4(at, a); shared_put4(at + 4, b); }
+// Copies of a thread are done when it waits for them.
+struct Copied { u32 to; const void* from; int bytes; };
+static Copied copied[1024][256];
+static int copies[1024];
+template <int N> static void async_copy(u32 to, const void* from, bool there) {
+  if (to % N || (unsigned long long)from % N || copies[current] >= 256) abort();
+  copied[current][copies[current]++] = {to, there ? from : nullptr, N};
+}
+static void async_wait() {
+  for (int i = 0; i < copies[current]; ++i) {
+    const Copied& c = copied[current][i];
+    c.from ? (void)memcpy(here(c.to), c.from, c.bytes) : (void)memset(here(c.to), 0, c.bytes);
+  }
+  copies[current] = 0;
+}
 static void bulk_load(u32 dst, const void* src, u32 bytes, u32 bar) {
   if (dst % 16 || bytes % 16 || (unsigned long long)src % 16) abort();
   memcpy(here(dst), src, bytes);
@@ -35,7 +55,9 @@ def emulated_window(source: KernelSource) -> KernelSource:
     """Rewrite a window kernel for `emulate.compile_kernels`."""
     done = emulated_wgmma(source)
     assert SWIZZLED in done.text
-    head, mark, tail = done.text.replace(SWIZZLED, EITHER).partition("// tile.cuh:")
+    ours = r"^template <int N> DEV (?:Raw<N> shared_get|void async_copy)\(.*?^}\n"
+    text = re.sub(ours, "", done.text, flags=re.DOTALL | re.MULTILINE)
+    head, mark, tail = text.replace(SWIZZLED, EITHER).partition("// tile.cuh:")
     head = head.replace("DEV void begin_dependent() {", "DEV void begin_dependent_() {").replace(
         "DEV u64 globaltimer()", "DEV u64 globaltimer_()"
     )
