@@ -49,6 +49,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--points", type=int, default=2, help="kernels of each schedule class and problem")
+    parser.add_argument("--most", type=int, default=16, help="kernels of each schedule class in all")
     parser.add_argument("--seconds", type=float, default=300.0, help="begin no problem after that time")
     parser.add_argument("--only", default="", help="schedule classes whose name has this part")
     options = parser.parse_args()
@@ -69,7 +70,8 @@ def _record(options: argparse.Namespace) -> dict[str, Any]:
             notes.append(f"out of time before {w.name}")
             break
         for c in _candidates(w):
-            chosen = [s for s in _spread(c, options.points) if options.only in type(s).__name__ and (c.key, str(s)) not in seen]
+            wanted = [s for s in _spread(c, options.points) if options.only in type(s).__name__ and (c.key, str(s)) not in seen]
+            chosen = [s for s in wanted if counts[type(s).__name__].total() < options.most]
             seen |= {(c.key, str(s)) for s in chosen}
             built = nvrtc.compile_many([family_of(s).emit(c.problem, s) for s in chosen], target)
             for index, binary in built:
