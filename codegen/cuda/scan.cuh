@@ -52,3 +52,41 @@ template <class Op, int SLOT, int COLUMNS, int GROUPS, int N> DEV void scan_grou
       if (g + 1 == group) t[j] = carry[j];
     }
 }
+// The number of this block in the order in which blocks begin: those with lower numbers are running or done.
+DEV u32 take_ticket(u32* counter) {
+  __shared__ u32 ticket;
+  if (threadIdx.x == 0) ticket = atomicAdd(counter, 1u);
+  __syncthreads();
+  return ticket;
+}
+// Leaves the total of a tile for the blocks of the tiles behind it; `flags` says that this was the last of its totals.
+template <class T> DEV void leave_total(T* parts, u32* flags, int tile, T total) {
+  if (threadIdx.x == 0) {
+    parts[tile] = total;
+    __threadfence();
+    if (flags) *(volatile u32*)(flags + tile) = 1;
+  }
+}
+// What the tiles before `tile` hold, combined in an order that depends on their number alone; waits until each has left its total.
+template <class Op, int SLOT, int WARPS> DEV typename Op::type before_tile(const typename Op::type* parts, const u32* flags, int tile) {
+  typedef typename Op::type T;
+  T all = Op::identity();
+  for (int i = threadIdx.x; i < tile; i += WARPS * 32) {
+    while (load_fresh(flags + i) == 0) {}
+    __threadfence();
+    all = Op::combine(all, load_fresh(parts + i));
+  }
+  all = combine_warp<Op>(all);
+  __shared__ T of_warp[WARPS];
+  if (lane_id() == 0) of_warp[threadIdx.x / 32] = all;
+  __syncthreads();
+  all = of_warp[0];
+  UNROLL for (int w = 1; w < WARPS; ++w) all = Op::combine(all, of_warp[w]);
+  return all;
+}
+// Leaves flags and ticket as they were found, for the next launch.
+template <int THREADS> DEV void reset_tickets(u32* ticket, u32* done, u32* flags, u32 blocks) {
+  if (!last_block(done, blocks)) return;
+  for (u32 i = threadIdx.x; i < blocks; i += THREADS) flags[i] = 0;
+  if (threadIdx.x == 0) *ticket = 0;
+}

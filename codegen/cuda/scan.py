@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 from eqsat.codegen.cuda.bounds import latency_factor, processors, traffic_ns
 from eqsat.codegen.cuda.emit import Scope, assemble, parameters, refuse_illegal, register_type, stored_type
@@ -33,6 +34,8 @@ from eqsat.ir import Expr
 WIDTHS = (1, 2, 4, 8, 16, 32)
 HINTS = ("PLAIN", "STREAMING", "NO_ALLOCATE", "EVICT_FIRST")
 HELD_REGISTERS = 160  # of 255 for each thread; the rest computes
+MOST_TILES = 8192  # of a row: each block reads the totals of all before it
+MOST_WAITING = 1 << 20
 STATIC_SHARED_BYTES = 48 * 1024
 
 
@@ -64,11 +67,25 @@ class ScanColumnTile(Schedule):
     width: int
 
 
+@dataclass(frozen=True, slots=True)
+class ScanGridTile(Schedule):
+    """For few long rows: each tile of a row has a block of `warps` warps, which waits for the totals of the tiles before it.
+
+    `count`, `width` and `hint` as for rows. Blocks take their tiles in the order in which they begin, so that none waits for one
+    that has no place to run.
+    """
+
+    warps: int
+    count: int
+    width: int
+    hint: int
+
+
 class ScanFamily:
     """Cumulative reductions on CUDA."""
 
     name = "scan"
-    schedules: tuple[type[Schedule], ...] = (ScanRowTile, ScanColumnTile)
+    schedules: tuple[type[Schedule], ...] = (ScanRowTile, ScanColumnTile, ScanGridTile)
 
     def legal(self, problem: Problem, schedule: Schedule) -> str | None:
         """Return why the schedule cannot serve the problem, or None."""
@@ -82,6 +99,8 @@ class ScanFamily:
                 return _row_refusal(shape, schedule)
             case ScanColumnTile():
                 return _column_refusal(shape, schedule)
+            case ScanGridTile():
+                return _grid_refusal(shape, schedule)
             case _:
                 return f"a scan kernel has no schedule {type(schedule).__name__}"
 
@@ -89,7 +108,7 @@ class ScanFamily:
         """Return the source; raises IllegalScheduleError if `legal` objects."""
         refuse_illegal(self.legal(problem, schedule), schedule)
         assert isinstance(problem, ReduceProblem)
-        assert isinstance(schedule, ScanRowTile | ScanColumnTile)
+        assert isinstance(schedule, Tile)
         shape = scan_shape(problem)
         assert not isinstance(shape, str)
         return ScanPrinter(shape, schedule).kernel()
@@ -101,7 +120,7 @@ class ScanFamily:
     def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
         """Return a model's time: the bytes at the memory rate, stretched by idle processors, narrow accesses and barriers."""
         assert isinstance(problem, ReduceProblem)
-        assert isinstance(schedule, ScanRowTile | ScanColumnTile)
+        assert isinstance(schedule, Tile)
         shape = scan_shape(problem)
         assert not isinstance(shape, str)
         return self.bound_ns(problem, rates) * _model_factor(shape, schedule, rates)
@@ -109,6 +128,9 @@ class ScanFamily:
     def serves(self, target: Target) -> bool:
         """Return whether its kernels run on a target: every CUDA device."""
         return target.kind == "cuda"
+
+
+Tile: TypeAlias = ScanRowTile | ScanColumnTile | ScanGridTile
 
 
 def _held(shape: ScanShape, count: int, lanes: int) -> int:
@@ -147,6 +169,16 @@ def _row_refusal(shape: ScanShape, s: ScanRowTile) -> str | None:
     return "the block has more vectors than the row" if 32 * s.warps * s.count >= 2 * max(vectors, 32) else None
 
 
+def _grid_refusal(shape: ScanShape, s: ScanGridTile) -> str | None:
+    if why := _row_refusal(shape, ScanRowTile(s.warps, 1, s.count, s.width, s.hint)):
+        return why
+    tiles = -(-(shape.along.extent // shape.lanes(s.width)) // (32 * s.warps * s.count))
+    if tiles < 2 or tiles > MOST_TILES:
+        return f"a row has {tiles} tiles; blocks share 2 to {MOST_TILES}"
+    blocks = tiles * math.prod(x.extent for x in shape.outer)
+    return f"{blocks} blocks wait for each other; {MOST_WAITING} at most" if blocks > MOST_WAITING else None
+
+
 def _column_refusal(shape: ScanShape, s: ScanColumnTile) -> str | None:
     threads = s.columns * s.groups
     if s.columns not in (8, 16, 32, 64, 128) or s.groups not in (1, 2, 4, 8, 16, 32) or not 32 <= threads <= 1024:
@@ -164,11 +196,13 @@ def _column_refusal(shape: ScanShape, s: ScanColumnTile) -> str | None:
     return "the block has more positions than the axis" if s.groups * s.count >= 2 * shape.along.extent else None
 
 
-def _model_factor(shape: ScanShape, s: ScanRowTile | ScanColumnTile, rates: Rates) -> float:
+def _model_factor(shape: ScanShape, s: Tile, rates: Rates) -> float:
     lanes = shape.lanes(s.width)
     size = max((x.dtype.bytes for x in shape.loads), default=4)
     rows = math.prod(x.extent for x in shape.outer)
-    if isinstance(s, ScanRowTile):
+    if isinstance(s, ScanGridTile):
+        blocks, threads, tiles = shape.along.extent * rows / (32 * s.warps * s.count * lanes), 32 * s.warps, 1.0
+    elif isinstance(s, ScanRowTile):
         blocks, threads = rows / s.rows, 32 * s.warps * s.rows
         tiles = shape.along.extent / (32 * s.warps * s.count * lanes)
     else:
@@ -178,19 +212,21 @@ def _model_factor(shape: ScanShape, s: ScanRowTile | ScanColumnTile, rates: Rate
     waiting = latency_factor(rates, resident * threads * processors(rates), s.count * lanes * size)
     narrow = 0.03 * math.log2(max(16 / (lanes * size), 1))
     whole = math.ceil(tiles) / tiles  # a last tile that is partly empty
-    return (1.03 + narrow + 0.03 * min(tiles, 4) + 0.05 * (resident < 2) + 0.3 * (whole - 1)) * waiting
+    return (
+        1.03 + 0.06 * isinstance(s, ScanGridTile) + narrow + 0.03 * min(tiles, 4) + 0.05 * (resident < 2) + 0.3 * (whole - 1)
+    ) * waiting
 
 
 class ScanPrinter:
     """Prints a scan kernel. Positions are counted in the direction of the scan (`q`), and turned into those of memory."""
 
-    def __init__(self, shape: ScanShape, s: ScanRowTile | ScanColumnTile) -> None:
+    def __init__(self, shape: ScanShape, s: Tile) -> None:
         self.shape, self.s = shape, s
         self.program = shape.problem.program
         self.lanes = shape.lanes(s.width)
         self.names = AxisNames(axis_names(shape.loops))
         self.length = shape.along.extent // (self.lanes if shape.rowwise else 1)  # steps of a whole scan
-        self.hint = HINTS[s.hint] if isinstance(s, ScanRowTile) else "PLAIN"
+        self.hint = "PLAIN" if isinstance(s, ScanColumnTile) else HINTS[s.hint]
         self.short = short_in_all(self.program.outputs)
         self.index = index_type(shape.along.extent + 65536 * self.lanes)
         self.modes = [access_mode(x, shape.inner, self.lanes) for x in shape.loads]
@@ -201,21 +237,27 @@ class ScanPrinter:
     def step(self) -> int:
         """Steps of the scan that a block takes in one tile."""
         s = self.s
-        return 32 * s.warps * s.count if isinstance(s, ScanRowTile) else s.groups * s.count
+        return s.groups * s.count if isinstance(s, ScanColumnTile) else 32 * s.warps * s.count
 
     def kernel(self) -> KernelSource:
         """Return the source."""
         shape, s = self.shape, self.s
         rows = math.prod(x.extent for x in shape.outer)
-        if isinstance(s, ScanRowTile):
+        workspace = 0
+        tiles = -(-self.length // self.step)
+        if isinstance(s, ScanGridTile):
+            threads, blocks = 32 * s.warps, rows * tiles
+            lines, workspace = self._grid_start(rows, tiles)
+        elif isinstance(s, ScanRowTile):
             threads, blocks, lines = 32 * s.warps * s.rows, -(-rows // s.rows), self._row_start(rows)
         else:
             across = -(-shape.inner.extent // (s.columns * self.lanes))
             threads, blocks, lines = s.columns * s.groups, rows * across, self._column_start(rows, across)
         lines += self._carries()
-        tiles = -(-self.length // self.step)
         body = self._tile()
-        if tiles == 1:
+        if workspace:
+            lines += [*body, f"reset_tickets<{threads}>(tickets, tickets + 1, flags, {blocks});"]
+        elif tiles == 1:
             lines += [f"const {self.index} tile = 0;", "const int turn = 0;", *body]
         else:
             lines += [
@@ -225,7 +267,7 @@ class ScanPrinter:
                 "}",
             ]
         text = [
-            f'extern "C" __global__ void __launch_bounds__({threads}) eqsat_kernel({parameters(self.program)}) {{',
+            f'extern "C" __global__ void __launch_bounds__({threads}) eqsat_kernel({parameters(self.program, "u8" if workspace else "")}) {{',
             *indent(lines),
             "}",
         ]
@@ -237,7 +279,27 @@ class ScanPrinter:
             parts=("prelude.cuh", "math.cuh", "reduce.cuh", "scan.cuh"),
             grid=(max(blocks, 1), 1, 1),
             block=threads,
+            workspace_bytes=workspace,
         )
+
+    def _grid_start(self, rows: int, tiles: int) -> tuple[list[str], int]:
+        """Print how a block takes its tile, and where the totals of tiles lie in the workspace; return its bytes too."""
+        assert isinstance(self.s, ScanGridTile)
+        at = (16 + 4 * rows * tiles + 15) // 16 * 16
+        lines = [
+            "u32* const tickets = (u32*)workspace;",
+            "u32* const flags = (u32*)(workspace + 16);",
+            "const int ticket = (int)take_ticket(tickets);",
+            f"const int row = ticket / {tiles}, part = ticket % {tiles};",
+            "const int slot = 0, turn = 0, warp = threadIdx.x / 32;",
+            f"const {self.index} tile = ({self.index})part * {self.step};",
+            *(split_index("row", self.shape.outer, rows) if self.shape.outer else []),
+        ]
+        for x in self.shape.scans:
+            op = operator(x)
+            lines.append(f"{op}::type* const parts{x.number} = ({op}::type*)(workspace + {at}) + (i64)row * {tiles};")
+            at += (x.node.dtype.accumulator.bytes * rows * tiles + 15) // 16 * 16
+        return lines, at
 
     def _row_start(self, rows: int) -> list[str]:
         assert isinstance(self.s, ScanRowTile)
@@ -280,7 +342,7 @@ class ScanPrinter:
     def _each(self, lines: Sequence[str], whole: bool, otherwise: Sequence[str] = ()) -> list[str]:
         """Wrap statements for vector `i` in the loop over the vectors of a thread."""
         s = self.s
-        q = f"(warp * {s.count} + i) * 32 + lane_id()" if isinstance(s, ScanRowTile) else f"group * {s.count} + i"
+        q = f"group * {s.count} + i" if isinstance(s, ScanColumnTile) else f"(warp * {s.count} + i) * 32 + lane_id()"
         conditions = [] if whole else [f"q < {self.length}"]
         conditions += ["inside"] if self._ragged() else []
         work = [*self._position(), *lines]
@@ -296,6 +358,8 @@ class ScanPrinter:
     def _ragged(self) -> bool:
         """Whether some threads stand outside the rows or columns."""
         s, shape = self.s, self.shape
+        if isinstance(s, ScanGridTile):
+            return False
         if isinstance(s, ScanRowTile):
             return math.prod(x.extent for x in shape.outer) % s.rows != 0
         return shape.inner.extent % (s.columns * self.lanes) != 0
@@ -348,28 +412,43 @@ class ScanPrinter:
 
     def _exchange(self) -> list[str]:
         """Print the totals `t` of what a thread holds, which become what comes before it."""
-        s, lines = self.s, list[str]()
+        s = self.s
+        if isinstance(s, ScanColumnTile):
+            return [line for x in self.shape.scans for line in self._exchange_columns(s, x.number, operator(x))]
+        rows = s.rows if isinstance(s, ScanRowTile) else 1
+        lines: list[str] = []
         for x in self.shape.scans:
             n, op = x.number, operator(x)
-            if isinstance(s, ScanRowTile):
+            lines += [
+                f"{op}::type t{n}[{s.count}];",
+                f"UNROLL for (int i = 0; i < {s.count}; ++i) {{",
+                f"  t{n}[i] = a{n}[i][{self.lanes - 1 if self.shape.form.suffix else 0}];",
+                f"  UNROLL for (int l = 1; l < {self.lanes}; ++l) t{n}[i] = {op}::combine(t{n}[i], a{n}[i][{self._lane()}]);",
+                "}",
+                f"scan_row<{op}, {n}, {s.warps}, {rows}, {s.count}>(t{n}, carry{n}, slot, turn);",
+            ]
+        if isinstance(s, ScanGridTile):
+            for x in self.shape.scans:
+                n, op, flags = x.number, operator(x), f"flags + (i64)row * {-(-self.length // self.step)}"
+                last = x is self.shape.scans[-1]
+                lines.append(f"leave_total(parts{n}, {flags if last else 'nullptr'}, part, carry{n});")
+            for x in self.shape.scans:
+                n, op, flags = x.number, operator(x), f"flags + (i64)row * {-(-self.length // self.step)}"
                 lines += [
-                    f"{op}::type t{n}[{s.count}];",
-                    f"UNROLL for (int i = 0; i < {s.count}; ++i) {{",
-                    f"  t{n}[i] = a{n}[i][{self.lanes - 1 if self.shape.form.suffix else 0}];",
-                    f"  UNROLL for (int l = 1; l < {self.lanes}; ++l) t{n}[i] = {op}::combine(t{n}[i], a{n}[i][{self._lane()}]);",
-                    "}",
-                    f"scan_row<{op}, {n}, {s.warps}, {s.rows}, {s.count}>(t{n}, carry{n}, slot, turn);",
-                ]
-            else:
-                lines += [
-                    f"{op}::type t{n}[{self.lanes}];",
-                    f"UNROLL for (int j = 0; j < {self.lanes}; ++j) {{",
-                    f"  t{n}[j] = a{n}[0][j];",
-                    f"  UNROLL for (int i = 1; i < {s.count}; ++i) t{n}[j] = {op}::combine(t{n}[j], a{n}[i][j]);",
-                    "}",
-                    f"scan_groups<{op}, {n}, {s.columns}, {s.groups}, {self.lanes}>(t{n}, carry{n}, across, group, turn);",
+                    f"carry{n} = before_tile<{op}, {n}, {s.warps}>(parts{n}, {flags}, part);",
+                    f"UNROLL for (int i = 0; i < {s.count}; ++i) t{n}[i] = {op}::combine(carry{n}, t{n}[i]);",
                 ]
         return lines
+
+    def _exchange_columns(self, s: ScanColumnTile, n: int, op: str) -> list[str]:
+        return [
+            f"{op}::type t{n}[{self.lanes}];",
+            f"UNROLL for (int j = 0; j < {self.lanes}; ++j) {{",
+            f"  t{n}[j] = a{n}[0][j];",
+            f"  UNROLL for (int i = 1; i < {s.count}; ++i) t{n}[j] = {op}::combine(t{n}[j], a{n}[i][j]);",
+            "}",
+            f"scan_groups<{op}, {n}, {s.columns}, {s.groups}, {self.lanes}>(t{n}, carry{n}, across, group, turn);",
+        ]
 
     def _finish(self, whole: bool) -> list[str]:
         """Print the running values of vector `i`, the outputs that follow from them, and the stores."""

@@ -15,7 +15,7 @@ import pytest
 from eqsat import numpy_like as fn
 from eqsat.codegen.cuda import nvrtc
 from eqsat.codegen.cuda.nvrtc import compile_many
-from eqsat.codegen.cuda.scan import ScanColumnTile, ScanFamily, ScanRowTile
+from eqsat.codegen.cuda.scan import ScanColumnTile, ScanFamily, ScanGridTile, ScanRowTile
 from eqsat.codegen.kernel import KernelSource, Schedule
 from eqsat.codegen.problem import ReduceProblem, reduce_problem
 from eqsat.codegen.targets import parse_target
@@ -29,6 +29,7 @@ from eqsat.trace import trace
 
 TILES: tuple[Schedule, ...] = (
     ScanRowTile(1, 1, 1, 1, 0), ScanRowTile(1, 3, 2, 4, 0), ScanRowTile(2, 2, 1, 16, 1), ScanRowTile(4, 1, 1, 8, 0), ScanRowTile(8, 1, 2, 16, 0),
+    ScanGridTile(2, 1, 1, 0), ScanGridTile(4, 1, 4, 0), ScanGridTile(1, 1, 16, 1),
     ScanColumnTile(32, 1, 1, 1), ScanColumnTile(8, 4, 2, 16), ScanColumnTile(16, 8, 1, 4), ScanColumnTile(32, 2, 8, 8),
 )  # fmt: skip
 
@@ -104,7 +105,7 @@ def test_kernels_of_every_kind_compile_without_spills_or_stack() -> None:
     found = [
         (p, s)
         for p in (board, down)
-        for s in (ScanRowTile(16, 1, 8, 16, 0), ScanColumnTile(32, 16, 8, 16))
+        for s in (ScanRowTile(16, 1, 8, 16, 0), ScanColumnTile(32, 16, 8, 16), ScanGridTile(8, 4, 16, 0))
         if family.legal(problem(p), s) is None
     ]
     sources = [family.emit(problem(p), s) for p, s in found] + [
@@ -124,6 +125,7 @@ def test_kernels_of_every_kind_compile_without_spills_or_stack() -> None:
         (lambda x: fn.cumsum(x, 1), [array(64, 62)], ScanRowTile(1, 1, 1, 16, 0), "not a multiple"),
         (lambda x: fn.cumsum(x, 1), [array(64, 64)], ScanRowTile(4, 1, 2, 16, 0), "more vectors than the row"),
         (lambda x: fn.cumsum(x, 1), [array(64, 65536)], ScanRowTile(32, 1, 32, 16, 0), "registers"),
+        (lambda x: fn.cumsum(x, 1), [array(8, 64)], ScanGridTile(1, 1, 16, 0), "tiles; blocks share"),
         (lambda x: fn.cumsum(x, 0), [array(64, 64)], ScanColumnTile(128, 8, 1, 32), "bytes of shared memory"),
     ],
 )  # fmt: skip
