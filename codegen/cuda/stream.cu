@@ -112,6 +112,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) eqsat_kernel(PARAM
       int share = 0, shares = 1;                                            // which part of the tile's sums this block adds
       if (u < end) {                                                        //@team
         mbar_wait(full + 8 * s, parity);
+        __syncwarp();
+        // The slot before this one is free once its fragments have been used: an arrival overtakes loads that are still on their way.
+        if (lane == 0 && u > begin) mbar_arrive(empty + 8 * (s ? s - 1 : STAGES - 1));
         const u32 unit = smem + s * W_BYTES, x = smem + X_AT + s * X_BYTES + lane * 4;
         UNROLL for (int j = 0; j < KB / 16; ++j) {
           u32 b[MT][2];
@@ -124,8 +127,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) eqsat_kernel(PARAM
           }
         }
         ADD_STATISTICS
-        __syncwarp();
-        if (lane == 0) mbar_arrive(empty + 8 * s);
         if (++s == STAGES) { s = 0; parity ^= 1; }
         if (u + 1 < end && (u + 1) % SPLITS) continue;
 

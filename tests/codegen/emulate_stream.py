@@ -60,6 +60,7 @@ def emulated_stream(source: KernelSource) -> KernelSource:
     text = re.sub(r"^#define KERNEL.*$", "#define KERNEL(threads, cluster, resident) static void", text, flags=re.MULTILINE)
     text = re.sub(r"^#define TMAP.*$", "#define TMAP const TMap", text, flags=re.MULTILINE)
     text = text.replace("  begin_dependent();\n", "")
+    text = re.sub(r"^// A ring of STAGES.*?(?=^constexpr int BATCH = )", "", text, flags=re.DOTALL | re.MULTILINE)
     head, mark, tail = text.partition("// tile.cuh:")
     for old, new in {
         "extern __shared__ u8 raw[];": "enter(); u8* const raw = shared[rank_here()] + 16;",

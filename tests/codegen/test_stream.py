@@ -120,9 +120,9 @@ def test_the_emulator_sees_a_slot_freed_too_early(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(stream, "HOPPER", dataclasses.replace(stream.HOPPER, processors=2))
     program = linear(7, 2048, 1024)
     source = FAMILY.emit(problem(program), SHORT)
-    frees, reads = "if (lane == 0) mbar_arrive(empty + 8 * s);", "const u32 unit ="
+    frees = "if (lane == 0 && u > begin) mbar_arrive(empty + 8 * (s ? s - 1 : STAGES - 1));"
     assert frees in source.text
-    early = source.text.replace(frees, "").replace(reads, f"{frees} __syncwarp(); {reads}")
+    early = source.text.replace(frees, "if (lane == 0) mbar_arrive(empty + 8 * s); __syncwarp();")
     broken = emulated_stream(dataclasses.replace(source, text=early))
     (entry,) = compile_kernels([broken], tmp_path)
     rng = np.random.default_rng(0)
