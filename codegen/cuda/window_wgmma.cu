@@ -32,8 +32,8 @@ template <int N> DEV void async_copy(u32 to, const void* from, bool there) {
   else asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" :: "r"(to), "l"(from), "n"(N), "r"(there ? N : 0) : "memory");
 }
 DEV void async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+DEV u32 count_seen(const u32* p) { u32 v; asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory"); return v; }
 DEV void fence_async_all() { asm volatile("fence.proxy.async;" ::: "memory"); }
-DEV u32 load_acquire(const u32* p) { u32 v; asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory"); return v; }
 // An operand without swizzle, contiguous along k in vectors of 8: rows 16 bytes apart, the next 8 of k `leading` bytes further on.
 DEV u64 desc_vectors(u32 at, u32 leading) { return (u64)((at & 0x3ffff) >> 4) | ((u64)(leading >> 4) << 16) | (8ull << 32); }
 // The 16-bit terms of 8 values: themselves, or (PLANES > 1) what the terms before leave. A value that is not finite is its own
@@ -115,7 +115,7 @@ DEV void pack_weights(WEIGHT_PARAMETERS, u8* workspace, u32* mine) {
 DEV void await_weights(u8* workspace) {
   u32* const counters = (u32*)workspace;
   const u64 start = globaltimer();
-  while (load_acquire(counters + 1) < PARTS)
+  while (count_seen(counters + 1) < PARTS)
     if (globaltimer() - start > SPIN_NS) { fault(); break; }
   fence_async_all();
   if (atomicAdd(counters + 2, 1u) == gridDim.x - 1) counters[0] = counters[1] = counters[2] = 0;

@@ -9,12 +9,8 @@ from eqsat.codegen.kernel import KernelSource
 from tests.codegen.emulate_mma import emulated_wgmma
 
 VOCABULARY = r"""
-#define SPIN_NS 1000000000ull
-static u64 globaltimer() { return 0; }
-static void fault() { abort(); }
-static void begin_dependent() {}
 static void fence_async_all() {}
-static u32 load_acquire(const u32* p) { return *p; }
+static u32 count_seen(const u32* p) { return *p; }
 static void shared_put16(u32 at, const Raw<16>& r) { if (at % 16) abort(); memcpy(here(at), &r, 16); }
 template <int N> static Raw<N> shared_get(u32 at) { Raw<N> r; memcpy(&r, here(at), N); return r; }
 template <int N, class P> static Raw<N * (int)sizeof(P)> free_load(const P* p) { return ordered<N>(p); }
@@ -43,6 +39,13 @@ static void bulk_load(u32 dst, const void* src, u32 bytes, u32 bar) {
   settle(b);
 }
 """
+# What the vocabulary of wgmma kernels may have or not, by what it begins with.
+COMMON = {
+    "#define SPIN_NS": "1000000000ull",
+    "static u64 globaltimer()": "{ return 0; }",
+    "static void fault()": "{ abort(); }",
+    "static void begin_dependent()": "{}",
+}
 # How a descriptor without a swizzle addresses an operand that is contiguous along k (PTX ISA, "Canonical layouts": K-major).
 SWIZZLED = "memcpy(&bits, here(swizzled(at, 128)), 2);"
 EITHER = (
@@ -58,7 +61,7 @@ def emulated_window(source: KernelSource) -> KernelSource:
     ours = r"^template <int N> DEV (?:Raw<N> shared_get|void async_copy)\(.*?^}\n"
     text = re.sub(ours, "", done.text, flags=re.DOTALL | re.MULTILINE)
     head, mark, tail = text.replace(SWIZZLED, EITHER).partition("// tile.cuh:")
-    head = head.replace("DEV void begin_dependent() {", "DEV void begin_dependent_() {").replace(
-        "DEV u64 globaltimer()", "DEV u64 globaltimer_()"
-    )
-    return dataclasses.replace(done, text=head + VOCABULARY + mark + tail)
+    for name in ("void begin_dependent", "u64 globaltimer"):
+        head = head.replace(f"DEV {name}()", f"DEV {name}_()")
+    common = "".join(f"{start} {rest}\n" for start, rest in COMMON.items() if start not in head)
+    return dataclasses.replace(done, text=head + common + VOCABULARY + mark + tail)
