@@ -35,9 +35,11 @@ from eqsat.types import DType
 _TARGET = parse_target("sm_90")
 # Registers of producer and consumers where the producer is a warpgroup that hands its own over, by consumer warpgroups.
 _REGISTERS = {1: (0, 0), 2: (24, 240), 3: (32, 160), 4: (24, 112)}
-_LIVE = {1: 200, 2: 200, 3: 128, 4: 84}  # scores, weights and sums that a thread can hold (found by compiling)
+_LIVE = {1: 190, 2: 190, 3: 128, 4: 84}  # scores, weights and sums that a thread can hold (found by compiling)
 _COLUMNS = {1: 256, 2: 256, 3: 192, 4: 128}  # of one product: registers at the kernel's entry bound the instruction
 _PANEL_BYTES = 8192  # 64 rows of 128 bytes
+_BARRIERS = 1024  # behind buffers; what follows stays aligned
+_LIMIT = 256.0  # see OnlineWgmmaTile
 _LOG2_E = math.log2(math.e)
 _HUGE = 1e30  # a finite constant beyond it might overflow when it is scaled, so that shifts are taken off first
 
@@ -46,38 +48,31 @@ _HUGE = 1e30  # a finite constant beyond it might overflow when it is scaled, so
 class OnlineWgmmaTile(Schedule):
     """64 rows for each of `groups` warpgroups, `keys` keys at a time in `stages` buffers.
 
-    `pingpong`: two warpgroups take turns at the matrix units; `persistent`: blocks stay and draw their rows from a counter;
-    `ordered`: exponentials are kept before the wait for the product beside them; `lag`: sums are scaled anew only when a row's
-    maximum has grown by a factor of 2^lag in a weight; `heads` batches run side by side.
+    `pingpong`: two warpgroups take turns at the matrix units; `heads` batches run side by side.
 
     Notes
     -----
-    With a lag the pivot p that weights are relative to is not the maximum M, but p ≤ M ≤ p + lag·ln 2. That is exact: with
-    w = e^(s − p), Σ w·v = e^(M − p)·Σ e^(s − M)·v, and at the end all sums of a row are scaled by e^(p − M), once. A weight is at
-    most 2^lag instead of 1, its rounding is relative, and sums of at most 2^31 such weights are finite in f32; so the relative
-    errors are those of weights relative to M, with fewer roundings from scaling.
+    A row's weights are relative to a pivot p that is one of its scores, and no weight may pass L = 2^8: while none does, p stays,
+    and the maximum M is not even looked for; where one does, p becomes the maximum so far, and the sums before are scaled. So
+    p ≤ M ≤ p + ln L, and nothing is lost: with w = e^(s − p), Σ w·v = e^(M − p)·Σ e^(s − M)·v, and where an output does not stay the
+    same when all sums of a row are scaled alike (`_pivot_matters`), they are scaled by e^(p − M) at the end, once. A weight's
+    rounding is relative; weights are at most L instead of 1, which f16 holds, and sums of 2^31 of them are finite in f32; so the
+    relative errors are those of weights relative to M, with fewer roundings from scaling.
     """
 
     keys: int
     groups: int
     stages: int
     pingpong: int
-    persistent: int
-    ordered: int
-    lag: int
     heads: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Operands as matrices, the accumulator with values, and the score without its scale.
-
-    `across`: the keys lie side by side in memory, for each position that is contracted.
-    """
+    """Operands as matrices, the accumulator with values, and the score without its scale."""
 
     left: Sheet
     right: Sheet
-    across: bool
     values: Sheet
     wide: Accumulated
     score: Expr
@@ -87,15 +82,6 @@ class _Layout:
     def panels(self) -> tuple[int, int]:
         """Panels of 64 elements that a row of keys, and one of values, takes."""
         return -(-self.left.inner // 64), -(-self.values.inner // 64)
-
-    @property
-    def steps(self) -> int:
-        """Products of 16 contracted positions that a score takes."""
-        return -(-self.left.inner // 16)
-
-    def keys_bytes(self, keys: int) -> int:
-        """Return the bytes of a tile of keys: panels of 64 contracted positions, or of 64 keys."""
-        return keys * 32 * self.steps if self.across else keys * 128 * self.panels[0]
 
     @property
     def columns(self) -> int:
@@ -123,7 +109,6 @@ class OnlineWgmmaFamily:
         assert isinstance(schedule, OnlineWgmmaTile)
         layout = _layout(problem)
         assert isinstance(layout, _Layout)
-        items = _items(problem, schedule)
         return assemble(
             problem.program,
             schedule,
@@ -137,10 +122,10 @@ class OnlineWgmmaFamily:
                 ]
             ),
             args=_arguments(problem, layout, schedule),
-            grid=(min(items, _TARGET.processors) if schedule.persistent else items, 1, 1),
+            grid=(min(_items(problem, schedule), _TARGET.processors), 1, 1),
             block=_threads(schedule),
-            shared_bytes=_Shared(layout, schedule, _staged(problem, layout)).end,
-            workspace_bytes=8 * schedule.persistent,
+            shared_bytes=_shared(problem, layout, schedule).end,
+            workspace_bytes=8,
             requires="sm_90a",
         )
 
@@ -190,10 +175,9 @@ def _layout(problem: OnlineProblem) -> _Layout | str:
     if any(o.dtype not in (DType.F32, DType.BF16, DType.F16) for o, _ in outputs_over(problem, wide.axes)):
         return "the outputs with value axes are stored as f32, bf16 or f16"
     names = places(problem)
-    along, across = (sheet(problem, c.b, *axes, names) for axes in ((problem.d, problem.over), (problem.over, problem.d)))
     found = [
         sheet(problem, c.a, problem.d, problem.m, names),
-        along if isinstance(across, str) or isinstance(along, Sheet) else across,
+        sheet(problem, c.b, problem.d, problem.over, names),
         sheet(problem, wide.value, wide.axes, problem.over, names),
     ]
     sheets = [f for f in found if isinstance(f, Sheet)]
@@ -207,18 +191,14 @@ def _layout(problem: OnlineProblem) -> _Layout | str:
     if left.inner > 256 or values.inner > 256:
         return f"{left.inner} contracted and {values.inner} value positions; the template holds up to 256"
     score, factor = _unscaled(problem.score)
-    return _Layout(left, right, right is across, values, wide, score, factor)
+    return _Layout(left, right, values, wide, score, factor)
 
 
 def _schedule_refusal(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> str | None:
     if s.groups not in _REGISTERS or s.keys % 16 or not 16 <= s.keys <= 256 or s.stages < 1 or s.heads < 1:
         return "a tile is 64 rows for each of 1 to 4 warpgroups by 16 to 256 keys in steps of 16"
-    if layout.across and s.keys % 64:
-        return "keys that lie side by side come in panels of 64"
     if s.pingpong not in (0, 1) or (s.pingpong and s.groups != 2):
         return "ping-pong takes two warpgroups"
-    if s.persistent not in (0, 1) or s.ordered not in (0, 1) or not 0 <= s.lag <= 14:
-        return "persistent and ordered are 0 or 1, and a lag is 0 to 14: weights up to 2^14 are finite in f16"
     if max(s.keys, layout.columns) > _COLUMNS[s.groups]:
         return f"{s.groups} warpgroups leave registers for products of at most {_COLUMNS[s.groups]} columns"
     live = s.keys // 2 + s.keys // 4 + layout.columns // 2
@@ -229,9 +209,7 @@ def _schedule_refusal(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTil
         return f"{64 * s.groups} rows for {m}"
     if s.keys >= 2 * max(k, 16) or s.heads >= 2 * batch:
         return f"tiles of {s.keys} keys and {s.heads} batches for {k} and {batch}"
-    if s.persistent and _items(problem, s) <= _TARGET.processors:
-        return "blocks that stay have more than one tile of rows each"
-    if (taken := _Shared(layout, s, _staged(problem, layout)).end) > _TARGET.shared_bytes:
+    if (taken := _shared(problem, layout, s).end) > _TARGET.shared_bytes:
         return f"{taken} bytes of tiles; a block has {_TARGET.shared_bytes}"
     return None
 
@@ -262,55 +240,47 @@ def _threads(s: OnlineWgmmaTile) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
-    """Where things lie in shared memory: rows, staging of the outputs (if `staged`), keys, values, barriers; multiples of 1024.
+    """What lies in shared memory, in this order: buffers of rows, staging of the outputs, keys, values.
 
-    Outputs are staged where the rows were, panel by panel; blocks that stay want the next rows there meanwhile and stage elsewhere
-    if there is room.
+    The barriers of a buffer lie behind it. `staging` counts buffers of a panel for each warpgroup.
     """
 
     layout: _Layout
     schedule: OnlineWgmmaTile
-    staged: bool
+    rows: int
+    staging: int
 
     @property
-    def rows(self) -> int:
-        """Bytes of the rows."""
-        return self.schedule.groups * self.layout.panels[0] * _PANEL_BYTES
+    def staging_at(self) -> int:
+        """Where the staging begins."""
+        return self.rows * self.schedule.groups * self.layout.panels[0] * _PANEL_BYTES + _BARRIERS
 
     @property
-    def own(self) -> int:
-        """Staging buffers of a warpgroup beside the rows; 0 if it stages where the rows were, or does not stage."""
-        if not (self.staged and self.schedule.persistent):
-            return 0
-        return next((n for n in (2, 1) if self._end(n) <= _TARGET.shared_bytes), 0)
-
-    @property
-    def buffers(self) -> int:
-        """Staging buffers of a warpgroup."""
-        return self.own or self.layout.panels[0]
-
-    @property
-    def keys(self) -> int:
+    def keys_at(self) -> int:
         """Where the keys begin."""
-        return self.rows + self.schedule.groups * self.own * _PANEL_BYTES
+        return self.staging_at + self.schedule.groups * self.staging * _PANEL_BYTES
 
     @property
-    def values(self) -> int:
-        """Where the values begin, behind the barriers of the keys."""
-        return self.keys + self._tiles(0) + 1024
+    def values_at(self) -> int:
+        """Where the values begin."""
+        return self.keys_at + self._tiles(0) + _BARRIERS
 
     @property
     def end(self) -> int:
         """Bytes of a block: tiles, barriers, and what aligning the first tile may take."""
-        return self._end(self.own)
+        return 1024 + self.values_at + self._tiles(1) + 16 * self.schedule.stages
 
     def _tiles(self, operand: int) -> int:
-        keys = self.schedule.keys
-        return self.schedule.stages * (keys * 128 * self.layout.panels[1] if operand else self.layout.keys_bytes(keys))
+        return self.schedule.stages * self.schedule.keys * 128 * self.layout.panels[operand]
 
-    def _end(self, own: int) -> int:
-        staging = self.schedule.groups * own * _PANEL_BYTES
-        return 1024 + self.rows + staging + self._tiles(0) + 1024 + self._tiles(1) + 16 * self.schedule.stages + 24
+
+def _shared(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> _Shared:
+    """Return the best use of shared memory that fits: rows loaded ahead, and outputs that leave by TMA."""
+    several = _items(problem, s) > _TARGET.processors
+    stores = bool(_output_sheets(problem, layout))
+    options = [_Shared(layout, s, r, t) for r in ((2, 1) if several else (1,)) for t in ((2, 1) if stores else (0,))]
+    least = _Shared(layout, s, 1, 0)
+    return next((x for x in options if x.end <= _TARGET.shared_bytes), least)
 
 
 def _wrappers(layout: _Layout, s: OnlineWgmmaTile) -> str:
@@ -329,48 +299,43 @@ def _wrappers(layout: _Layout, s: OnlineWgmmaTile) -> str:
             f'    "{{{regs}}}, {operand}, %{count - 1}, p, 1, 1, {tail}; }}"\n    : {outs}\n    : {inputs});\n}}\n'
         )
 
-    scores = text(
-        "wgmma_scores", s.keys, "u64 a, u64 b, int accumulate", '"l"(a), "l"(b), "r"(accumulate)', 2, f"0, {int(layout.across)}"
-    )
+    scores = text("wgmma_scores", s.keys, "u64 a, u64 b, int accumulate", '"l"(a), "l"(b), "r"(accumulate)', 2, "0, 0")
     weights = '"r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(1)'
     return scores + text("wgmma_values", layout.columns, "u32 a0, u32 a1, u32 a2, u32 a3, u64 b", weights, 5, "1")
 
 
 def _constants(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> str:
-    batch, m, k, _, _ = problem.shape
+    batch, m, k, d, _ = problem.shape
     producer, consumer = _REGISTERS[s.groups]
-    shared = _Shared(layout, s, _staged(problem, layout))
+    shared = _shared(problem, layout, s)
     values = {
         "BATCH": batch, "M": m, "KEYS_ALL": k, "KEYS": s.keys, "GROUPS": s.groups, "STAGES": s.stages, "HEADS": s.heads,
-        "DP": layout.panels[0], "VP": layout.panels[1], "NV": layout.columns, "STEPS": layout.steps, "THREADS": _threads(s),
-        "PRODUCER_REGISTERS": producer, "CONSUMER_REGISTERS": consumer, "KEYS_AT": shared.keys, "VALUES_AT": shared.values,
-        "BUFFERS": shared.buffers, "STAGING_AT": shared.rows if shared.own else 0,
+        "DP": layout.panels[0], "VP": layout.panels[1], "NV": layout.columns, "STEPS": -(-d // 16), "THREADS": _threads(s),
+        "PRODUCER_REGISTERS": producer, "CONSUMER_REGISTERS": consumer, "KEYS_AT": shared.keys_at, "VALUES_AT": shared.values_at,
+        "ROW_STAGES": shared.rows, "BUFFERS": shared.staging, "STAGING_AT": shared.staging_at,
     }  # fmt: skip
     lines = [f"constexpr int {name} = {value};" for name, value in values.items()]
     scale = layout.factor * _LOG2_E
-    return "\n".join([*lines, f"constexpr float SCALE = {scale!r}f, FACTOR = {layout.factor!r}f, LAG = {float(s.lag)!r}f;"])
+    return "\n".join([*lines, f"constexpr float SCALE = {scale!r}f, FACTOR = {layout.factor!r}f, LIMIT = {_LIMIT!r}f;"])
 
 
 def _kernel(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> str:
     tile, row_lines, key_lines = box(problem, ("first_row", "last_row"), ("first", "last"))
     nothing = vanishes(layout.score, tile)
     huge = any(e.op == "const" and _HUGE <= abs(e.attrs[0]) < math.inf for e in layout.score.walk())
-    staged = _staged(problem, layout)
-    shared = _Shared(layout, s, staged)
+    shared = _shared(problem, layout, s)
     flags = {
         "huge" if huge else "moderate",
-        "across" if layout.across else "along",
-        "persistent" if s.persistent else "once",
-        "lazy" if s.lag else "exact",
         *(["pingpong"] if s.pingpong else []),
         *(["budget"] if _REGISTERS[s.groups][0] else []),
-        *(["ordered"] if s.ordered else []),
-        *(["staged"] if staged else []),
-        *(["late" if staged and not shared.own else "early"] if s.persistent else []),
+        *(["staged"] if shared.staging else []),
+        "tops" if _pivot_matters(problem) else "free",
     }
     slots = {
-        "PARAMETERS": [_parameters(problem, layout, s)],
-        "NEXT_TILE": [*row_lines, *_next_tile(key_lines, nothing if nothing not in (ALWAYS, NEVER) else "false")],
+        "PARAMETERS": [_parameters(problem, layout, shared)],
+        "ROW_SPANS": row_lines,
+        "KEY_SPANS": key_lines,
+        "SKIP": [nothing if nothing not in (ALWAYS, NEVER) else "false"],
         "BATCH_Q": [layout.left.number],
         "BATCH_K": [layout.right.number],
         "BATCH_V": [layout.values.number],
@@ -378,23 +343,43 @@ def _kernel(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> str:
         "FINISH": _finish(problem, layout, s),
         "NAN_OF": ["most - most" if problem.floor == -math.inf else "0.f"],
         "STORE_ROW": _store_rows(problem),
-        **_store_values(problem, layout),
+        **_store_values(problem, layout, shared),
     }
     return fill(part("online_wgmma.cu"), flags, slots)
 
 
-def _next_tile(key_lines: list[str], nothing: str) -> list[str]:
-    """Print `next(n)`: the next tile of keys, downwards from n, that is not masked out for all rows of the block; -1 if none."""
-    return [
-        "auto next = [&](int n) {",
-        "  for (; n >= 0; --n) {",
-        "    const int first = n * KEYS, last = min(first + KEYS, KEYS_ALL) - 1;",
-        *(f"    {line}" for line in key_lines),
-        f"    if (!({nothing})) break;",
-        "  }",
-        "  return n;",
-        "};",
-    ]
+def _pivot_matters(problem: OnlineProblem) -> bool:
+    """Whether an output would change if all accumulators of a row were scaled alike: by one that uses the maximum, or is no ratio."""
+    degrees: dict[Expr, int | None] = {a.node: 1 for a in problem.accumulators}
+
+    def degree(e: Expr) -> int | None:
+        if e not in degrees:
+            degrees[e] = None if e.row.kind is Kind.REDUCE else _degree(e, [degree(a) for a in e.args])
+        return degrees[e]
+
+    return any(degree(o.expr) != 0 for o in problem.program.outputs)
+
+
+def _degree(e: Expr, args: Sequence[int | None]) -> int | None:
+    """Return by which power of a common factor of the accumulators a value grows; None if by none."""
+    known = [d for d in args if d is not None]
+    if len(known) < len(args):
+        return None
+    match e.op:
+        case "mul":
+            return sum(known)
+        case "div":
+            return known[0] - known[1]
+        case "recip":
+            return -known[0]
+        case "neg":
+            return known[0]
+        case "cast" if e.dtype in (DType.F32, DType.BF16):
+            return known[0]
+        case "add" | "sub" if known[0] == known[1]:
+            return known[0]
+        case _:
+            return 0 if not any(known) else None
 
 
 def _finish(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> list[str]:
@@ -474,7 +459,8 @@ def _row_parts(score: Expr, over: frozenset[str], dot: Expr) -> list[Expr]:
 
 
 def _at_row(problem: OnlineProblem) -> dict[Expr, str]:
-    return row_values(problem, "most", {a.node: "(total + nothing)" for a in problem.accumulators if not a.axes})
+    total = "(total + nothing)" if _pivot_matters(problem) else "total"
+    return row_values(problem, "most", {a.node: total for a in problem.accumulators if not a.axes})
 
 
 def _store_rows(problem: OnlineProblem) -> list[str]:
@@ -488,19 +474,19 @@ def _store_rows(problem: OnlineProblem) -> list[str]:
     return ["if (inside && lane % 4 == 0) {", *(f"  {line}" for line in (*lines, *stores)), "}"]
 
 
-def _store_values(problem: OnlineProblem, layout: _Layout) -> dict[str, list[str]]:
+def _store_values(problem: OnlineProblem, layout: _Layout, shared: _Shared) -> dict[str, list[str]]:
     """Print the outputs over rows and values: what varies with the row alone, then each output by TMA or in pairs of neighbours."""
     axes = frozenset(layout.wide.axes)
     over = [(o, name, _by_reciprocals(o, axes)) for o, name in outputs_over(problem, layout.wide.axes)]
     parts = list(dict.fromkeys(p for _, _, e in over for p in _row_parts(e, axes, layout.wide.node)))
     lines, values = Code(problem, places(problem, row=problem.m), _at_row(problem), "u", "at").lines(parts)
-    at_hand = {e: f"part{n}[half]" for n, e in enumerate(parts)} | {layout.wide.node: "(o[i + e] + nan[half])"}
+    at_hand = {e: f"part{n}[half]" for n, e in enumerate(parts)} | {layout.wide.node: "o[i + e]"}
     printer = _OutputPrinter(problem, layout, at_hand)
-    sheets = _output_sheets(problem, layout)
+    sheets = _stored_sheets(problem, layout, shared)
     direct = [x for x in over if x[1] not in sheets]
     return {
-        "PARTS": ["float nan[2];", *(f"{register_type(e.dtype)} part{n}[2];" for n, e in enumerate(parts))],
-        "PART_VALUES": ["nan[half] = nothing;", *lines, *(f"part{n}[half] = {v};" for n, v in enumerate(values))],
+        "PARTS": [f"{register_type(e.dtype)} part{n}[2];" for n, e in enumerate(parts)],
+        "PART_VALUES": [*lines, *(f"part{n}[half] = {v};" for n, v in enumerate(values))],
         "STORE_VALUES": [
             *(line for o, name, e in over if name in sheets for line in printer.staged(o, name, e, sheets[name])),
             *(printer.direct(direct) if direct else []),
@@ -596,8 +582,8 @@ def _output_sheets(problem: OnlineProblem, layout: _Layout) -> dict[str, Sheet]:
     return {name: s for name, s in found.items() if s is not None}
 
 
-def _staged(problem: OnlineProblem, layout: _Layout) -> bool:
-    return bool(_output_sheets(problem, layout))
+def _stored_sheets(problem: OnlineProblem, layout: _Layout, shared: _Shared) -> dict[str, Sheet]:
+    return _output_sheets(problem, layout) if shared.staging else {}
 
 
 def _moved(problem: OnlineProblem, axes: tuple[str, ...], column: str) -> Mapping[str, str]:
@@ -626,29 +612,21 @@ def _pointers(problem: OnlineProblem, layout: _Layout) -> list[str]:
     return [i.name for i in used_inputs(problem.program) if i.name in names]
 
 
-def _parameters(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> str:
-    names, inputs, sheets = (
-        parameter_names(problem.program),
-        {i.name: i for i in problem.program.inputs},
-        _output_sheets(problem, layout),
-    )
+def _parameters(problem: OnlineProblem, layout: _Layout, shared: _Shared) -> str:
+    names, inputs = parameter_names(problem.program), {i.name: i for i in problem.program.inputs}
+    sheets = _stored_sheets(problem, layout, shared)
     items = [f"TMAP map_{x}" for x in ("q", "k", "v", *sheets)]
     items += [f"const {stored_type(inputs[p].dtype)}* __restrict__ {names[p]}" for p in _pointers(problem, layout)]
     outs = zip(problem.program.outputs, output_names(problem.program), strict=True)
     items += [f"{stored_type(o.dtype)}* __restrict__ {name}" for o, name in outs if name not in sheets]
-    return ", ".join([*items, *(["u32* __restrict__ work"] if s.persistent else [])])
+    return ", ".join([*items, "u32* __restrict__ work"])
 
 
 def _arguments(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> tuple[Arg, ...]:
-    sheets = _output_sheets(problem, layout)
+    sheets = _stored_sheets(problem, layout, _shared(problem, layout, s))
     panel = next(p for p in (64, 32, 16, 8) if layout.columns % p == 0)  # of `store_tile`
-    maps: list[Arg] = [
-        layout.left.map(64),
-        layout.right.map(16 * layout.steps if layout.across else s.keys),
-        layout.values.map(s.keys),
-    ]
+    maps: list[Arg] = [layout.left.map(64), layout.right.map(s.keys), layout.values.map(s.keys)]
     maps += [sheet.map(64, panel) for sheet in sheets.values()]
     outs = zip(problem.program.outputs, output_names(problem.program), strict=True)
     buffers = [*_pointers(problem, layout), *(o.name for o, name in outs if name not in sheets)]
-    work: list[Arg] = [WorkspaceArg(zeroed=True)] if s.persistent else []
-    return (*maps, *(BufferArg(name) for name in buffers), *work)
+    return (*maps, *(BufferArg(name) for name in buffers), WorkspaceArg(zeroed=True))
