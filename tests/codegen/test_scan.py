@@ -15,7 +15,8 @@ import pytest
 from eqsat import numpy_like as fn
 from eqsat.codegen.cuda import nvrtc
 from eqsat.codegen.cuda.nvrtc import compile_many
-from eqsat.codegen.cuda.scan import ScanColumnTile, ScanFamily, ScanGridTile, ScanRowTile
+from eqsat.codegen.cuda.scan import ScanFamily
+from eqsat.codegen.cuda.scan_schedule import ScanColumnTile, ScanGridTile, ScanRowTile
 from eqsat.codegen.kernel import KernelSource, Schedule
 from eqsat.codegen.problem import ReduceProblem, reduce_problem
 from eqsat.codegen.targets import parse_target

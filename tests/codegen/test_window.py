@@ -15,7 +15,9 @@ import pytest
 from eqsat import numpy_like as fn
 from eqsat.codegen.cuda import nvrtc
 from eqsat.codegen.cuda.nvrtc import compile_many
-from eqsat.codegen.cuda.window import WindowFamily, WindowTile, patches
+from eqsat.codegen.cuda.window import WindowFamily
+from eqsat.codegen.cuda.window_emit import WindowTile
+from eqsat.codegen.cuda.window_patch import patches
 from eqsat.codegen.cuda.window_shape import window_shape
 from eqsat.codegen.kernel import KernelSource
 from eqsat.codegen.problem import ReduceProblem, reduce_problem
