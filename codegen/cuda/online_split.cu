@@ -30,14 +30,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)             //@a
 extern "C" __global__ void __cluster_dims__(PARTS, 1, 1) __launch_bounds__(THREADS, RESIDENT)  //@cluster
 eqsat_kernel(PARAMETERS) {
   extern __shared__ u8 raw[];
-  float* const sums = (float*)raw;                                          // [sharer][row][value], then of the block [row][value]
-  float* const tops = sums + SHARERS * BM * PITCH, * const totals = tops + SHARERS * BM;
-  float* const top_here = totals + SHARERS * BM, * const total_here = top_here + BM;  // of the block
-  float* const top_all = total_here + BM, * const total_all = top_all + BM, * const factors = total_all + BM;
+  float* const sums = (float*)raw;                                          // [sharer][row][value]
+  float* const tops = sums + SHARERS * BM * PITCH, * const totals = tops + SHARERS * BM;  // [sharer][row]
+//@begin cluster
+  constexpr int OWN = ((ELEMENTS + PARTS - 1) / PARTS + 1) / 2 * 2;         // results that one block of the cluster finishes
+  float* const inbox = totals + SHARERS * BM, * const top_in = inbox + PARTS * OWN, * const total_in = top_in + PARTS * BM;
+//@end
   const int lane = lane_id(), g = lane / 4, t = lane % 4, warp = threadIdx.x / 32, sharer = warp / SIDE;
   const int rank = blockIdx.x % PARTS, tile = blockIdx.x / PARTS % ROW_TILES, batch = blockIdx.x / (PARTS * ROW_TILES);
   const int block_row = tile * BM, first_row = block_row + warp % SIDE * ROWS, last_row = min(first_row + ROWS, M) - 1;
   const int begin = (int)((i64)KEY_TILES * rank / PARTS), end = (int)((i64)KEY_TILES * (rank + 1) / PARTS);
+//@begin cluster
+  const int own_first = rank * OWN, own_end = min(ELEMENTS, own_first + OWN);
+  const u32 all_here = smem_u32(total_in + PARTS * BM);
+  if (threadIdx.x == 0) {
+    mbar_init(all_here, 1);
+    mbar_init_fence();
+    mbar_expect(all_here, PARTS * (4 * max(own_end - own_first, 0) + 8 * BM));
+  }
+  cluster_arrive();
+//@end
   const T* const keys_here = KEYS_AT;
   const T* const values_here = VALUES_AT;
   ROW_SPANS
@@ -84,22 +96,13 @@ eqsat_kernel(PARAMETERS) {
         }
       }
   };
-  int n = next(begin + sharer);
-  if (n < end) { bring_keys(n); bring_values(n); }                          // on their way before all else
-
   u32 q[GROUPS][STEPS][2];
-  UNROLL for (int r = 0; r < GROUPS; ++r)
-    UNROLL for (int c = 0; c < STEPS; ++c)
-      UNROLL for (int h = 0; h < 2; ++h) {
-        const int row = min(first_row + 8 * r + g, M - 1);
-        float x[2] = {};
-        UNROLL for (int e = 0; e < 2; ++e) {
-          const int d = 32 * (c / 2) + 8 * t + 4 * (c % 2) + 2 * h + e;       //@along
-          const int d = 16 * c + 2 * t + 8 * h + e;                         //@across
-          if (d < D) { LEFT }
-        }
-        q[r][c][h] = PACK(x[0], x[1]);
-      }
+  UNROLL for (int r = 0; r < GROUPS; ++r) {
+    const int row = min(first_row + 8 * r + g, M - 1);
+    LEFT
+  }
+  int n = next(begin + sharer);
+  if (n < end) { bring_keys(n); bring_values(n); }
   float top[GROUPS][2], sum[GROUPS][2], rebase[GROUPS][2], o[4 * BANDS][GROUPS][4];
   UNROLL for (int r = 0; r < GROUPS; ++r) {
     UNROLL for (int e = 0; e < 2; ++e) { top[r][e] = -EQ_INF; sum[r][e] = 0.f; }
@@ -162,84 +165,92 @@ eqsat_kernel(PARAMETERS) {
     n = ahead;
   }
 
-  // The warps leave what they have; the block joins it.
-  const int row0 = sharer * BM + warp % SIDE * ROWS;
-  UNROLL for (int r = 0; r < GROUPS; ++r) {
+  // The warps bring what they have to the greatest maximum among them and leave it; the block adds up.
+  const int row0 = warp % SIDE * ROWS, here = sharer * BM + row0;
+  UNROLL for (int r = 0; r < GROUPS; ++r)
     UNROLL for (int e = 0; e < 2; ++e) {
-      const float total = column_sum(sum[r][e]);
-      if (g == 0) { tops[row0 + 8 * r + 2 * t + e] = top[r][e]; totals[row0 + 8 * r + 2 * t + e] = total; }
+      sum[r][e] = column_sum(sum[r][e]);
+      if (SHARERS > 1 && g == 0) tops[here + 8 * r + 2 * t + e] = top[r][e];
     }
-    UNROLL for (int j = 0; j < 4 * BANDS; ++j)
-      UNROLL for (int i = 0; i < 4; ++i) {
-        const int row = 8 * r + 2 * t + i % 2, col = 64 * (j / 4) + 8 * g + 2 * (j % 4) + i / 2;
-        if (N % 64 == 0 || col < N) sums[(row0 + row) * PITCH + col] = o[j][r][i];
-      }
-  }
+  if (SHARERS > 1) __syncthreads();
+  UNROLL for (int r = 0; r < GROUPS; ++r)
+    UNROLL for (int e = 0; e < 2; ++e) {
+      const int row = 8 * r + 2 * t + e;
+      float most = top[r][e];
+      UNROLL for (int w = 0; w < SHARERS; ++w) if (SHARERS > 1) most = fmaxf(most, tops[w * BM + row0 + row]);
+      const float f = rebased(top[r][e], most);
+      UNROLL for (int j = 0; j < 4 * BANDS; ++j)
+        UNROLL for (int h = 0; h < 2; ++h) {
+          const int col = 64 * (j / 4) + 8 * g + 2 * (j % 4) + h;
+          if (N % 64 == 0 || col < N) sums[(here + row) * PITCH + col] = o[j][r][2 * h + e] * f;
+        }
+      top[r][e] = most;
+      sum[r][e] *= f;
+    }
+  if (SHARERS > 1) __syncthreads();                                         // the maxima of all have been read
+  UNROLL for (int r = 0; r < GROUPS; ++r)
+    UNROLL for (int e = 0; e < 2; ++e)
+      if (g == 0) { tops[here + 8 * r + 2 * t + e] = top[r][e]; totals[here + 8 * r + 2 * t + e] = sum[r][e]; }
   __syncthreads();
-  // Joins `count` tops and totals of each row, and says by what sums are multiplied.
-  auto join_rows = [&](int count, auto top_of, auto total_of, float* most_out, float* total_out) {
-    for (int row = threadIdx.x; row < BM; row += THREADS) {
-      float most = -EQ_INF, total = 0.f;
-      for (int i = 0; i < count; ++i) most = fmaxf(most, top_of(i, row));
-      for (int i = 0; i < count; ++i) {
-        const float f = rebased(top_of(i, row), most);
-        factors[i * BM + row] = f;
-        total += total_of(i, row) * f;
-      }
-      most_out[row] = most; total_out[row] = total;
-    }
-    __syncthreads();
+  auto own_total = [&](int row) {
+    float total = 0.f;
+    UNROLL for (int w = 0; w < SHARERS; ++w) total += totals[w * BM + row];
+    return total;
   };
-  join_rows(SHARERS, [&](int i, int row) { return tops[i * BM + row]; }, [&](int i, int row) { return totals[i * BM + row]; }, top_here, total_here);
-  for (int i = threadIdx.x; i < ELEMENTS; i += THREADS) {
-    const int row = i / N, col = i % N;
+  auto own_sum = [&](int i) {
     float x = 0.f;
-    UNROLL for (int w = 0; w < SHARERS; ++w) x += sums[(w * BM + row) * PITCH + col] * factors[w * BM + row];
-    sums[row * PITCH + col] = x;
-  }
-//@begin cluster
-  cluster_sync();
-  join_rows(PARTS, [&](int i, int row) { return peer_value(top_here + row, i); }, [&](int i, int row) { return peer_value(total_here + row, i); }, top_all, total_all);
-  auto joined = [&](int row, int col) {
-    float x = 0.f;
-    UNROLL for (int p = 0; p < PARTS; ++p) x += peer_value(sums + row * PITCH + col, p) * factors[p * BM + row];
+    UNROLL for (int w = 0; w < SHARERS; ++w) x += sums[(w * BM + i / N) * PITCH + i % N];
     return x;
   };
-  const int from = rank * THREADS + threadIdx.x;
-  constexpr int STEP = PARTS * THREADS;
+//@begin cluster
+  // Each block sends every other its maxima and totals, and the sums of the results that the other finishes.
+  cluster_wait();                                                           // every block of the cluster has begun
+  for (int i = 2 * threadIdx.x; i < ELEMENTS; i += 2 * THREADS) push2(inbox + rank * OWN + i % OWN, own_sum(i), own_sum(i + 1), all_here, i / OWN);
+  for (int i = threadIdx.x; i < PARTS * BM; i += THREADS) {
+    push(top_in + rank * BM + i % BM, tops[i % BM], all_here, i / BM);
+    push(total_in + rank * BM + i % BM, own_total(i % BM), all_here, i / BM);
+  }
+  mbar_wait(all_here, 0);
+  auto top_of = [&](int p, int row) { return top_in[p * BM + row]; };
+  auto total_of = [&](int p, int row) { return total_in[p * BM + row]; };
+  auto sum_of = [&](int p, int i) { return inbox[p * OWN + i - own_first]; };
+  const int from = own_first + threadIdx.x, to = own_end;
 //@end
 //@begin memory
-  // The blocks that share the keys leave their sums in memory; the last of them to finish joins all.
+  // The blocks that share the keys leave what they have in memory; the last of them to finish joins all.
   constexpr int SLOT = ELEMENTS + 2 * BM;
   const int place = blockIdx.x / PARTS;
   float* const slots = workspace + COUNTERS + (i64)place * PARTS * SLOT;
-  __syncthreads();
-  for (int i = threadIdx.x; i < ELEMENTS; i += THREADS) slots[rank * SLOT + i] = sums[i / N * PITCH + i % N];
-  for (int i = threadIdx.x; i < BM; i += THREADS) { slots[rank * SLOT + ELEMENTS + i] = top_here[i]; slots[rank * SLOT + ELEMENTS + BM + i] = total_here[i]; }
+  for (int i = threadIdx.x; i < ELEMENTS; i += THREADS) slots[rank * SLOT + i] = own_sum(i);
+  for (int i = threadIdx.x; i < BM; i += THREADS) { slots[rank * SLOT + ELEMENTS + i] = tops[i]; slots[rank * SLOT + ELEMENTS + BM + i] = own_total(i); }
   if (!last_block((u32*)workspace + place, PARTS)) return;
-  join_rows(PARTS, [&](int i, int row) { return slots[i * SLOT + ELEMENTS + row]; }, [&](int i, int row) { return slots[i * SLOT + ELEMENTS + BM + row]; }, top_all, total_all);
-  auto joined = [&](int row, int col) {
-    float x = 0.f;
-    UNROLL for (int p = 0; p < PARTS; ++p) x += slots[p * SLOT + row * N + col] * factors[p * BM + row];
-    return x;
-  };
+  auto top_of = [&](int p, int row) { return slots[p * SLOT + ELEMENTS + row]; };
+  auto total_of = [&](int p, int row) { return slots[p * SLOT + ELEMENTS + BM + row]; };
+  auto sum_of = [&](int p, int i) { return slots[p * SLOT + i]; };
+  const int from = threadIdx.x, to = ELEMENTS;
 //@end
 //@begin alone
-  __syncthreads();
-  for (int i = threadIdx.x; i < BM; i += THREADS) { top_all[i] = top_here[i]; total_all[i] = total_here[i]; }
-  __syncthreads();
-  auto joined = [&](int row, int col) { return sums[row * PITCH + col]; };
+  auto top_of = [&](int, int row) { return tops[row]; };
+  auto total_of = [&](int, int row) { return own_total(row); };
+  auto sum_of = [&](int, int i) { return own_sum(i); };
+  const int from = threadIdx.x, to = ELEMENTS;
 //@end
-//@begin apart
-  const int from = threadIdx.x;
-  constexpr int STEP = THREADS;
-//@end
+  auto most_of = [&](int row) {
+    float most = -EQ_INF;
+    UNROLL for (int p = 0; p < PARTS; ++p) most = fmaxf(most, top_of(p, row));
+    return most;
+  };
   ROW_OUTPUTS
-  for (int i = from; i < ELEMENTS; i += STEP) {
+  for (int i = from; i < to; i += THREADS) {
     const int row_here = i / N, row = block_row + row_here, col = i % N;
     if (row >= M) break;
-    const float most = top_all[row_here], nan = NAN_OF, total = total_all[row_here], x = joined(row_here, col);
+    const float most = most_of(row_here), nan = NAN_OF;
+    float total = 0.f, x = 0.f;
+    UNROLL for (int p = 0; p < PARTS; ++p) {
+      const float f = rebased(top_of(p, row_here), most);
+      total += total_of(p, row_here) * f;
+      x += sum_of(p, i) * f;
+    }
     STORE
   }
-  cluster_sync();                                                           //@cluster
 }

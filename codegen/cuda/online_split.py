@@ -11,12 +11,12 @@ from eqsat.codegen.cuda.emit import arguments, assemble, parameter_names, parame
 from eqsat.codegen.cuda.online_operand import Sheet, sheet
 from eqsat.codegen.cuda.online_print import Code, offset, outputs_over, row_values
 from eqsat.codegen.cuda.online_simt import computed_share, fold_bound_ns
-from eqsat.codegen.cuda.operand import axis_names, loads_of
+from eqsat.codegen.cuda.operand import axis_names, buffers, contiguous, loads_of
 from eqsat.codegen.cuda.template import fill
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
 from eqsat.codegen.masks import ALWAYS, NEVER, Box, spans, vanishes
 from eqsat.codegen.online import Accumulated, OnlineProblem, outer_reductions
-from eqsat.codegen.printer import read_indices
+from eqsat.codegen.printer import print_offset, read_indices
 from eqsat.codegen.problem import Contraction, Problem
 from eqsat.codegen.targets import Target
 from eqsat.ir import Expr
@@ -246,8 +246,12 @@ def _steps(layout: _Layout) -> int:
 
 
 def _shared_bytes(layout: _Layout, s: OnlineSplitTile) -> int:
-    sharers = s.warps // s.side
-    return 4 * s.rows * s.side * (sharers * (layout.values.inner + 3) + 4 + max(sharers, s.parts))
+    sharers, rows = s.warps // s.side, s.rows * s.side
+    taken = 4 * sharers * rows * (layout.values.inner + 3)
+    if s.parts > 1 and not s.memory:
+        own = -(-rows * layout.values.inner // s.parts)
+        taken += 4 * s.parts * (own + 1 + 2 * rows) + 16
+    return taken
 
 
 def _counters(places: int) -> int:
@@ -285,7 +289,7 @@ def _kernel(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> str:
         "SKIP": [nothing if nothing not in (ALWAYS, NEVER) else "false"],
         "MMA": ["mma16816" if layout.keys.dtype is DType.BF16 else "mma16816_f16"],
         "PACK": [f"pack_{layout.keys.dtype}"],
-        "LEFT": _left(problem, layout),
+        "LEFT": [line.replace("PACK", f"pack_{layout.keys.dtype}") for line in _left(problem, layout)],
         "SCORES": _scores(problem, layout, whole=problem.shape[2] % s.keys == 0),
         "NAN_OF": ["most - most"],  # NaN where a whole row is masked out, as (-inf) - (-inf) is; else 0
         "ROW_OUTPUTS": _row_outputs(problem, layout, "rank == 0" if joining == "cluster" else ""),
@@ -320,9 +324,41 @@ def _box(problem: OnlineProblem, packed: _Packed) -> tuple[Box, list[str], list[
 
 
 def _left(problem: OnlineProblem, layout: _Layout) -> list[str]:
-    """Print position `d` of row `row`, as it is contracted with the keys."""
-    lines, (value,) = Code(problem, _places(problem, layout.packed, "row", d=problem.d), {}, "t", "at").lines([layout.rows.a])
-    return [*lines, f"x[e] = (float)({value});"]
+    """Print the registers of row `row` as the scores want them: neighbours along d at once where they are one piece of memory."""
+    a = layout.rows.a
+    d = problem.shape[3]
+    width = 2 if layout.across else 8
+    first = "16 * c + 2 * t + 8 * h" if layout.across else "32 * c + 8 * t"
+    if a.op == "read" and contiguous(a, buffers(problem.program)[a.attrs[0]], problem.d[-1], width):
+        names = _places(problem, layout.packed, "row", d=problem.d)
+        load = print_offset(a, buffers(problem.program)[a.attrs[0]], names)
+        text = f"free_load<{width}>({parameter_names(problem.program)[a.attrs[0]]} + {load})"
+        whole = d % (16 if layout.across else 32) == 0
+        piece = text if whole else f"d < D ? {text} : zero_raw<{2 * width}>()"
+        if layout.across:
+            body = [f"  const int d = {first};", f"  const Raw<4> x = {piece};", "  q[r][c][h] = x.w[0];"]
+            return ["UNROLL for (int c = 0; c < STEPS; ++c) UNROLL for (int h = 0; h < 2; ++h) {", *body, "}"]
+        body = [
+            f"  const int d = {first};",
+            f"  const Raw<16> x = {piece};",
+            "  UNROLL for (int i = 0; i < 4; ++i) q[r][2 * c + i / 2][i % 2] = x.w[i];",
+        ]
+        return ["UNROLL for (int c = 0; c < STEPS / 2; ++c) {", *body, "}"]
+    lines, (value,) = Code(problem, _places(problem, layout.packed, "row", d=problem.d), {}, "t", "at").lines([a])
+    at = f"{first} + e" if layout.across else "32 * (c / 2) + 8 * t + 4 * (c % 2) + 2 * h + e"
+    return [
+        "UNROLL for (int c = 0; c < STEPS; ++c) UNROLL for (int h = 0; h < 2; ++h) {",
+        "  float x[2] = {};",
+        "  UNROLL for (int e = 0; e < 2; ++e) {",
+        f"    const int d = {at};",
+        "    if (d < D) {",
+        *(f"      {line}" for line in lines),
+        f"      x[e] = (float)({value});",
+        "    }",
+        "  }",
+        "  q[r][c][h] = PACK(x[0], x[1]);",
+        "}",
+    ]
 
 
 def _scores(problem: OnlineProblem, layout: _Layout, *, whole: bool) -> list[str]:
@@ -363,7 +399,9 @@ def _row_outputs(problem: OnlineProblem, layout: _Layout, condition: str) -> lis
         f"if ({condition or 'true'})",
         "  for (int i = threadIdx.x; i < BM && block_row + i < M; i += THREADS) {",
         "    const int row = block_row + i;",
-        "    const float most = top_all[i], nan = NAN_OF, total = total_all[i];".replace("NAN_OF", "most - most"),
+        "    const float most = most_of(i), nan = most - most;",
+        "    float total = 0.f;",
+        "    UNROLL for (int p = 0; p < PARTS; ++p) total += total_of(p, i) * rebased(top_of(p, i), most);",
         *(f"    {line}" for line in (*lines, *stores)),
         "  }",
     ]
