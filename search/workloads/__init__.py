@@ -21,6 +21,8 @@ SWEEPS: dict[str, Callable[[], list[Workload]]] = {
     "gemm": sweeps.gemm_shapes,
     "attention": sweeps.attention_shapes,
     "memory": sweeps.memory_kernels,
+    "window": window.window_shapes,
+    "scan": window.scan_shapes,
 }
 
 
