@@ -14,6 +14,22 @@ DEV void point_vectors(Index vectors, Fetch fetch, Make make) {
   }
 }
 
+// The same place of COUNT rows for each thread: what the rows share is loaded once for them. The blocks of one place follow each
+// other, so that what they share is still in the caches.
+template <class Shared, class Fetched, int THREADS, int COUNT, class Index, class Near, class Fetch, class Make>
+DEV void point_sweep(Index along, Index rows, Index groups, Near near, Fetch fetch, Make make) {
+  const Index block = blockIdx.x, row = block % groups * COUNT, place = block / groups * THREADS + (Index)threadIdx.x;
+  if (place >= along) return;
+  Shared s;
+  near(s, place);
+  Fetched f[COUNT];
+  UNROLL for (int u = 0; u < COUNT; ++u)
+    if (row + u < rows) fetch(f[u], (row + u) * along + place);
+  UNROLL for (int u = 0; u < COUNT; ++u) {
+    if (row + u < rows) make(s, f[u], (row + u) * along + place);
+  }
+}
+
 // A TILE x TILE tile in shared memory, one word of padding a row: rows along the axis that is contiguous in the output.
 template <class T, int TILE> struct Turned {
   static constexpr int PITCH = TILE + (sizeof(T) < 4 ? 4 / (int)sizeof(T) : 1);

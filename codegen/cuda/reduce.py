@@ -117,7 +117,7 @@ def _traffic_ns(shape: ReduceShape, rates: Rates) -> float:
     """Return the time of memory: each byte once, but for rows that several passes go over and the whole device cannot hold."""
     program, problem = shape.problem.program, shape.problem
     once = traffic_ns(program, rates)
-    row = sum(x.expr.type.elements * x.dtype.bytes for x in shape.loads if shape.varies(x.expr) and x.axes - shape.over)
+    row = sum(x.expr.type.elements * x.dtype.bytes for x in shape.loads if shape.is_held(x))
     if len(shape.passes) == 1 or row <= problem.row_count * processors(rates) * (4 * REGISTERS + SHARED_BYTES):
         return once
     again = len(shape.passes) - (not problem.keeps)

@@ -101,8 +101,9 @@ class ReduceShape:
 
     def is_held(self, load: Load) -> bool:
         """Whether a pass needs the elements of a load, which belong to one row, and they come from far: small buffers are near."""
-        own = self.varies(load.expr) and bool(load.axes - self.over) and load.expr.digest in _needed(self)
-        return own and NEAR_SHARE * load.buffer.elements >= max(x.buffer.elements for x in self.loads)
+        own = bool(load.axes - self.over) or self.problem.row_count == 1
+        needed = self.varies(load.expr) and load.expr.digest in _needed(self)
+        return own and needed and NEAR_SHARE * load.buffer.elements >= max(x.buffer.elements for x in self.loads)
 
     def lanes(self, width: int, inner: LoopAxis) -> int:
         """Return the elements of a vector of `width` bytes along the loop `inner`, measured by the widest contiguous access."""

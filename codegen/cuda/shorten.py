@@ -1,9 +1,10 @@
-"""Shorter evaluations of expensive functions, where the result is stored in 16 bits and the running error allows them."""
+"""Shorter evaluations of expensive functions, where the running error allows them: in 16 bits, and in sums that hide the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from eqsat.codegen.problem import nest
 from eqsat.ir import Expr, Output
 from eqsat.types import DType
 
@@ -21,10 +22,9 @@ def short_functions(root: Expr, stored: DType) -> dict[str, str]:
     root : Expr
         The value that is stored.
     stored : DType
-        The type it is stored in; only 16-bit floats hide the difference.
+        The type it is stored in. 16-bit floats hide the difference everywhere; wider ones where an exponential relative to
+        the maximum is summed: among terms of which one is 1, what is flushed below 2^-126 is nothing.
     """
-    if stored not in (DType.F16, DType.BF16):
-        return {}
     users: dict[str, list[Expr]] = {}
     nodes = list(root.walk())
     for e in nodes:
@@ -33,6 +33,10 @@ def short_functions(root: Expr, stored: DType) -> dict[str, str]:
     out: dict[str, str] = {}
     for e in nodes:
         if e.dtype.accumulator is not DType.F32:
+            continue
+        if stored not in (DType.F16, DType.BF16):
+            if _is_summed_beside_one(e, users.get(e.digest, ())):
+                out[e.digest] = f"eq_{e.op}_short"
             continue
         if e.op in _RELATIVE or (e.op in _ABSOLUTE and all(_beside_constant(u) for u in users.get(e.digest, [root]))):
             out[e.digest] = f"eq_{e.op}_short"
@@ -44,6 +48,14 @@ def short_in_all(outputs: Sequence[Output]) -> dict[str, str]:
     found = [(short_functions(o.expr, o.dtype), {e.digest for e in o.expr.walk()}) for o in outputs]
     names = {digest: name for short, _ in found for digest, name in short.items()}
     return {d: name for d, name in names.items() if all(d in short for short, nodes in found if d in nodes)}
+
+
+def _is_summed_beside_one(e: Expr, users: Sequence[Expr]) -> bool:
+    """Whether `e` is e^(x − max x), and nothing but sums uses it."""
+    if e.op != "exp" or e.args[0].op != "sub" or not users:
+        return False
+    x, top = e.args[0].args
+    return top.op == "max" and nest(top)[1] == x and all(u.op == "sum" for u in users)
 
 
 def _beside_constant(user: Expr) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eqsat.codegen.cuda.point import PointFamily, PointTile, TransposeTile
+from eqsat.codegen.cuda.point import PointFamily, PointSweepTile, PointTile, TransposeTile
 from eqsat.codegen.cuda.reduce import ReduceFamily
 from eqsat.codegen.cuda.reduce_schedule import (
     ColumnTile,
@@ -47,7 +47,7 @@ emulate, PROBLEMS = beside("emulate"), beside("problems").PROBLEMS
 SCHEDULES: dict[str, tuple[Schedule, ...]] = {
     "point": (
         PointTile(128, 1, 1, 0), PointTile(32, 2, 4, 0), PointTile(64, 1, 8, 0), PointTile(32, 3, 16, 0), PointTile(32, 1, 32, 1),
-        TransposeTile(32, 128, 1, 0), TransposeTile(32, 128, 8, 0), TransposeTile(64, 256, 16, 1),
+        PointSweepTile(32, 2, 16, 0), PointSweepTile(32, 4, 1, 0), PointSweepTile(64, 3, 8, 1), TransposeTile(32, 128, 1, 0), TransposeTile(32, 128, 8, 0), TransposeTile(64, 256, 16, 1),
     ),
     "reduce": (
         FallbackReduceTile(4), RowTile(1, 4, 16, 1, 0, 0), RowTile(2, 1, 8, 1, 0, 0), RowTile(4, 2, 16, 1, 0, 1), RowTile(8, 1, 1, 1, 0, 0),
