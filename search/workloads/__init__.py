@@ -22,7 +22,6 @@ SWEEPS: dict[str, Callable[[], list[Workload]]] = {
     "attention": sweeps.attention_shapes,
     "memory": sweeps.memory_kernels,
     "window": window.window_shapes,
-    "scan": window.scan_shapes,
 }
 
 

@@ -40,7 +40,12 @@ def _causal_torch(t: Any, x: Any, w: Any) -> Any:
 
 
 def window_shapes() -> list[Workload]:
-    """Return pooling and depthwise convolutions: one to three dimensions, strides, paddings, dilations, f32 and bf16."""
+    """Return pooling, depthwise convolutions, and cumulative sums, products and maxima."""
+    return [*_windows(), *_scans()]
+
+
+def _windows() -> list[Workload]:
+    """Return windows in one to three dimensions, with strides, paddings, dilations, of f32 and bf16."""
     found = []
     for dtype in ("f32", "bf16"):
         image, deep = (64, 128, 56, 56), (32, 192, 56, 56)
@@ -72,8 +77,8 @@ def _window(
     return Workload(f"{name}_{dtype}", specs(dtype, x=shape, w=kernel), ours, _depthwise(**options))
 
 
-def scan_shapes() -> list[Workload]:
-    """Return cumulative sums, products and maxima: rows and columns, short and long, odd, from the end."""
+def _scans() -> list[Workload]:
+    """Return scans of rows and columns, short and long, odd, from the end, masked."""
     f, b = "f32", "bf16"
     return [
         Workload("cumsum_rows_f32", specs(f, x=(8192, 8192)), lambda x: np.cumsum(x, 1), lambda t, x: x.cumsum(1)),
