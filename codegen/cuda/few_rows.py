@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from eqsat.codegen.cuda.operand import Operand, accumulates_in_f32, axis_names, operand, plain_read, vector_code
 from eqsat.codegen.problem import Contract, ContractProblem, nest
+from eqsat.ir import Expr
 from eqsat.types import DType
 
 MAX_ROWS = 64
@@ -62,12 +65,15 @@ def combine(problem: ContractProblem, index: int) -> str:
     return problem.statistics[index].op.capitalize()
 
 
-def stage_left(problem: ContractProblem, width: int) -> list[str]:
-    """Print how elements `k` … `k + width - 1` of row `m` of the left operand are made, and what the statistics take of them."""
+def stage_left(problem: ContractProblem, width: int, at_hand: Mapping[Expr, str] | None = None) -> list[str]:
+    """Print how elements `k` … `k + width - 1` of row `m` of the left operand are made, and what the statistics take of them.
+
+    `at_hand` are C expressions (of the neighbour `e`) of loads that are already in registers.
+    """
     groups = {"batch": problem.batch, "m": problem.m}
     extents = problem.program.extents
     names = axis_names({**groups, "k": problem.k}, extents)
     moved = axis_names({**groups, "(k + e)": problem.k}, extents)
     results = [("value[e] = {};", problem.contractions[0].a)]
     results += [(f"part{j} = {combine(problem, j)}::of(part{j}, {{}});", nest(e)[1]) for j, e in enumerate(problem.statistics)]
-    return vector_code(problem.program, results, {}, names, moved, problem.k, width)
+    return vector_code(problem.program, results, at_hand or {}, names, moved, problem.k, width)

@@ -4,8 +4,8 @@
 constexpr int MT = (M + 7) / 8, ROWS = 8 * MT;                              // tiles of 8 rows of x
 constexpr int SIXTEENS = COUNT * COLS / 16, EACH = SIXTEENS / WARPS;        // tiles of 16 columns: of a unit, and of a consumer warp
 constexpr int CHUNKS = KB / 32;                                             // x of a unit: a warp makes 8 rows by 32 of k at a time
-constexpr u32 MATRIX = COLS * KB * 2, W_BYTES = COUNT * MATRIX, X_BYTES = ROWS * KB * 2, STATISTIC_BYTES = STATISTICS * ROWS * 4;
-constexpr u32 X_AT = STAGES * W_BYTES, STATISTICS_AT = X_AT + STAGES * X_BYTES, BARRIERS_AT = STATISTICS_AT + STAGES * STATISTIC_BYTES;
+constexpr u32 MATRIX = COLS * KB * 2, W_BYTES = COUNT * MATRIX, LEFT_MATRIX = ROWS * KB * 2, STATISTIC_BYTES = STATISTICS * ROWS * 4;
+constexpr u32 LEFT_AT = STAGES * W_BYTES, STATISTICS_AT = LEFT_AT + STAGES * LEFT_BYTES, BARRIERS_AT = STATISTICS_AT + STAGES * STATISTIC_BYTES;
 constexpr int SPLITS = (K + KB - 1) / KB, UNITS = BATCH * TILES * SPLITS;   // units of a tile, and of all
 constexpr int SLOT = COUNT * COLS * ROWS + STATISTICS * ROWS;               // floats that a block leaves of a tile it shares
 constexpr int CONSUMERS = WARPS * 32, FRAGMENTS = COLS / 16 * MT;           // fragments of the sums of a matrix
@@ -25,6 +25,23 @@ DEV u32 fresh_count(const u32* p) { u32 v; asm volatile("ld.acquire.gpu.global.u
 DEV void leave16(float* p, const float (&v)[4]) { asm volatile("st.global.cg.v4.f32 [%0], {%1,%2,%3,%4};" :: "l"(p), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]) : "memory"); }
 DEV void leave_one(float* p, float v) { asm volatile("st.global.cg.f32 [%0], %1;" :: "l"(p), "f"(v) : "memory"); }
 
+// x of a unit lies as the matrices with contiguous k do: panels of 64 of k, in which each row is 128 swizzled bytes.
+DEV u32 left_place(int row, int chunk) { return chunk / 8 * (ROWS * 128) + row * 128 + ((chunk % 8 ^ row % 8) << 4); }  // of 8 of k
+//@begin copied
+DEV void load_left(u32 to, const TMap* map, u32 full, int k, int batch) {
+  UNROLL for (int p = 0; p < KB / 64; ++p) tma_load3(to + p * ROWS * 128, map, full, k + 64 * p, 0, batch);
+}
+//@end
+//@begin computed
+template <int BYTES> DEV Raw<BYTES> slot_raw(u32 at) {
+  Raw<BYTES> r;
+  UNROLL for (int c = 0; c < BYTES / 16; ++c) {
+    const Raw<16> v = shared16(at + 16 * c);
+    UNROLL for (int i = 0; i < 4; ++i) r.w[4 * c + i] = v.w[i];
+  }
+  return r;
+}
+//@end
 //@begin n_major
 // A unit of one matrix: panels of 64 columns, in which each k is 128 swizzled bytes.
 DEV void load_matrix(u32 to, const TMap* map, u32 full, int n, int k, int batch) {
@@ -48,11 +65,11 @@ DEV void columns16(u32 (&a)[4], u32 unit, int sixteen, int j) {
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) eqsat_kernel(PARAMETERS) {
   extern __shared__ u8 raw[];
-  const u32 smem = (smem_u32(raw) + 1023) & ~1023u, full = smem + BARRIERS_AT, empty = full + 8 * STAGES, verdict = empty + 8 * STAGES;
+  const u32 smem = (smem_u32(raw) + 1023) & ~1023u, full = smem + BARRIERS_AT, empty = full + 8 * STAGES, raw_full = empty + 8 * STAGES, verdict = raw_full + 8 * STAGES;
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = lane_id(), begin = first_unit(blockIdx.x), end = first_unit(blockIdx.x + 1);
   if (threadIdx.x == THREADS - 32) {
     PREFETCH
-    for (int i = 0; i < STAGES; ++i) { mbar_init(full + 8 * i, 2); mbar_init(empty + 8 * i, WARPS); }
+    for (int i = 0; i < STAGES; ++i) { mbar_init(full + 8 * i, STAGERS ? 2 : 1); mbar_init(empty + 8 * i, WARPS); mbar_init(raw_full + 8 * i, 1); }
     mbar_init_fence();
   }
   begin_dependent();
@@ -66,18 +83,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) eqsat_kernel(PARAM
         const int tile = u / SPLITS, k = u % SPLITS * KB, batch = tile / TILES, slab = tile % TILES;
         SELECT
         mbar_wait(empty + 8 * s, parity);
-        mbar_expect(full + 8 * s, W_BYTES);
+        LOAD_LEFT
+        mbar_expect(full + 8 * s, W_BYTES + (STAGERS ? 0 : LEFT_BYTES));
         LOAD
         if (++s == STAGES) { s = 0; parity ^= 1; }
       }
     }
+//@begin made
   } else if (warp >= WARPS) {                                               // stagers: x of a unit each, in turn
     for (int u = begin + warp - WARPS; u < end; u += STAGERS) {
       const int s = (u - begin) % STAGES, k0 = u % SPLITS * KB, batch = u / SPLITS / TILES;
+      const u32 left = smem + LEFT_AT + s * LEFT_BYTES;
       Raw<16> made[MT][CHUNKS];
       float found[MT][STATISTICS];                                          //@statistics
+      mbar_wait(raw_full + 8 * s, (u - begin) / STAGES & 1);                //@computed
       UNROLL for (int t = 0; t < MT; ++t) {
-        const int m = min(8 * t + lane % 8, M - 1);
+        const int m = min(8 * t + lane % 8, M - 1);                         //@fetched
         INIT
         UNROLL for (int c = 0; c < CHUNKS; ++c) {
           const int k = k0 + 32 * c + lane / 8 * 8;
@@ -89,14 +110,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) eqsat_kernel(PARAM
         }
         REDUCE_ROWS
       }
-      mbar_wait(empty + 8 * s, ((u - begin) / STAGES + 1) & 1);
+      mbar_wait(empty + 8 * s, ((u - begin) / STAGES + 1) & 1);             //@fetched
       UNROLL for (int t = 0; t < MT; ++t) {
-        UNROLL for (int c = 0; c < CHUNKS; ++c) put_slot16(smem + X_AT + s * X_BYTES + ((4 * c + lane / 8) * MT + t) * 128 + lane % 8 * 16, made[t][c]);
+        UNROLL for (int c = 0; c < CHUNKS; ++c) put_slot16(left + left_place(8 * t + lane % 8, 4 * c + lane / 8), made[t][c]);
         LEAVE_ROWS
       }
+      fence_async_shared();                                                 // the next copy may overwrite it //@computed
       __syncwarp();
       if (lane == 0) mbar_arrive(full + 8 * s);
     }
+//@end
   } else {                                                                  // consumers: EACH tiles of 16 columns a warp
     float acc[EACH][MT][4] = {};
     float stat = STATISTIC_NEUTRAL;                                         //@statistics
@@ -115,11 +138,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) eqsat_kernel(PARAM
         __syncwarp();
         // The slot before this one is free once its fragments have been used: an arrival overtakes loads that are still on their way.
         if (lane == 0 && u > begin) mbar_arrive(empty + 8 * (s ? s - 1 : STAGES - 1));
-        const u32 unit = smem + s * W_BYTES, x = smem + X_AT + s * X_BYTES + lane * 4;
+        const u32 unit = smem + s * W_BYTES, x = smem + LEFT_AT + s * LEFT_BYTES + lane % 4 * 4;
         UNROLL for (int j = 0; j < KB / 16; ++j) {
           u32 b[MT][2];
           UNROLL for (int t = 0; t < MT; ++t)
-            UNROLL for (int h = 0; h < 2; ++h) b[t][h] = slot_word(x + ((2 * j + h) * MT + t) * 128);
+            UNROLL for (int h = 0; h < 2; ++h) b[t][h] = slot_word(x + left_place(8 * t + lane / 4, 2 * j + h));
           UNROLL for (int i = 0; i < EACH; ++i) {
             u32 a[4];
             columns16(a, unit, warp * EACH + i, j);

@@ -9,11 +9,26 @@ from dataclasses import dataclass
 from eqsat.codegen.cuda.bounds import traffic_ns
 from eqsat.codegen.cuda.emit import assemble, output_names, parameter_names, part, refuse_illegal, stored_type, used_inputs
 from eqsat.codegen.cuda.few_rows import big_matrices, combine, few_rows_refusal, stage_left
-from eqsat.codegen.cuda.operand import Operand, direct_store, epilogue, epilogue_reads, loads_of
+from eqsat.codegen.cuda.left import computed_left
+from eqsat.codegen.cuda.operand import (
+    Operand,
+    axis_names,
+    axis_strides,
+    buffers,
+    contiguous,
+    direct_store,
+    epilogue,
+    epilogue_reads,
+    joined_stride,
+    loads_of,
+    operand,
+)
 from eqsat.codegen.cuda.template import fill
 from eqsat.codegen.kernel import Arg, BufferArg, KernelSource, Rates, Schedule, TensorMapArg, WorkspaceArg
+from eqsat.codegen.printer import print_offset
 from eqsat.codegen.problem import Contract, ContractProblem, Problem, nest
 from eqsat.codegen.targets import TARGETS, Target
+from eqsat.ir import Expr
 from eqsat.types import DType
 
 HOPPER = TARGETS["sm_90"]
@@ -27,7 +42,7 @@ SHARING_NS = 1500.0  # to leave sums in memory, count, and read those of others:
 class StreamTile(Schedule):
     """How the matrices are cut into units, and the roles of a block's warps.
 
-    A unit is `kb` of k by `cols` columns of every matrix of a part. `warps` multiply, `stagers` bring x; `ring` KiB at the most
+    A unit is `kb` of k by `cols` columns of every matrix of a part. `warps` multiply, `stagers` make x where it is not copied; `ring` KiB at the most
     of units are on their way for each of the `blocks` that share a multiprocessor. Of a tile that several blocks share, the last to
     finish adds all sums or, in a `team`, each waits for the others and adds its part.
     """
@@ -56,7 +71,7 @@ class StreamFamily:
         """Return why the schedule cannot serve the problem, or None."""
         if not isinstance(problem, Contract) or not isinstance(schedule, StreamTile):
             return "it serves contractions with a StreamTile"
-        return few_rows_refusal(problem) or _copies_refusal(problem) or _schedule_refusal(problem, schedule)
+        return few_rows_refusal(problem) or _schedule_refusal(problem, schedule)
 
     def emit(self, problem: Problem, schedule: Schedule) -> KernelSource:
         """Return the source."""
@@ -102,23 +117,57 @@ class StreamFamily:
         return target.kind == "cuda" and target.capability >= HOPPER.capability and target.shared_bytes >= HOPPER.shared_bytes
 
 
-def _copies_refusal(problem: Contract) -> str | None:
-    """Refuse what cannot be copied by whole vectors."""
-    if problem.shape[3] % 8:
-        return "x is staged in vectors of 8 along k"
-    return None
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """What of the left operand comes by TMA: matrices (the loads that read them), and vectors along k.
+
+    Of a `plain` left operand the matrix is all there is; else the stagers compute it in the place of the first matrix. Without any
+    matrix they fetch what they need from memory themselves.
+    """
+
+    matrices: tuple[tuple[Expr, Operand], ...] = ()
+    vectors: tuple[Expr, ...] = ()
+    plain: bool = False
+
+
+def _copies(problem: Contract) -> Copies:
+    lead = problem.parts[0]
+    a = lead.contractions[0].a
+    one = operand(lead, a, lead.m)
+    if not lead.statistics and not isinstance(one, str):
+        return Copies(((a, one),), (), plain=True) if _whole(one) else Copies()
+    found = computed_left(lead)
+    if isinstance(found, str) or not all(_whole(o) for _, o in found.staged):
+        return Copies()
+    known, extents = buffers(lead.program), lead.program.extents
+    for e in found.vectors:
+        buffer = known[e.attrs[0]]
+        if not contiguous(e, buffer, lead.k[-1], 8) or joined_stride(lead.k, axis_strides(e, buffer), extents) != 1:
+            return Copies()
+    return Copies(found.staged, found.vectors)
+
+
+def _whole(o: Operand) -> bool:
+    """Whether an operand is whole vectors of 16 bytes along k."""
+    return o.k_major and o.aligned(8)
 
 
 def _schedule_refusal(problem: Contract, s: StreamTile) -> str | None:
     count, k_major = len(problem.parts[0].contractions), _matrix(problem).k_major
     if s.team not in (0, 1):
         return "blocks that share a tile work as a team (1) or do not (0)"
-    if min(s.cols, s.kb, s.warps, s.stagers, s.ring, s.blocks) < 1 or s.threads > 1024:
-        return "every figure is at least 1, and a block has at most 1024 threads"
-    if k_major and (s.kb % PANEL or s.cols % 16 or s.cols > 256):
-        return "where k is contiguous, a unit is whole panels of 64 of k by 16 to 256 columns in steps of 16"
-    if not k_major and (s.kb % 32 or s.kb > 256 or s.cols % PANEL):
-        return "where columns are contiguous, a unit is 32 to 256 of k in steps of 32 by whole panels of 64 columns"
+    if problem.shape[3] % 8:
+        return "x comes in vectors of 8 along k"
+    if min(s.cols, s.kb, s.warps, s.ring, s.blocks) < 1 or s.stagers < 0 or s.threads > 1024:
+        return "every figure but the stagers is at least 1, and a block has at most 1024 threads"
+    if (s.stagers == 0) != _copies(problem).plain:
+        return "a plain left operand is copied and needs no stagers (0); any other is made by at least one"
+    if s.kb % PANEL or s.kb > 256:
+        return "a unit is whole panels of 64 of k, at most four"
+    if k_major and (s.cols % 16 or s.cols > 256):
+        return "where k is contiguous, a unit has 16 to 256 columns in steps of 16"
+    if not k_major and s.cols % PANEL:
+        return "where columns are contiguous, a unit is whole panels of 64 columns"
     if count * s.cols % (16 * s.warps):
         return "every warp takes the same number of 16-column tiles"
     if len(problem.statistics) * _rows(problem) > 32 * s.warps:
@@ -129,8 +178,10 @@ def _schedule_refusal(problem: Contract, s: StreamTile) -> str | None:
     registers = max(count * s.cols // 16 // s.warps * tiles * 4 + 2 * tiles, tiles * s.kb // 32 * 4 + 16)
     if registers > min(224, 65536 // (s.threads * s.blocks)) - 32:
         return f"{registers} registers of sums or of x a thread do not fit beside {s.blocks} blocks of {s.threads} threads"
-    if _stages(problem, s) < 3:
-        return f"only {_stages(problem, s)} units of {_unit_bytes(problem, s)} bytes fit into the ring; it needs 3"
+    if _stages(problem, s) <= max(2, s.stagers):
+        return (
+            f"{_stages(problem, s)} units of {_unit_bytes(problem, s)} bytes fit into the ring; it needs 3, and more than stagers"
+        )
     return None
 
 
@@ -157,19 +208,31 @@ def _grid(problem: Contract, s: StreamTile) -> int:
     return min(HOPPER.processors * s.blocks, _units(problem, s))
 
 
+def _vectors_at(problem: Contract, s: StreamTile) -> list[int]:
+    """Return where the vectors lie behind the matrices of the left operand in a slot, and where they end."""
+    copies = _copies(problem)
+    sizes = (-(-s.kb * e.dtype.bytes // 128) * 128 for e in copies.vectors)
+    return list(itertools.accumulate(sizes, initial=max(1, len(copies.matrices)) * _rows(problem) * s.kb * 2))
+
+
+def _left_bytes(problem: Contract, s: StreamTile) -> int:
+    """Bytes of a slot for the left operand, in whole swizzled panels."""
+    return -(-_vectors_at(problem, s)[-1] // 1024) * 1024
+
+
 def _unit_bytes(problem: Contract, s: StreamTile) -> int:
-    """Bytes of a slot of the ring: the matrices, x, and the statistics of a unit."""
-    rows = _rows(problem)
-    return 2 * s.kb * (len(problem.parts[0].contractions) * s.cols + rows) + 4 * len(problem.statistics) * rows
+    """Bytes of a slot of the ring: the matrices, the left operand, and the statistics of a unit."""
+    matrices = 2 * s.kb * len(problem.parts[0].contractions) * s.cols
+    return matrices + _left_bytes(problem, s) + 4 * len(problem.statistics) * _rows(problem)
 
 
 def _stages(problem: Contract, s: StreamTile) -> int:
     room = min(HOPPER.shared_bytes // s.blocks - (s.blocks - 1) * RESERVED, 1024 * s.ring) - 1024 - 16
-    return min(MOST_STAGES, room // (_unit_bytes(problem, s) + 16))
+    return min(MOST_STAGES, room // (_unit_bytes(problem, s) + 24))
 
 
 def _shared_bytes(problem: Contract, s: StreamTile) -> int:
-    return 1024 + _stages(problem, s) * (_unit_bytes(problem, s) + 16) + 16
+    return 1024 + _stages(problem, s) * (_unit_bytes(problem, s) + 24) + 16
 
 
 def _slot_floats(problem: Contract, s: StreamTile) -> int:
@@ -188,7 +251,7 @@ def _constants(problem: Contract, s: StreamTile) -> str:
         "BATCH": batch, "M": m, "K": k, "COUNT": len(problem.parts[0].contractions), "STATISTICS": len(problem.statistics),
         "TILES": _tiles(problem, s)[-1], "COLS": s.cols, "KB": s.kb, "WARPS": s.warps, "STAGERS": s.stagers,
         "STAGES": _stages(problem, s), "BLOCKS": s.blocks, "GRID": _grid(problem, s), "THREADS": s.threads,
-        "COUNTERS": _counters(problem, s),
+        "COUNTERS": _counters(problem, s), "LEFT_BYTES": _left_bytes(problem, s),
     }  # fmt: skip
     return "\n".join(
         [*(f"constexpr int {name} = {v};" for name, v in values.items()), f"using T = {stored_type(_matrix(problem).dtype)};"]
@@ -198,9 +261,12 @@ def _constants(problem: Contract, s: StreamTile) -> str:
 def _kernel(problem: Contract, s: StreamTile) -> str:
     lead, big = problem.parts[0], _matrix(problem)
     several = len(problem.parts) > 1
+    copies = _copies(problem)
+    kind = {"copied"} if copies.plain else {"made", "computed", "copied"} if copies.matrices else {"made", "fetched"}
     flags = {
         "k_major" if big.k_major else "n_major",
         "team" if s.team else "last",
+        *kind,
         *(["statistics"] if problem.statistics else []),
     }
     ops = [combine(lead, j) for j in range(len(problem.statistics))]
@@ -208,14 +274,16 @@ def _kernel(problem: Contract, s: StreamTile) -> str:
     first = f"(slab - {_by_part(problem, s, _tiles(problem, s)[:-1])}) * COLS" if several else "slab * COLS"
     slots = {
         "PARAMETERS": [_parameters(problem)],
-        "PREFETCH": [f"tma_prefetch(&{name});" for group in _maps(problem) for name in group],
+        "PREFETCH": [f"tma_prefetch(&{name});" for name in _map_names(problem)],
+        "LOAD_LEFT": _load_computed(problem, s, copies) if s.stagers and copies.matrices else [],
         "SELECT": [f"const int n0 = {first};", *_select(problem, s)],
         "LOAD": [
             f"load_matrix(smem + s * W_BYTES + {c} * MATRIX, {'matrix' if several else '&map_w'}{c}, full + 8 * s, n0, k, batch);"
             for c in range(len(lead.contractions))
-        ],
+        ]
+        + (["load_left(smem + LEFT_AT + s * LEFT_BYTES, &map_x0, full + 8 * s, k, batch);"] if copies.plain else []),
         "INIT": [f"float part{j} = {op}::neutral();" for j, op in enumerate(ops)],
-        "STAGE": stage_left(lead, 8),
+        "STAGE": _stage_computed(problem, s, copies) if copies.matrices else stage_left(lead, 8),
         "REDUCE_ROWS": [
             line
             for j, op in enumerate(ops)
@@ -240,6 +308,42 @@ def _kernel(problem: Contract, s: StreamTile) -> str:
     return fill(part("stream.cu"), flags, slots)
 
 
+def _load_computed(problem: Contract, s: StreamTile, copies: Copies) -> list[str]:
+    """Print the copies of what the left operand of a unit is computed from."""
+    lead, at = problem.parts[0], _vectors_at(problem, s)
+    known, pointers = buffers(problem.program), parameter_names(problem.program)
+    names = axis_names({"batch": lead.batch, "k": lead.k}, problem.program.extents)
+    each = sum(e.dtype.bytes for e in copies.vectors)
+    out = [
+        "const u32 left = smem + LEFT_AT + s * LEFT_BYTES;",
+        f"mbar_expect(raw_full + 8 * s, {len(copies.matrices)} * LEFT_MATRIX + {each} * min(KB, K - k));",
+    ]
+    out += [f"load_left(left + {i} * LEFT_MATRIX, &map_x{i}, raw_full + 8 * s, k, batch);" for i in range(len(copies.matrices))]
+    for i, e in enumerate(copies.vectors):
+        name = e.attrs[0]
+        source = f"{pointers[name]} + {print_offset(e, known[name], names)}"
+        out.append(f"bulk_load(left + {at[i]}, {source}, {e.dtype.bytes} * min(KB, K - k), raw_full + 8 * s);")
+    return out
+
+
+def _stage_computed(problem: Contract, s: StreamTile, copies: Copies) -> list[str]:
+    """Print how 8 neighbours of the left operand come of what was copied, and what the statistics take of them."""
+    at = _vectors_at(problem, s)
+    at_hand: dict[Expr, str] = {}
+    before = []
+    for i, (e, o) in enumerate(copies.matrices):
+        before.append(
+            f"const Raw<16> raw{i} = slot_raw<16>(left + {i} * LEFT_MATRIX + left_place(8 * t + lane % 8, 4 * c + lane / 8));"
+        )
+        at_hand[e] = f"Element<{stored_type(o.dtype)}>::get(raw{i}, e)"
+    for i, e in enumerate(copies.vectors):
+        before.append(
+            f"const auto vector{i} = slot_raw<{8 * e.dtype.bytes}>(left + {at[i]} + (32 * c + lane / 8 * 8) * {e.dtype.bytes});"
+        )
+        at_hand[e] = f"Element<{stored_type(e.dtype)}>::get(vector{i}, e)"
+    return [*before, *stage_left(problem.parts[0], 8, at_hand)]
+
+
 def _by_part(problem: Contract, s: StreamTile, values: Sequence[object]) -> str:
     """Print the choice of a value by the part that a tile belongs to."""
     chosen = "".join(f"slab < {end} ? {v} : " for v, end in zip(values[:-1], _tiles(problem, s)[1:], strict=False))
@@ -252,6 +356,10 @@ def _maps(problem: Contract) -> list[list[str]]:
     return [
         [f"map_w{c}_{i}" if several else f"map_w{c}" for c in range(len(p.contractions))] for i, p in enumerate(problem.parts)
     ]
+
+
+def _map_names(problem: Contract) -> list[str]:
+    return [*(f"map_x{i}" for i in range(len(_copies(problem).matrices))), *(name for group in _maps(problem) for name in group)]
 
 
 def _select(problem: Contract, s: StreamTile) -> list[str]:
@@ -278,8 +386,9 @@ def _finish(problem: Contract, s: StreamTile) -> list[str]:
 
 def _read_beside(problem: Contract) -> list[str]:
     """Return the buffers that are passed as pointers: what x is made of, and what the epilogues read."""
-    lead = problem.parts[0]
-    left = loads_of([lead.contractions[0].a, *(nest(e)[1] for e in problem.statistics)], {})
+    lead, copies = problem.parts[0], _copies(problem)
+    mapped = dict.fromkeys((e for e, _ in copies.matrices), "")
+    left = loads_of([lead.contractions[0].a, *(nest(e)[1] for e in problem.statistics)], mapped)
     read = frozenset((e.args[0] if e.op == "access" else e).attrs[0] for e in left).union(
         *(epilogue_reads(p) for p in problem.parts)
     )
@@ -291,7 +400,7 @@ def _parameters(problem: Contract) -> str:
     outs = zip(problem.program.outputs, output_names(problem.program), strict=True)
     return ", ".join(
         [
-            *(f"TMAP {name}" for group in _maps(problem) for name in group),
+            *(f"TMAP {name}" for name in _map_names(problem)),
             *(f"const {stored_type(inputs[p].dtype)}* __restrict__ {names[p]}" for p in _read_beside(problem)),
             *(f"{stored_type(o.dtype)}* __restrict__ {name}" for o, name in outs),
             "float* __restrict__ workspace",
@@ -300,20 +409,18 @@ def _parameters(problem: Contract) -> str:
 
 
 def _arguments(problem: Contract, s: StreamTile) -> tuple[Arg, ...]:
-    maps = [_tensor_map(p, b, s) for p in problem.parts for b in _matrices(p)]
+    maps = [_tensor_map(problem.parts[0], o, problem.shape[1], _rows(problem)) for _, o in _copies(problem).matrices]
+    for p in problem.parts:
+        found = big_matrices(p)
+        assert not isinstance(found, str)
+        maps += [_tensor_map(p, b, p.shape[2], s.cols if b.k_major else s.kb) for b in found]
     beside = [BufferArg(name) for name in (*_read_beside(problem), *(o.name for o in problem.program.outputs))]
     return (*maps, *beside, WorkspaceArg(zeroed=True))
 
 
-def _matrices(problem: ContractProblem) -> tuple[Operand, ...]:
-    found = big_matrices(problem)
-    assert not isinstance(found, str)
-    return found
-
-
-def _tensor_map(problem: ContractProblem, big: Operand, s: StreamTile) -> TensorMapArg:
-    batch, _, n, k = problem.shape
-    inner, outer, step = (k, n, big.row_stride) if big.k_major else (n, k, big.k_stride)
+def _tensor_map(problem: ContractProblem, o: Operand, rows: int, box: int) -> TensorMapArg:
+    """Return the map of an operand of so many rows (or columns), of which a copy takes `box` by a panel of what is contiguous."""
+    batch, _, _, k = problem.shape
+    inner, outer, step = (k, rows, o.row_stride) if o.k_major else (rows, k, o.k_stride)
     row = 2 * step or -(-2 * inner // 16) * 16  # where the extent is 1, any stride that TMA accepts
-    strides = (row, 2 * big.batch_stride or row * outer)
-    return TensorMapArg(big.name, big.dtype, (inner, outer, batch), strides, (PANEL, s.cols if big.k_major else s.kb, 1), 128)
+    return TensorMapArg(o.name, o.dtype, (inner, outer, batch), (row, 2 * o.batch_stride or row * outer), (PANEL, box, 1), 128)

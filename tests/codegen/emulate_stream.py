@@ -36,6 +36,13 @@ static void ldmatrix4_transposed(u32 (&r)[4], u32 at) { ldmatrix_of<true>(r, at)
 static u32 slot_word(u32 at) { u32 v; memcpy(&v, here(at), 4); return v; }
 static void put_slot_word(u32 at, u32 v) { memcpy(here(at), &v, 4); }
 static void put_slot16(u32 at, const Raw<16>& v) { check_aligned(here(at), 16); memcpy(here(at), &v, 16); }
+static void bulk_load(u32 dst, const void* src, u32 bytes, u32 bar) {
+  check_aligned(src, 16); check_aligned(here(dst), 16); if (bytes % 16) abort();
+  memcpy(here(dst), src, bytes);
+  Barrier& b = barriers[rank_here()][bar / 8];
+  b.bytes -= bytes;
+  settle(b);
+}
 static V4 far16(const float* p) { check_aligned(p, 16); V4 v; memcpy(&v, p, 16); return v; }
 static u32 fresh_count(const u32* p) { yield_thread(); return *(volatile const u32*)p; }
 static float far_one(const float* p) { return *p; }
