@@ -14,8 +14,9 @@ import numpy as np
 from eqsat.ir import Program
 from eqsat.ops import Array
 from eqsat.search.device import Measurement
+from eqsat.search.guarded import held_dtype
 from eqsat.search.statistics import interleaved, summarize
-from eqsat.search.verify import PLAN, Suite, check_outputs, held_dtype, references
+from eqsat.search.verify import PLAN, Suite, check_outputs, references
 from eqsat.types import DType
 
 # A BLAS told to act as an older CPU is half as fast (measured: 125 against 240 GFLOP/s); comparisons with it mean nothing.

@@ -13,7 +13,9 @@ from eqsat.ir import Program
 from eqsat.ops import Array
 from eqsat.search.cpu_steps import Clock
 from eqsat.search.device import Check, Verdict
-from eqsat.search.verify import GuardedBuffer, Prepared, check_outputs, power, prepare
+from eqsat.search.faults import power
+from eqsat.search.guarded import GuardedBuffer
+from eqsat.search.verify import Prepared, check_outputs, prepare
 
 # Above this many operations, or elements of an output or input, the suites "wide" and "special" are left out: a float64
 # product of 2048³ takes a third of a second, and a suite several of them.

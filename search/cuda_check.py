@@ -12,7 +12,9 @@ from eqsat.ir import Program
 from eqsat.search.arrays import cupy_dtype
 from eqsat.search.cuda_steps import Scratch
 from eqsat.search.device import Check, Verdict
-from eqsat.search.verify import GuardedBuffer, Prepared, check_outputs, comparable, power, references, suites
+from eqsat.search.faults import power
+from eqsat.search.guarded import GuardedBuffer
+from eqsat.search.verify import Prepared, check_outputs, comparable, references, suites
 
 # Above this many operations or elements of the program the suites "wide" and "special" are left out.
 _QUICK_FLOPS = 4e12

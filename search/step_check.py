@@ -16,7 +16,8 @@ import numpy as np
 from eqsat.codegen.kernel import KernelBinary
 from eqsat.codegen.plan import Executable, Step
 from eqsat.search.device import Check, Verdict
-from eqsat.search.verify import KERNEL, GuardedBuffer, Suite, SuiteName, check_outputs, comparable, references
+from eqsat.search.guarded import GuardedBuffer
+from eqsat.search.verify import KERNEL, Suite, SuiteName, check_outputs, comparable, references
 
 Launch = Callable[[Mapping[str, int]], None]  # takes the addresses of buffers by name, and waits for the end
 SUITES: tuple[SuiteName, ...] = ("normal", "uniform")

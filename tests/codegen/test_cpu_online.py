@@ -17,8 +17,9 @@ from eqsat.codegen.online import OnlineProblem, online_problem
 from eqsat.codegen.problem import Problem, point_problem
 from eqsat.errors import IllegalScheduleError
 from eqsat.rulefile import builtin_rules
+from eqsat.search.faults import power
 from eqsat.search.schedules import points, space_of, space_term
-from eqsat.search.verify import check_outputs, power, prepare
+from eqsat.search.verify import check_outputs, prepare
 from eqsat.session import Session
 from tests.codegen.cpu_run import call_all, compile_many
 from tests.codegen.online_problems import BF16, F32, FOLDS, attention, causal

@@ -9,7 +9,8 @@ import pytest
 
 from eqsat.errorbound import Rounding, evaluate_with_bound
 from eqsat.ir import Input, Output, Program, apply, const, read
-from eqsat.search.verify import Prepared, check_outputs, power, prepare
+from eqsat.search.faults import power
+from eqsat.search.verify import Prepared, check_outputs, prepare
 from eqsat.types import DType
 from tests.codegen.online_problems import attention
 
