@@ -65,10 +65,10 @@ _PARTS = 32  # fewer parts than this are reduced by one worker in about the time
 
 
 def for_target(ruleset: RuleSet, target: Target) -> RuleSet:
-    """Return the rules with the facts about a target that they ask for: how few rows leave it idle, what axes are split."""
+    """Return the rules with the facts about a target that they ask for: its processors, how few rows leave it idle, what axes are split."""
     few = 2 * target.processors if target.kind == "cuda" else target.processors
     part = _PART[target.kind]
-    facts = {"few-rows": few, "split-length": part, "split-from": _PARTS * part}
+    facts = {"few-rows": few, "split-length": part, "split-from": _PARTS * part, "processor-count": target.processors}
     return ruleset + RuleSet((), (), tuple(listed(name, Node("int", str(n))) for name, n in facts.items()))
 
 

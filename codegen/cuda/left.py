@@ -32,7 +32,7 @@ class Left:
 
     def registers(self, tiles: int) -> int:
         """Return the registers of a thread for the fragments of two steps, 64 rows `tiles` times, and for the vectors of one step."""
-        return 32 * tiles + sum(16 if v.dtype.bytes > 2 else 8 for v in self.vectors)
+        return 32 * tiles + 8 * tiles * len(self.staged) + sum(16 if v.dtype.bytes > 2 else 8 for v in self.vectors)
 
 
 def computed_left(problem: ContractProblem) -> Left | str:
@@ -73,7 +73,7 @@ def computed_left(problem: ContractProblem) -> Left | str:
 
 def _roots(problem: ContractProblem) -> list[Expr]:
     """Return what is computed of each element of the left operand: its value, and the bodies of the row statistics."""
-    return [_value(problem), *(nest(s)[1] for s in problem.statistics)]
+    return [_value(problem), *_bodies(problem)]
 
 
 def _value(problem: ContractProblem) -> Expr:
@@ -90,7 +90,7 @@ def left_reads(left: Left) -> frozenset[str]:
 
 
 def print_scalars(problem: ContractProblem, left: Left) -> list[str]:
-    """Print the loads that vary along the batch at most, and the registers that hold vectors."""
+    """Print the loads that vary along the batch at most, and the registers that hold fragments and vectors."""
     known, pointers = buffers(problem.program), parameter_names(problem.program)
     names = axis_names({"tile.batch": problem.batch}, problem.program.extents)
     out = []
@@ -99,6 +99,7 @@ def print_scalars(problem: ContractProblem, left: Left) -> list[str]:
         out.append(
             f"const {register_type(e.dtype)} s{i} = ordered_one({pointers[name]} + {print_offset(e, known[name], names)});"
         )
+    out += [f"Raw<16> x{i}[TILES][4];" for i in range(len(left.staged))]
     return out + [f"Raw<{2 * e.dtype.bytes}> v{i}[4][2];" for i, e in enumerate(left.vectors)]
 
 
@@ -114,21 +115,76 @@ def print_fetch(problem: ContractProblem, left: Left) -> list[str]:
     return [f"UNROLL for (int h = 0; h < 2; ++h) {{ {at} {' '.join(body)} }}"] if body else []
 
 
-def print_element(problem: ContractProblem, left: Left, combine: list[str]) -> list[str]:
-    """Print the computation of element `e` of register `r` of fragment `q`: into `y[e]`, and into the row statistics.
+def print_fragments(left: Left) -> list[str]:
+    """Print the reading of fragment `q` of every staged matrix."""
+    return [f"x{n}[i][q] = left_fragment<A>(A::rows64(slot + {n} * A::bytes, first + i), q);" for n in range(len(left.staged))]
+
+
+def print_words(problem: ContractProblem, left: Left, combine: list[str]) -> list[str]:
+    """Print the computation of register `r` of fragment `q`, two neighbours along k, and of statistics that need its vectors.
+
+    One product, sum or difference of two 16-bit numbers rounds once, as arithmetic on pairs does.
 
     Parameters
     ----------
     combine : list of str
         The combining class of each statistic.
     """
-    leaves = {x: f"Element<{stored_type(x.dtype)}>::get(x{i}, 2 * r + e)" for i, (x, _) in enumerate(left.staged)}
+    e, kind = _value(problem), left.staged[0][1].dtype
+    stats = [] if rides(problem, left) else [*enumerate(zip(combine, _bodies(problem), strict=True))]
+    if (
+        e.op in _PAIRS
+        and not stats
+        and all(a.dtype is kind and a in (*left.vectors, *(x for x, _ in left.staged)) for a in e.args)
+    ):
+        words = [_word(left, a) for a in e.args]
+        return [f"to[i][q][r] = pair_{e.op}<T>({', '.join(words)});"]
+    leaves = {x: f"Element<{stored_type(x.dtype)}>::get(x{i}[i][q], 2 * r + e)" for i, (x, _) in enumerate(left.staged)}
     leaves |= {x: f"Element<{stored_type(x.dtype)}>::get(v{i}[q][r / 2], e)" for i, x in enumerate(left.vectors)}
-    leaves |= {x: f"s{i}" for i, x in enumerate(left.scalars)}
-    roots = _roots(problem)
-    lines, values = print_statements(roots, lambda e: leaves.get(e) or (literal(e) if e.op == "const" else None), register_type)
-    stats = [
-        f"stat[i][{j}][r % 2] = {op}::of(stat[i][{j}][r % 2], {v});"
-        for j, (op, v) in enumerate(zip(combine, values[1:], strict=True))
+    lines, values = _statements([e, *(body for _, (_, body) in stats)], leaves, left)
+    added = [
+        f"stat[i][{j}][r % 2] = {op}::of(stat[i][{j}][r % 2], {v});" for (j, (op, _)), v in zip(stats, values[1:], strict=True)
     ]
-    return [*lines, f"y[e] = {values[0]};", *stats]
+    body = [*lines, f"y[e] = {values[0]};", *added]
+    return [
+        "float y[2];",
+        "UNROLL for (int e = 0; e < 2; ++e) {",
+        *(f"  {line}" for line in body),
+        "}",
+        "to[i][q][r] = Pack<T>::template from<2>(y).w[0];",
+    ]
+
+
+def print_riding(problem: ContractProblem, left: Left, combine: list[str]) -> list[str]:
+    """Print what adds element `e` of register `r` of fragment `q` to the row statistics while the matrix units work."""
+    leaves = {x: f"Element<{stored_type(x.dtype)}>::get(x{i}[i][q], 2 * r + e)" for i, (x, _) in enumerate(left.staged)}
+    lines, values = _statements(_bodies(problem), leaves, left)
+    added = [
+        f"stat[i][{j}][r % 2] = {op}::of(stat[i][{j}][r % 2], {v});"
+        for j, (op, v) in enumerate(zip(combine, values, strict=True))
+    ]
+    return [*lines, *added]
+
+
+def rides(problem: ContractProblem, left: Left) -> bool:
+    """Whether the statistics read nothing but the staged matrices: they are then added up when the operand is under way."""
+    return not set(left.vectors) & {e for body in _bodies(problem) for e in body.walk()}
+
+
+_PAIRS = ("mul", "add", "sub")
+
+
+def _word(left: Left, e: Expr) -> str:
+    """Return the C expression of the pair of neighbours that a leaf has in register `r`."""
+    if e in left.vectors:
+        return f"v{left.vectors.index(e)}[q][r / 2].w[0]"
+    return f"x{[x for x, _ in left.staged].index(e)}[i][q].w[r]"
+
+
+def _bodies(problem: ContractProblem) -> list[Expr]:
+    return [nest(s)[1] for s in problem.statistics]
+
+
+def _statements(roots: list[Expr], leaves: dict[Expr, str], left: Left) -> tuple[list[str], list[str]]:
+    known = leaves | {x: f"s{i}" for i, x in enumerate(left.scalars)}
+    return print_statements(roots, lambda e: known.get(e) or (literal(e) if e.op == "const" else None), register_type)

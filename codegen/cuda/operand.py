@@ -234,6 +234,17 @@ def output_joins(problem: ContractProblem) -> tuple[int, int, int] | None:
     return None if None in groups else (groups[0] or 0, groups[1] or 0, groups[2] or 0)
 
 
+def output_vector(problem: ContractProblem) -> int:
+    """Return how many neighbours along the columns, from a multiple of it on, are one aligned piece of the output: 8, 4, 2, 1 or 0."""
+    out, extents = problem.output, problem.program.extents
+    steps = {a: s for a, s in zip(out.axes, strides(out.shape), strict=True) if a and extents[a] > 1}
+    inner = next((a for a in reversed(problem.n) if a in steps), None)
+    if inner is None or steps[inner] != 1:
+        return 0
+    others = [s for a, s in steps.items() if a != inner]
+    return next(v for v in (8, 4, 2, 1) if extents[inner] % v == 0 and all(s % v == 0 for s in others))
+
+
 def output_offset(problem: ContractProblem, names: Mapping[str, str]) -> str:
     """Print the element offset of an output position."""
     out = problem.output
@@ -269,6 +280,11 @@ def _mentions(lines: Sequence[str], names: Sequence[str]) -> bool:
 
 def _position(problem: ContractProblem, row: str, col: str) -> dict[str, str]:
     return axis_names({"batch": problem.batch, row: problem.m, col: problem.n}, problem.program.extents)
+
+
+def output_position(problem: ContractProblem) -> dict[str, str]:
+    """Return the C expression of each axis at row `y_row`, column `y_col` of batch `batch`."""
+    return _position(problem, "y_row", "y_col")
 
 
 def direct_store(problem: ContractProblem) -> list[str]:

@@ -85,9 +85,11 @@ template <int STAGES, u32 BYTES, int CONSUMERS, int CLUSTER> struct Ring {
 template <int BATCH, int M, int N, int BM, int BN, int CM, int CN, int GROUP> struct Raster {
   static constexpr int ROWS = (M + BM * CM - 1) / (BM * CM), COLS = (N + BN * CN - 1) / (BN * CN), CLUSTER = CM * CN;
   int t, m, n, batch;
-  DEV Raster() : t((int)(blockIdx.x / CLUSTER) - (int)(gridDim.x / CLUSTER)) {}
+  const int step;
+  DEV Raster() : t((int)(blockIdx.x / CLUSTER) - (int)(gridDim.x / CLUSTER)), step(gridDim.x / CLUSTER) {}
+  DEV Raster(int only) : t(only - BATCH * ROWS * COLS), step(BATCH * ROWS * COLS) {}  // this tile and no other
   DEV bool next() {
-    t += gridDim.x / CLUSTER;
+    t += step;
     if (t >= BATCH * ROWS * COLS) return false;
     batch = t / (ROWS * COLS);
     const int i = t % (ROWS * COLS), first = i / (GROUP * COLS) * GROUP, height = min(ROWS - first, GROUP), r = i - first * COLS;
@@ -146,6 +148,40 @@ template <class A> DEV Raw<16> left_fragment(u32 tile, int q) {
     return fragment(tile + row * 128 + (((2 * q + (l >> 4)) ^ (row & 7)) << 4));
   }
 }
+// Arithmetic on pairs of 16-bit numbers, each rounded once.
+template <class T> DEV u32 pair_mul(u32 a, u32 b);
+template <> DEV u32 pair_mul<bf16>(u32 a, u32 b) {
+  u32 r;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+template <> DEV u32 pair_mul<f16>(u32 a, u32 b) {
+  u32 r;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+template <class T> DEV u32 pair_add(u32 a, u32 b);
+template <> DEV u32 pair_add<bf16>(u32 a, u32 b) {
+  u32 r;
+  asm("add.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+template <> DEV u32 pair_add<f16>(u32 a, u32 b) {
+  u32 r;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+template <class T> DEV u32 pair_sub(u32 a, u32 b);
+template <> DEV u32 pair_sub<bf16>(u32 a, u32 b) {
+  u32 r;
+  asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+template <> DEV u32 pair_sub<f16>(u32 a, u32 b) {
+  u32 r;
+  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
 // Combines what the four lanes that share a row have.
 template <class OP> DEV void quad_total(float (&s)[2]) {
   UNROLL for (int h = 0; h < 2; ++h) {
@@ -172,6 +208,33 @@ template <int N> struct Acc {
   }
 };
 
+// Blocks that share a sum leave their parts in memory, wait for each other (all of them are resident), and read the parts of all.
+// The sign of the counter flips when the last one comes; the rest of it is 0 then, so that it serves the next launch.
+DEV u32 add_release(u32* p, u32 v) {
+  u32 old;
+  asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory");
+  return old;
+}
+DEV u32 load_acquire(const u32* p) {
+  u32 v;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+DEV void meet(u32* counter, int blocks, bool first) {
+  const u32 old = add_release(counter, first ? 0x80000000u - (blocks - 1) : 1u);
+  const u64 start = globaltimer();
+  while (((old ^ load_acquire(counter)) & 0x80000000u) == 0)
+    if (globaltimer() - start > SPIN_NS) { fault(); break; }
+}
+DEV void leave4(float* p, const float* v) {
+  asm volatile("st.global.v4.f32 [%0], {%1,%2,%3,%4};" :: "l"(p), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]) : "memory");
+}
+DEV void add4(float (&to)[4], const float* p) {
+  float v[4];
+  asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3]) : "l"(p) : "memory");
+  UNROLL for (int i = 0; i < 4; ++i) to[i] += v[i];
+}
+
 // Row statistics ride the k-major tile that the matrix units read: two threads for each of 64 rows, in the warp that holds these
 // rows of the accumulator. `row_values` hands over this thread's half row; `row_total` gives the lane the totals of its two rows.
 DEV Raw<16> shared16(u32 at) {
@@ -179,6 +242,8 @@ DEV Raw<16> shared16(u32 at) {
   asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(x.w[0]), "=r"(x.w[1]), "=r"(x.w[2]), "=r"(x.w[3]) : "r"(at));
   return x;
 }
+DEV u32 shared_word(u32 at) { u32 x; asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(at)); return x; }
+DEV u32 shared_half(u32 at) { u16 x; asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(at)); return x; }
 template <class T, class F> DEV void row_values(u32 tile, F f) {
   const int t = threadIdx.x % 128, r = t / 2;
   UNROLL for (int c = 0; c < 4; ++c) {
@@ -231,7 +296,41 @@ template <class T, int N, int BUFFERS, int HEAD, class F> DEV void store_tile(co
     }
   });
 }
-// The same for an output whose rows are contiguous, not its columns: each warp's 16 rows are transposed on their way to the staging
+// The same without TMA, where each warp is for itself: its 16 rows pass through its own part of the staging, and leave as 16-byte
+// vectors of neighbouring lanes (as single elements or pairs where rows are not aligned to VEC = 8 elements). `at(row, column)` is the
+// address of element (row, column) of the tile; nothing is stored beyond `rows` and `columns`.
+template <class T, int N, int BUFFERS, int VEC, class F, class P> DEV void store_rows(u32 staging, int rows, int columns, F value, P at) {
+  const int lane = lane_id(), mine = warp_in_group() * 16;
+  repeat<(N + 63) / 64>([&](auto round) {
+    const int c = 64 * round;
+    const u32 buffer = staging + (round % BUFFERS) * 8192 + warp_in_group() * 2048;
+    if (BUFFERS == 1 && round > 0) __syncwarp();
+    UNROLL for (int j = 0; j < 4; ++j)
+      if (c + 16 * j < N) {
+        float d[8];
+        UNROLL for (int p = 0; p < 4; ++p) {
+          float y[2];
+          value((c + 16 * j) / 2 + 2 * p, p & 1, c + 16 * j + 8 * (p / 2) + 2 * (lane % 4), y);
+          d[2 * p] = y[0]; d[2 * p + 1] = y[1];
+        }
+        const Raw<16> r = Pack<T>::template from<8>(d);
+        const int row = lane & 15, chunk = 2 * j + lane / 16;
+        stmatrix4(buffer + row * 128 + ((chunk ^ (row & 7)) << 4), r.w[0], r.w[1], r.w[2], r.w[3]);
+      }
+    __syncwarp();
+    constexpr int WIDE = VEC == 8 ? 8 : VEC >= 2 ? 2 : 1, LANES = 64 / WIDE < 32 ? 64 / WIDE : 32;  // lanes side by side in a row
+    UNROLL for (int t = 0; t < 16 * 64 / (32 * WIDE); ++t) {
+      const int n = t * 32 + lane, row = n / LANES / (64 / WIDE / LANES), column = n % (64 / WIDE) * WIDE;
+      const u32 from = buffer + row * 128 + (((column / 8) ^ (row & 7)) << 4) + column % 8 * 2;
+      if (c + column < N && mine + row < rows && c + column < columns) {
+        if constexpr (WIDE == 8) store_raw<16, PLAIN>(at(mine + row, c + column), shared16(from));
+        else if constexpr (WIDE == 2) { Raw<4> x; x.w[0] = shared_word(from); store_raw<4, PLAIN>(at(mine + row, c + column), x); }
+        else { Raw<2> x; x.w[0] = shared_half(from); store_raw<2, PLAIN>(at(mine + row, c + column), x); }
+      }
+    }
+  });
+}
+// As `store_tile`, for an output whose rows are contiguous, not its columns: each warp's 16 rows are transposed on their way to the staging
 // buffer, where a row of 128 bytes is a column of the tile. The store map's box is 64 rows by as many columns as divide N.
 template <class T, int N, int BUFFERS, int HEAD, class F> DEV void store_turned(const TMap* map, u32 staging, int& pass, int m, int n, int batch, F value) {
   static_assert(HEAD == 0, "columns of heads that lie apart are contiguous");

@@ -8,7 +8,10 @@ KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
   begin_dependent();
   __syncthreads();                                                          //@alone
   cluster_sync();                                                           //@cluster
-  Raster<BATCH, M, N, BM, BN, CM, CN, RASTER> tile;
+  Raster<BATCH, M, N, BM, BN, CM, CN, RASTER> tile;                         //@whole
+  constexpr int k_first = 0, k_last = K, steps = STEPS;                     //@whole
+  Raster<BATCH, M, N, BM, BN, CM, CN, RASTER> tile(blockIdx.x / SLICES);    //@sliced
+  const int slice = blockIdx.x % SLICES, k_first = slice * PER_SLICE, k_last = min(K, k_first + PER_SLICE), steps = (k_last - k_first + 63) / 64;  //@sliced
   const int wg = warpgroup();
 
   if (wg == GROUPS) {                                                       // producer: one thread
@@ -20,7 +23,7 @@ KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
       PREFETCH
       while (tile.next()) {
         SELECT
-        for (int k = 0; k < K; k += 64, in.next()) {
+        for (int k = k_first; k < k_last; k += 64, in.next()) {
           const u32 slot = in.acquire(), full = in.full(in.s);
           LOAD_A
           LOAD_B
@@ -35,16 +38,18 @@ KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
     int pass = 0;                                                           //@staged
     int turn = 0;                                                           //@pingpong
     if (wg == 1) named_arrive(8, 256);                                      //@pingpong
+    // The matrix units take a warpgroup's products one by one, and it waits meanwhile: the two compute and multiply in turn.
+    if (wg == 1) named_arrive(8, 256);                                      //@turns
     while (tile.next()) {
       const bool mine = turn == wg; turn ^= 1;                              //@pingpong
-      if (!mine) { in.skip(STEPS); continue; }                              //@pingpong
+      if (!mine) { in.skip(steps); continue; }                              //@pingpong
       named_sync(8 + wg, 256);                                              //@pingpong
       Acc<BN> acc[COUNT][TILES];
       float part[TILES][STATISTICS];                                        //@ridden
       float stat[TILES][STATISTICS][2];                                     //@statistics
       UNROLL for (int i = 0; i < TILES; ++i) { INIT }                       //@statistics
 //@begin loaded
-      for (int k = 0; k < STEPS; ++k) {
+      for (int k = 0; k < steps; ++k) {
         const u32 slot = in.wait();
         wg_fence();
         UNROLL for (int c = 0; c < COUNT; ++c)
@@ -71,31 +76,36 @@ KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
           repeat<4>([&](auto q) {
             FRAGMENTS
             UNROLL for (int r = 0; r < 4; ++r) {
-              float y[2];
-              UNROLL for (int e = 0; e < 2; ++e) {
-                ELEMENT
-              }
-              to[i][q][r] = Pack<T>::template from<2>(y).w[0];
+              WORD
             }
           });
       };
-      fetch(0);                                                             //@vectors
+      fetch(k_first);                                                            //@vectors
       u32 slot = in.wait();
       compute(slot, left[0]);
-      fetch(K > 64 ? 64 : 0);                                               //@vectors
-      for (int k = 0; k < STEPS; k += 2)
+      fetch(min(k_first + 64, K - 64));                                              //@vectors
+      for (int k = 0; k < steps; k += 2)
         repeat<2>([&](auto p) {
-          if (k + p < STEPS) {
+          if (k + p < steps) {
+            named_sync(8 + wg, 256);                                        //@turns
             wg_fence();
             UNROLL for (int c = 0; c < COUNT; ++c)
               UNROLL for (int i = 0; i < TILES; ++i)
                 acc[c][i].template mma_left<B>(left[p][i], slot + LEFTS * A::bytes + c * B::bytes, k + p == 0);
             wg_commit();
+            named_arrive(8 + (wg ^ 1), 256);                                //@turns
+            UNROLL for (int i = 0; i < TILES; ++i)                          //@riding
+              repeat<4>([&](auto q) {                                       //@riding
+                UNROLL for (int r = 0; r < 4; ++r)                          //@riding
+                  UNROLL for (int e = 0; e < 2; ++e) {                      //@riding
+                    RIDE
+                  }                                                         //@riding
+              });                                                           //@riding
             in.advance();
-            if (k + p + 1 < STEPS) {
+            if (k + p + 1 < steps) {
               slot = in.wait();
               compute(slot, left[1 - p]);
-              fetch(min((k + p + 2) * 64, K - 64));                         //@vectors
+              fetch(min(k_first + (k + p + 2) * 64, K - 64));                         //@vectors
             }
           }
         });
@@ -106,7 +116,25 @@ KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
         UNROLL for (int i = 0; i < TILES; ++i) pin(acc[c][i].v);
       UNROLL for (int i = 0; i < TILES; ++i) { TOTAL }                      //@statistics
 
-      FINISH
+      FINISH                                                                //@whole
+//@begin sliced
+      float* const parts = (float*)((u8*)workspace + COUNTERS) + (i64)(blockIdx.x / SLICES) * SLICES * PART + threadIdx.x * 4;
+      repeat<COUNT * TILES>([&](auto ci) {
+        repeat<BN / 8>([&](auto j) { leave4(parts + slice * PART + (ci * (BN / 8) + j) * GROUPS * 512, acc[ci / TILES][ci % TILES].v + 4 * j); });
+      });
+      named_sync(10, GROUPS * 128);
+      if (threadIdx.x == 0) meet((u32*)workspace + blockIdx.x / SLICES, SLICES, slice == 0);
+      named_sync(10, GROUPS * 128);
+      for (int unit = slice; unit < BN / 8; unit += SLICES) {               // 8 columns at a time
+        Acc<8> sum[COUNT][TILES];
+        repeat<COUNT * TILES>([&](auto ci) {
+          auto& v = sum[ci / TILES][ci % TILES].v;
+          UNROLL for (int e = 0; e < 4; ++e) v[e] = 0.f;
+          _Pragma("unroll 8") for (int s = 0; s < SLICES; ++s) add4(v, parts + s * PART + (ci * (BN / 8) + unit) * GROUPS * 512);
+        });
+        FINISH
+      }
+//@end
     }
     if (threadIdx.x % 128 == 0) bulk_wait_read<0>();                        //@staged
   }

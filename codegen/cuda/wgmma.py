@@ -20,7 +20,17 @@ from eqsat.codegen.cuda.emit import (
     stored_type,
     used_inputs,
 )
-from eqsat.codegen.cuda.left import Left, computed_left, left_reads, print_element, print_fetch, print_scalars
+from eqsat.codegen.cuda.left import (
+    Left,
+    computed_left,
+    left_reads,
+    print_fetch,
+    print_fragments,
+    print_riding,
+    print_scalars,
+    print_words,
+    rides,
+)
 from eqsat.codegen.cuda.operand import (
     Operand,
     accumulates_in_f32,
@@ -29,10 +39,13 @@ from eqsat.codegen.cuda.operand import (
     epilogue_reads,
     operand,
     output_joins,
+    output_offset,
+    output_position,
+    output_vector,
     plain_read,
 )
 from eqsat.codegen.cuda.template import fill
-from eqsat.codegen.kernel import Arg, BufferArg, KernelSource, Rates, Schedule, TensorMapArg
+from eqsat.codegen.kernel import Arg, BufferArg, KernelSource, Rates, Schedule, TensorMapArg, WorkspaceArg
 from eqsat.codegen.printer import is_load, print_statements
 from eqsat.codegen.problem import Contract, ContractProblem, Problem, SummedContractProblem, nest
 from eqsat.codegen.targets import Target
@@ -43,11 +56,13 @@ Served = Contract | SummedContractProblem
 SHARED_BYTES = 233472  # shared memory of a multiprocessor of sm_90 (CUDA programming guide, compute capabilities)
 SHARED_RESERVED = 1024  # of it, for each block
 SMS = 132  # multiprocessors of the SXM parts of sm_90; a persistent grid of another size is correct too
+SHARING_NS = 2000.0  # blocks that share a sum count, wait for each other, and read what the others left
 PANEL_BYTES = 8192  # 64 rows of 128 bytes: an operand panel, and one staging buffer of a warpgroup
 # Live fp32 accumulators a thread can hold beside the loop's own registers, and registers of producer and consumers, by the
 # number of consumer warpgroups (found by compiling: above these ptxas spills or serialises wgmma).
 ACCUMULATORS = {1: 224, 2: 192, 3: 96}
 ACCUMULATORS_RESIDENT = 128  # of one warpgroup, where two blocks share a multiprocessor's registers
+ROWS, TMA, DIRECT = "rows", "staged", "direct"  # how outputs leave: flags of the templates
 REGISTERS = {1: (0, 0), 2: (40, 232), 3: (32, 160)}
 
 
@@ -57,7 +72,7 @@ class WgmmaTile(Schedule):
 
     `bm` × `bn` per block; `groups` consumer warpgroups, which split the tile by rows or (`pingpong`) take whole tiles in turn;
     clusters of `cm` × `cn` blocks multicast the operand they share; `raster` rows of tiles run together; `resident` blocks share
-    a multiprocessor.
+    a multiprocessor. The sum over k is cut into `slices` for as many blocks, which wait for each other and add up a part each.
     """
 
     bm: int
@@ -68,6 +83,7 @@ class WgmmaTile(Schedule):
     cn: int
     raster: int
     resident: int = 1
+    slices: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +102,7 @@ class Layout:
     a_rows: int
     bs: tuple[tuple[Operand, ...], ...]
     starts: tuple[int, ...]
-    staged: bool
+    store: str
     tiles: int
     slot_bytes: int
     buffers: int
@@ -128,7 +144,7 @@ class WgmmaFamily:
         problem = turned(problem)
         batch, m, _, _ = problem.shape
         super_tiles = batch * -(-m // (schedule.bm * schedule.cm)) * (layout.starts[-1] // (schedule.bn * schedule.cn))
-        cluster = schedule.cm * schedule.cn
+        cluster, slices = schedule.cm * schedule.cn, _slices(problem, schedule)[0]
         return assemble(
             problem.program,
             schedule,
@@ -142,11 +158,15 @@ class WgmmaFamily:
                 ]
             ),
             args=_arguments(problem, schedule, layout),
-            grid=(min(super_tiles, SMS * schedule.resident // cluster) * cluster, 1, 1),
+            grid=(min(super_tiles, SMS * schedule.resident // cluster) * cluster * slices, 1, 1),
             block=_threads(schedule),
             cluster=cluster,
             shared_bytes=_shared_bytes(schedule.groups, layout.slot_bytes, layout.stages, layout.staging_bytes),
+            workspace_bytes=_counter_bytes(super_tiles) + 4 * super_tiles * slices * _part_floats(schedule, layout)
+            if slices > 1
+            else 0,
             requires="sm_90a",
+            cooperative=slices > 1,
         )
 
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
@@ -165,8 +185,9 @@ class WgmmaFamily:
         padded = tiles * s.bm * s.bn / max(batch * m * n, 1)
         # Shared memory brings bm + bn values for bm·bn products: 128×256 is the tile at which it no longer limits.
         starved = math.sqrt(max(1.0, (s.bm + s.bn) / (s.bm * s.bn) / ((128 + 256) / (128 * 256))))
-        arithmetic = problem.flops / rates.rate("bf16") * padded * starved * wave_factor(rates, tiles, s.resident)
-        return max(arithmetic, traffic_ns(problem.program, rates)) + rates.launch_ns
+        arithmetic = problem.flops / rates.rate("bf16") * padded * starved * wave_factor(rates, tiles * s.slices, s.resident)
+        shared = 0.0 if s.slices == 1 else SHARING_NS + 8 * tiles * s.slices * s.bm * s.bn / rates.copy
+        return max(arithmetic, traffic_ns(problem.program, rates)) + shared + rates.launch_ns
 
     def serves(self, target: Target) -> bool:
         """Return whether its kernels run on a target: wgmma is Hopper's own."""
@@ -221,14 +242,16 @@ def _layout(problem: Served, s: WgmmaTile) -> Layout | str:
         return "its outputs take different numbers of contractions"
     if any(min(p.shape) == 0 for p in problem.parts):
         return "an extent is 0"
-    staged = all(_stored(p, s) is not None for p in problem.parts)
+    if refusal := _sliced_refusal(problem, s):
+        return refusal
+    store = _store(problem, s)
     a_rows = _loaded_rows(problem, s, a, bs[0])
     slot = len(lefts) * _tile_bytes(a, a_rows) + sum(_tile_bytes(b, s.bn) for b in bs[0])
-    stages, buffers = _stages(s, slot, staged)
+    stages, buffers = _stages(s, slot, store != DIRECT)
     if stages < 3:
         return f"only {stages} stages of {slot} bytes fit into shared memory; a ring needs 3"
     tiles = s.bm // 64 if s.pingpong else s.bm // (64 * s.groups)
-    return Layout(a, a_rows, bs, _starts(problem, s.bn * s.cn), staged, tiles, slot, buffers, stages, computed, more)
+    return Layout(a, a_rows, bs, _starts(problem, s.bn * s.cn), store, tiles, slot, buffers, stages, computed, more)
 
 
 def _further_terms(problem: SummedContractProblem, a: Operand) -> tuple[tuple[Operand, Operand, int], ...] | str:
@@ -268,6 +291,45 @@ def _rights(problem: ContractProblem, dtype: DType) -> tuple[Operand, ...] | str
             return f"its operands are {dtype} and {b.dtype}"
         out.append(b)
     return tuple(out)
+
+
+def _slices(problem: Served, s: WgmmaTile) -> tuple[int, int]:
+    """Return (slices, steps of each): as many slices as the schedule wants, or fewer where each has whole steps."""
+    steps = -(-problem.parts[0].shape[3] // 64)
+    each = -(-steps // s.slices)
+    return -(-steps // each), each
+
+
+def _sliced_refusal(problem: Served, s: WgmmaTile) -> str | None:
+    """Refuse slices where they do not serve; a block of each is resident at once, so that they can wait for each other."""
+    if s.slices == 1:
+        return None
+    if s.slices < 1 or s.pingpong or s.cm * s.cn > 1:
+        return "the sum over k is cut for blocks that each take a whole tile, without a cluster"
+    if problem.statistics or isinstance(problem, SummedContractProblem):
+        return "row statistics and sums of several products are not cut into slices"
+    batch, m, _, _ = problem.shape
+    tiles = batch * -(-m // s.bm) * (_starts(problem, s.bn)[-1] // s.bn)
+    if tiles * s.slices > SMS * s.resident:
+        return f"{tiles} tiles in {s.slices} slices are not resident at once"
+    return None
+
+
+def _part_floats(s: WgmmaTile, layout: Layout) -> int:
+    return s.bm * s.bn * len(layout.bs[0])
+
+
+def _counter_bytes(tiles: int) -> int:
+    return -(-4 * tiles // 256) * 256
+
+
+def _store(problem: Served, s: WgmmaTile) -> str:
+    """Return how the outputs leave: through TMA, by rows through each warp's staging, or straight from registers."""
+    if s.slices > 1:
+        return DIRECT
+    if all(_stored(p, s) is not None for p in problem.parts):
+        return TMA
+    return ROWS if all(p.output.dtype.bytes == 2 and output_vector(p) for p in problem.parts) else DIRECT
 
 
 def _starts(problem: Served, step: int) -> tuple[int, ...]:
@@ -415,7 +477,8 @@ def _constants(problem: Served, s: WgmmaTile, layout: Layout) -> str:
         "STAGES": layout.stages, "LEFTS": len(layout.lefts), "COUNT": len(layout.bs[0]), "STATISTICS": len(problem.statistics),
         "CONSUMER_WARPS": 4 * (1 if s.pingpong else s.groups),
         "BUFFERS": layout.buffers, "STAGING": s.groups * layout.staging_bytes,
-        "THREADS": _threads(s), "RESIDENT": s.resident, "PRODUCER_REGISTERS": producer, "CONSUMER_REGISTERS": consumer,
+        "SLICES": _slices(problem, s)[0], "PER_SLICE": 64 * _slices(problem, s)[1], "PART": _part_floats(s, layout),
+        "COUNTERS": _counter_bytes(batch * -(-m // s.bm) * -(-n // s.bn)), "THREADS": _threads(s), "RESIDENT": s.resident, "PRODUCER_REGISTERS": producer, "CONSUMER_REGISTERS": consumer,
     }  # fmt: skip
     kinds = {True: "KMajor", False: "MnMajor"}
     return "\n".join(
@@ -433,8 +496,11 @@ def _kernel(problem: Served, s: WgmmaTile, layout: Layout) -> str:
     flags = {
         "cluster" if cluster else "alone",
         "pingpong" if s.pingpong else "cooperative",
-        "staged" if layout.staged else "direct",
+        "sliced" if s.slices > 1 else "whole",
+        layout.store,
         "loaded" if layout.left is None else "computed",
+        *(["riding"] if layout.left is not None and problem.statistics and rides(problem.parts[0], layout.left) else []),
+        *(["turns"] if layout.left is not None and s.groups == 2 and not s.pingpong else []),
         *(["vectors"] if layout.left is not None and layout.left.vectors else []),
         *(["statistics"] if problem.statistics else []),
         *(["ridden"] if problem.statistics and layout.left is None else []),
@@ -444,7 +510,7 @@ def _kernel(problem: Served, s: WgmmaTile, layout: Layout) -> str:
     column = "tile.n - start" if several else "tile.n"
     maps = [f"w{c}" if several else f"&map_b{c}" for c in range(count)]
     slots = {
-        "PARAMETERS": [_parameters(problem, layout)],
+        "PARAMETERS": [_parameters(problem, s, layout)],
         "PREFETCH": [f"tma_prefetch(&{m});" for m in _maps(layout)],
         "SELECT": _select(layout) if several else [],
         "LOAD_A": [
@@ -490,11 +556,9 @@ def _computed(problem: Served, left: Left) -> dict[str, list[str]]:
         "TOTAL": [" ".join(f"quad_total<{op}>(stat[i][{j}]);" for j, op in enumerate(combine))],
         "SCALARS": print_scalars(lead, left),
         "FETCH": print_fetch(lead, left),
-        "FRAGMENTS": [
-            f"const Raw<16> x{i} = left_fragment<A>(A::rows64(slot + {i} * A::bytes, first + i), q);"
-            for i in range(len(left.staged))
-        ],
-        "ELEMENT": print_element(lead, left, combine),
+        "FRAGMENTS": print_fragments(left),
+        "WORD": print_words(lead, left, combine),
+        "RIDE": print_riding(lead, left, combine) if combine and rides(lead, left) else [],
     }
 
 
@@ -515,21 +579,27 @@ def _select(layout: Layout) -> list[str]:
 
 def _finish(problem: Served, s: WgmmaTile, layout: Layout) -> list[str]:
     """Print what becomes of the accumulators, for the part that the tile belongs to."""
-    accumulators = [f"acc[{c}][i].v[v + e]" for c in range(len(layout.bs[0]))]
+    name, unit = ("sum", " + 8 * unit") if s.slices > 1 else ("acc", "")
+    accumulators = [f"{name}[{c}][i].v[v + e]" for c in range(len(layout.bs[0]))]
     statistics = [f"stat[i][{j}][half]" for j in range(len(problem.statistics))]
     several, out = len(layout.bs) > 1, []
     for i, p in enumerate(problem.parts):
-        stored = _stored(p, s) if layout.staged else None
+        stored = _stored(p, s) if layout.store == TMA else None
         slots = {
             "EPILOGUE": epilogue(p, accumulators, statistics),
-            "STORE": [] if layout.staged else direct_store(p),
-            "COLUMN": [f"tile.n - {layout.starts[i]}" if several else "tile.n"],
-            "MAP_Y": [_output_maps(layout)[i] if layout.staged else ""],
+            "STORE": direct_store(p) if layout.store == DIRECT else [],
+            "COLUMN": [(f"tile.n - {layout.starts[i]}" if several else "tile.n") + unit],
+            "WIDTH": ["8" if s.slices > 1 else "BN"],
+            "MAP_Y": [_output_maps(layout)[i] if layout.store == TMA else ""],
+            "VEC": [str(output_vector(p))],
+            "COLUMNS": [str(p.shape[2])],
+            "OUT": [output_names(p.program)[p.output_index]],
+            "OFFSET": [output_offset(p, output_position(p))],
             "Y": [stored_type(p.output.dtype)],
             "HEAD": [str(stored.head if stored else 0)],
             "STORE_TILE": ["store_turned" if stored and stored.turned else "store_tile"],
         }
-        lines = fill(part("wgmma_finish.cu"), {"staged" if layout.staged else "direct"}, slots).splitlines()
+        lines = fill(part("wgmma_finish.cu"), {layout.store}, slots).splitlines()
         if several:
             head = f"if (tile.n < {layout.starts[i + 1]}) {{" if i + 1 < len(problem.parts) else "{"
             lines = [f"{'else ' if i else ''}{head}", *(f"  {line}" for line in lines), "}"]
@@ -557,7 +627,7 @@ def _accumulate(problem: Served) -> list[str]:
 def _maps(layout: Layout) -> list[str]:
     rights = [f"map_b{c}{end}" for end, group in zip(_ends(layout), layout.bs, strict=True) for c in range(len(group))]
     more = [f"more_{x}{i}" for i in range(len(layout.more)) for x in "ab"]
-    return [*_left_maps(layout), *rights, *more, *(_output_maps(layout) if layout.staged else [])]
+    return [*_left_maps(layout), *rights, *more, *(_output_maps(layout) if layout.store == TMA else [])]
 
 
 def _left_maps(layout: Layout) -> list[str]:
@@ -580,12 +650,15 @@ def _read_beside(problem: Served, layout: Layout) -> list[str]:
     return [i.name for i in used_inputs(problem.program) if i.name in read]
 
 
-def _parameters(problem: Served, layout: Layout) -> str:
+def _parameters(problem: Served, s: WgmmaTile, layout: Layout) -> str:
     names, inputs = parameter_names(problem.program), {i.name: i for i in problem.program.inputs}
     items = [f"TMAP {m}" for m in _maps(layout)]
     items += [f"const {stored_type(inputs[p].dtype)}* __restrict__ {names[p]}" for p in _read_beside(problem, layout)]
+    items += ["u8* __restrict__ workspace"] if s.slices > 1 else []
     outs = zip(problem.program.outputs, output_names(problem.program), strict=True)
-    return ", ".join(items if layout.staged else [*items, *(f"{stored_type(o.dtype)}* __restrict__ {name}" for o, name in outs)])
+    return ", ".join(
+        items if layout.store == TMA else [*items, *(f"{stored_type(o.dtype)}* __restrict__ {name}" for o, name in outs)]
+    )
 
 
 def _arguments(problem: Served, s: WgmmaTile, layout: Layout) -> tuple[Arg, ...]:
@@ -597,9 +670,10 @@ def _arguments(problem: Served, s: WgmmaTile, layout: Layout) -> tuple[Arg, ...]
     for a, b, length in layout.more:
         args += [_operand_map(a, m, length, batch, layout.a_rows, s.cn)]
         args += [_operand_map(b, problem.parts[0].shape[2], length, batch, s.bn, s.cm)]
-    args += [_output_map(p, s) for p in problem.parts if layout.staged]
+    args += [_output_map(p, s) for p in problem.parts if layout.store == TMA]
     args += [BufferArg(name) for name in _read_beside(problem, layout)]
-    return (*args, *(BufferArg(o.name) for o in problem.program.outputs if not layout.staged))
+    args += [WorkspaceArg(zeroed=True)] if s.slices > 1 else []
+    return (*args, *(BufferArg(o.name) for o in problem.program.outputs if layout.store != TMA))
 
 
 def _output_map(problem: ContractProblem, s: WgmmaTile) -> TensorMapArg:

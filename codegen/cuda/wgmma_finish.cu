@@ -5,7 +5,11 @@ repeat<TILES>([&](auto i) {
     EPILOGUE
   };
   STORE_TILE<Y, BN, BUFFERS, HEAD>(&MAP_Y, smem + wg * BUFFERS * 8192, pass, top, COLUMN, tile.batch, value);  //@staged
-  Acc<BN>::each_pair([&](int v, int half, int column) {               //@direct
+  store_rows<Y, BN, BUFFERS, VEC>(smem + wg * BUFFERS * 8192, M - top, COLUMNS - (COLUMN), value, [&](int r, int c) {  //@rows
+    const int y_row = top + r, y_col = COLUMN + c, batch = tile.batch;  //@rows
+    return OUT + (OFFSET);                                            //@rows
+  });                                                                 //@rows
+  Acc<WIDTH>::each_pair([&](int v, int half, int column) {               //@direct
     const int y_row = top_row + 8 * half, y_col = COLUMN + column, batch = tile.batch;  //@direct
     float y[2];                                                       //@direct
     value(v, half, column, y);                                        //@direct

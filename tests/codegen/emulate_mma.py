@@ -99,8 +99,11 @@ def emulated(source: KernelSource) -> KernelSource:
 
 
 def emulated_wgmma(source: KernelSource) -> KernelSource:
-    """Rewrite a wgmma kernel in the same way; the Hopper vocabulary comes from `emulate_wgmma.hpp`."""
-    block, cluster = source.block, source.cluster
+    """Rewrite a wgmma kernel in the same way; the Hopper vocabulary comes from `emulate_wgmma.hpp`.
+
+    Blocks that wait for each other become one, too.
+    """
+    block, cluster = source.block, source.grid[0] if source.cooperative else source.cluster
     instruction = re.search(r"wgmma\.mma_async.*?f32\.(\w+)\.\w+ .*?p, 1, 1, (?:(\d), )?(\d);", source.text, re.DOTALL)
     assert instruction is not None
     constants = {
@@ -111,6 +114,11 @@ def emulated_wgmma(source: KernelSource) -> KernelSource:
     text = re.sub(r"^DEV void wgmma(?:_scores|_values|_left)?\(.*?^}\n", "", text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"^DEV (u32 smem_u32|void named_arrive).*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^DEV Raw<16> (?:shared16|fragment|fragment_transposed)\(.*?^}\n", "", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(
+        r"^DEV (?:u32 add_release|u32 load_acquire|void leave4|void add4)\(.*?^}\n", "", text, flags=re.DOTALL | re.MULTILINE
+    )
+    text = re.sub(r"^template <> DEV u32 pair_\w+<\w+>\(.*?^}\n", "", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^template <class T> DEV u32 pair_.*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^#define KERNEL.*$", "#define KERNEL(threads, cluster, resident) static void", text, flags=re.MULTILINE)
     text = re.sub(r"^#define TMAP.*$", "#define TMAP const TMap", text, flags=re.MULTILINE)
     head, mark, tail = text.partition("// tile.cuh:")
@@ -175,8 +183,11 @@ def run_maps(
             pointers.append(ctypes.addressof(keep[-1]))
         else:
             pointers.append((arrays[arg.name] if isinstance(arg, BufferArg) else workspace).ctypes.data)
-    entry((ctypes.c_void_p * len(pointers))(*pointers), source.grid[0], source.block)
-    assert not workspace.any(), "the workspace is not left as it was found"
+    for _ in range(2 if source.cooperative else 1):  # what one launch leaves must do for the next
+        for result in results.values():
+            result[...] = 0xCB
+        entry((ctypes.c_void_p * len(pointers))(*pointers), source.grid[0], source.block)
+    assert source.cooperative or not workspace.any(), "the workspace is not left as it was found"
     for result in results.values():
         around = np.asarray(result.base)
         start = result.ctypes.data - around.ctypes.data

@@ -3,7 +3,7 @@
 struct Map { u8* base; long long extents[3], strides[2], box[3]; int swizzle, bytes; };  // strides and swizzle in bytes
 struct TMap { const Map* map; TMap() {} explicit TMap(void* p) : map((const Map*)p) {} };
 constexpr int SHARED = 232448 + 1024;
-alignas(1024) static u8 shared[2][SHARED];
+alignas(1024) static u8 shared[4][SHARED];
 static int rank_here() { return (int)threadIdx.x / BLOCK; }
 static u8* here(u32 at) { return shared[rank_here()] + at; }
 static u32 smem_u32(const void* p) { return (u32)((const u8*)p - shared[rank_here()]); }
@@ -11,7 +11,7 @@ static u32 cluster_rank() { return rank_here(); }
 static int min(int a, int b) { return a < b ? a : b; }
 
 struct Gate { int arrived; unsigned phase; };
-static Gate gates[2][16], whole;
+static Gate gates[4][16], whole;
 static void gate_arrive(Gate& g, int count) { if (++g.arrived == count) { g.arrived = 0; ++g.phase; } }
 static void gate_sync(Gate& g, int count) { const unsigned mine = g.phase; gate_arrive(g, count); while (g.phase == mine) yield_thread(); }
 static void named_sync(int id, int count) { gate_sync(gates[rank_here()][id], count); }
@@ -37,7 +37,7 @@ static bool __any_sync(unsigned, bool v) {
 static void __nanosleep(unsigned) {}
 
 struct Barrier { int count, pending; long long bytes; unsigned phase; };
-static Barrier barriers[2][SHARED / 8];
+static Barrier barriers[4][SHARED / 8];
 static void settle(Barrier& b) { if (b.pending == 0 && b.bytes == 0) { ++b.phase; b.pending = b.count; } }
 static void mbar_init(u32 at, u32 n) { barriers[rank_here()][at / 8] = {(int)n, (int)n, 0, 0}; }
 static void mbar_init_fence() {}
@@ -108,6 +108,15 @@ static void stmatrix4_transposed(u32 at, u32 a, u32 b, u32 c, u32 d) {
     }
   warp_barrier();
 }
+// Blocks that wait for each other run as one, like a cluster.
+static u32 add_release(u32* p, u32 v) { const u32 old = *p; *p += v; return old; }
+static u32 load_acquire(const u32* p) { yield_thread(); return *p; }
+static void leave4(float* p, const float* v) { memcpy(p, v, 16); }
+static void add4(float (&to)[4], const float* p) { for (int i = 0; i < 4; ++i) to[i] += p[i]; }
+static void fault() { abort(); }
+static u64 globaltimer() { return 0; }
+static u32 shared_word(u32 at) { u32 x; memcpy(&x, here(at), 4); return x; }
+static u32 shared_half(u32 at) { u16 x; memcpy(&x, here(at), 2); return x; }
 static Raw<16> shared16(u32 at) { Raw<16> x; memcpy(&x, here(at), 16); return x; }
 
 // wgmma reads its operands through descriptors: start (bits 0-13) and the leading and stride byte offsets (16-29, 32-45), all in units
@@ -150,6 +159,16 @@ template <bool TRANSPOSED> static Raw<16> ldmatrix(u32 at) {
   warp_barrier();
   return x;
 }
+template <class T, class F> static u32 pair_of(u32 a, u32 b, F f) {
+  Raw<4> x, y;
+  x.w[0] = a; y.w[0] = b;
+  float z[2];
+  for (int i = 0; i < 2; ++i) z[i] = f(Element<T>::get(x, i), Element<T>::get(y, i));
+  return Pack<T>::template from<2>(z).w[0];
+}
+template <class T> static u32 pair_mul(u32 a, u32 b) { return pair_of<T>(a, b, [](float u, float v) { return u * v; }); }
+template <class T> static u32 pair_add(u32 a, u32 b) { return pair_of<T>(a, b, [](float u, float v) { return u + v; }); }
+template <class T> static u32 pair_sub(u32 a, u32 b) { return pair_of<T>(a, b, [](float u, float v) { return u - v; }); }
 static Raw<16> fragment(u32 at) { return ldmatrix<false>(at); }
 static Raw<16> fragment_transposed(u32 at) { return ldmatrix<true>(at); }
 static void wg_fence() {}

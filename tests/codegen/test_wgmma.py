@@ -106,6 +106,12 @@ def hgmma_shapes(binary: KernelBinary, folder: Path) -> list[str]:
     return re.findall(r"HGMMA\.(\w+)\.F32", text)
 
 
+def rms_of_scaled(m: int, n: int, k: int) -> Program:
+    s = Shape(BF16, i=m, j=n, k=k)
+    left = apply("sub", s("x", "ik"), s("g", "k"))
+    return s.program(apply("mul", s.rms(left), s.matmul(left, s("w", "kj"))))
+
+
 def rms_of_transposed(m: int, n: int, k: int) -> Program:
     s = Shape(BF16, i=m, j=n, k=k)
     x = s("x", "ki")
@@ -145,6 +151,11 @@ EMULATED: list[tuple[str, Program, WgmmaTile]] = [
     ("a sum on the right, turned", sum_on_the_right(136, 136, 192), WgmmaTile(64, 64, 1, 0, 2, 1, 2)),
     ("a sum on the right, narrow panels", sum_on_the_right(75, 72, 128, w="jk"), WgmmaTile(64, 48, 2, 1, 1, 1, 8)),
     ("a sum on the right, panels of 32", sum_on_the_right(104, 72, 128), WgmmaTile(64, 96, 1, 0, 1, 2, 8)),
+    ("a sum in two slices, of which one is shorter", linear(50, 136, 456), WgmmaTile(64, 96, 1, 0, 1, 1, 8, 1, 2)),
+    ("a sum in three slices, computed left", shifted_linear(50, 64, 320), WgmmaTile(64, 64, 1, 0, 1, 1, 8, 1, 3)),
+    ("two sums in two slices", gated(56, 40, 256), WgmmaTile(64, 48, 1, 0, 1, 1, 8, 2, 2)),
+    ("computed left in f16, turns", rms_linear(136, 40, 128, dtype=F16), WgmmaTile(128, 32, 2, 0, 1, 1, 8)),
+    ("statistics that need a vector", rms_of_scaled(72, 40, 192), WgmmaTile(64, 32, 1, 0, 1, 1, 8)),
     ("two products over different axes", two_products(136, 200, 136, 16), WgmmaTile(64, 64, 1, 0, 2, 1, 2)),
     ("two transposed products in turn", two_products(136, 72, 128, 72, "ki", "jk", "ri", "jr"), WgmmaTile(64, 32, 2, 1, 1, 1, 8)),
     ("few rows, two blocks", linear(11, 200, 136), WgmmaTile(64, 64, 1, 0, 1, 1, 8, 2)),
@@ -175,19 +186,28 @@ def test_emulated_kernels_agree_with_the_oracle(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator is built with g++")
 def test_the_emulator_sees_a_slot_freed_too_early_and_a_buffer_reused_too_early(tmp_path: Path) -> None:
     program = linear(72, 264, 1024)
-    faults = {
-        "if (last >= 0) release(last); last = s; next();": "release(s); last = s; next();",
-        "if (leader) bulk_wait_read<BUFFERS - 1>();": "",
-    }
-    source = FAMILY.emit(problem(program), WRAPS)
-    assert all(f in source.text for f in faults)
-    faulty = [emulated_wgmma(dataclasses.replace(source, text=source.text.replace(old, new))) for old, new in faults.items()]
+    computed = sum_on_the_right(264, 72, 128)
+    faults = [
+        (program, WRAPS, "if (last >= 0) release(last); last = s; next();", "release(s); last = s; next();"),
+        (computed, WgmmaTile(64, 192, 1, 0, 1, 1, 8), "if (leader) bulk_wait_read<BUFFERS - 1>();", ""),
+        (
+            rms_linear(72, 64, 512),
+            WRAPS,
+            "slot = in.wait();\n              compute(slot, left[1 - p]);",
+            "slot = in.wait();\n              compute(slot, left[p]);",
+        ),
+    ]
     rng = np.random.default_rng(0)
-    inputs = {i.name: rng.standard_normal(i.shape).astype(i.dtype.numpy) for i in program.inputs}
-    want = np.asarray(evaluate(program, inputs)[0], np.float64)
-    for entry, kernel in zip(compile_kernels(faulty, tmp_path), faulty, strict=True):
-        got = run_wgmma(entry, kernel, program, inputs).astype(np.float64)
-        assert np.abs(got - want).max() > 0.1 * np.abs(want).max()
+    faulty = []
+    for of, schedule, old, new in faults:
+        source = FAMILY.emit(problem(of), schedule)
+        assert old in source.text
+        faulty.append(emulated_wgmma(dataclasses.replace(source, text=source.text.replace(old, new))))
+    for entry, kernel, (of, *_) in zip(compile_kernels(faulty, tmp_path), faulty, faults, strict=True):
+        inputs = {i.name: rng.standard_normal(i.shape).astype(i.dtype.numpy) for i in of.inputs}
+        want = np.asarray(evaluate(of, inputs)[0], np.float64)
+        got = run_wgmma(entry, kernel, of, inputs).astype(np.float64)
+        assert not np.abs(got - want).max() <= 0.1 * np.abs(want).max()
 
 
 def refusal(program: Program, schedule: WgmmaTile = BASE) -> str:
@@ -314,6 +334,17 @@ def test_only_the_rows_that_there_are_are_loaded() -> None:
     behind = FAMILY.emit(problem(linear(11, 512, 512, w="jk")), WgmmaTile(64, 32, 1, 0, 1, 1, 8)).args
     assert isinstance(behind[0], TensorMapArg)
     assert behind[0].box == (64, 64, 1), "the matrix units would read past the tiles of the last slot"
+
+
+def test_slices_are_blocks_that_are_resident_at_once_and_none_is_empty() -> None:
+    deep, tile = linear(256, 256, 64 * 100), WgmmaTile(128, 128, 2, 0, 1, 1, 8, 1, 33)
+    source = FAMILY.emit(problem(deep), tile)
+    assert source.grid == (4 * 25, 1, 1)  # 100 steps in slices of 4
+    assert source.cooperative
+    assert source.workspace_bytes == 256 + 4 * 100 * 128 * 128
+    assert "resident" in refusal(linear(1024, 1024, 6400), tile)
+    assert "cluster" in refusal(deep, dataclasses.replace(tile, cm=2))
+    assert "statistics" in refusal(rms_linear(256, 256, 6400), tile)
 
 
 def test_the_grid_is_persistent_and_whole_clusters() -> None:
