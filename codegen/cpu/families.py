@@ -9,6 +9,7 @@ from eqsat.codegen.cpu.point import PointFamily
 from eqsat.codegen.cpu.reduce import ReduceFamily
 from eqsat.codegen.cpu.scan import ScanFamily
 from eqsat.codegen.cpu.skinny import SkinnyFamily
+from eqsat.codegen.cpu.window import WindowFamily
 from eqsat.codegen.kernel import Family, Schedule
 from eqsat.errors import IllegalScheduleError
 
@@ -16,6 +17,7 @@ FAMILIES: tuple[Family, ...] = (
     PointFamily(),
     ReduceFamily(),
     ColumnFamily(),
+    WindowFamily(),
     ScanFamily(),
     ContractFamily(),
     SkinnyFamily(),
