@@ -4,12 +4,11 @@
 // (g, t) = (lane / 4, lane % 4) loads 16 bytes at once: d = 8t .. 8t+7 of a chunk of 32 for a key (or, where keys are contiguous,
 // some neighbouring keys for each d), and value positions 8g .. 8g+7 of a band of 64 for a key. Each warp keeps the maxima of its own
 // keys; at the end the warps, then the PARTS blocks that share the keys of a tile of rows, join what they have, in the order of ranks.
-constexpr int GROUPS = ROWS / 8, BANDS = (N + 63) / 64, THREADS = WARPS * 32, SHARERS = WARPS / SIDE, BM = ROWS * SIDE;
+constexpr int GROUPS = ROWS / 8, BANDS = (N + 63) / 64, THREADS = WARPS * 32;
 constexpr int TILES = KEYS / 16, STEPS = (D + 31) / 32 * 2;                 // of 16 keys, of 16 positions of d: in pairs //@along
 constexpr int TILES = KEYS / 16, STEPS = (D + 15) / 16;                     //@across
-constexpr int KEY_TILES = (KEYS_ALL + KEYS - 1) / KEYS, PITCH = N + 1, ELEMENTS = BM * N;
+constexpr int KEY_TILES = (KEYS_ALL + KEYS - 1) / KEYS, PITCH = N + 1, ELEMENTS = ROWS * N;
 constexpr bool WHOLE = KEYS_ALL % KEYS == 0;
-constexpr int HINT = SIDE == 1 ? NO_ALLOCATE : PLAIN;                       // warps side by side meet in the nearest cache
 constexpr float LOG2_E = 1.4426950408889634f;
 // Over the lanes that hold the same row: they differ in g.
 DEV float column_max(float v) { v = fmaxf(v, shuffle_xor(v, 4)); v = fmaxf(v, shuffle_xor(v, 8)); return fmaxf(v, shuffle_xor(v, 16)); }
@@ -17,7 +16,7 @@ DEV float column_sum(float v) { v += shuffle_xor(v, 4); v += shuffle_xor(v, 8); 
 // Two neighbours of row g of an 8 by 8 matrix of 16-bit numbers become two neighbours of column g.
 DEV u32 transpose8(u32 v) { u32 r; asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(v)); return r; }
 template <int BYTES> DEV Raw<BYTES> stream(const T* p) {                      //@across
-  if constexpr (BYTES == 16) return stream16<HINT>(p);                      //@across
+  if constexpr (BYTES == 16) return stream16<NO_ALLOCATE>(p);                      //@across
   else return ordered<BYTES / 2>(p);                                        //@across
 }                                                                           //@across
 // Which of its KEYS keys row i (and i + 8, `upper`) of 16 by 16 tile u of scores is.
@@ -30,31 +29,31 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)             //@a
 extern "C" __global__ void __cluster_dims__(PARTS, 1, 1) __launch_bounds__(THREADS, RESIDENT)  //@cluster
 eqsat_kernel(PARAMETERS) {
   extern __shared__ u8 raw[];
-  float* const sums = (float*)raw;                                          // [sharer][row][value]
-  float* const tops = sums + SHARERS * BM * PITCH, * const totals = tops + SHARERS * BM;  // [sharer][row]
+  float* const sums = (float*)raw;                                          // [warp][row][value]
+  float* const tops = sums + WARPS * ROWS * PITCH, * const totals = tops + WARPS * ROWS;  // [warp][row]
 //@begin cluster
   constexpr int OWN = ((ELEMENTS + PARTS - 1) / PARTS + 1) / 2 * 2;         // results that one block of the cluster finishes
-  float* const inbox = totals + SHARERS * BM, * const top_in = inbox + PARTS * OWN, * const total_in = top_in + PARTS * BM;
+  float* const inbox = totals + WARPS * ROWS, * const top_in = inbox + PARTS * OWN, * const total_in = top_in + PARTS * ROWS;
 //@end
-  const int lane = lane_id(), g = lane / 4, t = lane % 4, warp = threadIdx.x / 32, sharer = warp / SIDE;
+  const int lane = lane_id(), g = lane / 4, t = lane % 4, warp = threadIdx.x / 32;
   const int rank = blockIdx.x % PARTS, tile = blockIdx.x / PARTS % ROW_TILES, batch = blockIdx.x / (PARTS * ROW_TILES);
-  const int block_row = tile * BM, first_row = block_row + warp % SIDE * ROWS, last_row = min(first_row + ROWS, M) - 1;
+  const int first_row = tile * ROWS, last_row = min(first_row + ROWS, M) - 1;
   const int begin = (int)((i64)KEY_TILES * rank / PARTS), end = (int)((i64)KEY_TILES * (rank + 1) / PARTS);
 //@begin cluster
   const int own_first = rank * OWN, own_end = min(ELEMENTS, own_first + OWN);
-  const u32 all_here = smem_u32(total_in + PARTS * BM);
+  const u32 all_here = smem_u32(total_in + PARTS * ROWS);
   if (threadIdx.x == 0) {
     mbar_init(all_here, 1);
     mbar_init_fence();
-    mbar_expect(all_here, PARTS * (4 * max(own_end - own_first, 0) + 8 * BM));
+    mbar_expect(all_here, PARTS * (4 * max(own_end - own_first, 0) + 8 * ROWS));
   }
   cluster_arrive();
 //@end
   const T* const keys_here = KEYS_AT;
   const T* const values_here = VALUES_AT;
   ROW_SPANS
-  auto next = [&](int n) {  // this warp's next tile of keys from n on that is not masked out for all its rows
-    for (; n < end; n += SHARERS) {
+  auto next = [&](int n) {  // this warp's next tile of keys from n on that is not masked out for all rows
+    for (; n < end; n += WARPS) {
       const int first = n * KEYS, last = min(first + KEYS, KEYS_ALL) - 1;
       KEY_SPANS
       if (!(SKIP)) break;
@@ -70,7 +69,7 @@ eqsat_kernel(PARAMETERS) {
       const int key = n * KEYS + 8 * i + g;
       const T* const from = keys_here + (i64)(WHOLE ? key : min(key, KEYS_ALL - 1)) * KEY_STRIDE + 8 * t;
       UNROLL for (int c = 0; c < STEPS / 2; ++c) {
-        if (D % 32 == 0 || 32 * c + 8 * t < D) k[i][c] = stream16<HINT>(from + 32 * c);
+        if (D % 32 == 0 || 32 * c + 8 * t < D) k[i][c] = stream16<NO_ALLOCATE>(from + 32 * c);
         else k[i][c] = zero_raw<16>();
       }
     }
@@ -91,7 +90,7 @@ eqsat_kernel(PARAMETERS) {
         const int key = n * KEYS + key_of(u, 2 * t + i % 2, i / 2);
         const T* const from = values_here + (i64)key * VALUE_STRIDE + 8 * g;
         UNROLL for (int b = 0; b < BANDS; ++b) {
-          if ((WHOLE || key < KEYS_ALL) && (N % 64 == 0 || 64 * b + 8 * g < N)) v[u][i][b] = stream16<HINT>(from + 64 * b);
+          if ((WHOLE || key < KEYS_ALL) && (N % 64 == 0 || 64 * b + 8 * g < N)) v[u][i][b] = stream16<NO_ALLOCATE>(from + 64 * b);
           else v[u][i][b] = zero_raw<16>();
         }
       }
@@ -101,7 +100,7 @@ eqsat_kernel(PARAMETERS) {
     const int row = min(first_row + 8 * r + g, M - 1);
     LEFT
   }
-  int n = next(begin + sharer);
+  int n = next(begin + warp);
   if (n < end) { bring_keys(n); bring_values(n); }
   float top[GROUPS][2], sum[GROUPS][2], rebase[GROUPS][2], o[4 * BANDS][GROUPS][4];
   UNROLL for (int r = 0; r < GROUPS; ++r) {
@@ -110,7 +109,7 @@ eqsat_kernel(PARAMETERS) {
   }
 
   while (n < end) {
-    const int first = n * KEYS, ahead = next(n + SHARERS);
+    const int first = n * KEYS, ahead = next(n + WARPS);
     float s[TILES][GROUPS][4];                                              // row 2t + i % 2 of group r, key key_of(u, g, i / 2)
     UNROLL for (int u = 0; u < TILES; ++u) {
       UNROLL for (int r = 0; r < GROUPS; ++r) UNROLL for (int i = 0; i < 4; ++i) s[u][r][i] = 0.f;
@@ -166,18 +165,18 @@ eqsat_kernel(PARAMETERS) {
   }
 
   // The warps bring what they have to the greatest maximum among them and leave it; the block adds up.
-  const int row0 = warp % SIDE * ROWS, here = sharer * BM + row0;
+  const int here = warp * ROWS;
   UNROLL for (int r = 0; r < GROUPS; ++r)
     UNROLL for (int e = 0; e < 2; ++e) {
       sum[r][e] = column_sum(sum[r][e]);
-      if (SHARERS > 1 && g == 0) tops[here + 8 * r + 2 * t + e] = top[r][e];
+      if (WARPS > 1 && g == 0) tops[here + 8 * r + 2 * t + e] = top[r][e];
     }
-  if (SHARERS > 1) __syncthreads();
+  if (WARPS > 1) __syncthreads();
   UNROLL for (int r = 0; r < GROUPS; ++r)
     UNROLL for (int e = 0; e < 2; ++e) {
       const int row = 8 * r + 2 * t + e;
       float most = top[r][e];
-      UNROLL for (int w = 0; w < SHARERS; ++w) if (SHARERS > 1) most = fmaxf(most, tops[w * BM + row0 + row]);
+      UNROLL for (int w = 0; w < WARPS; ++w) if (WARPS > 1) most = fmaxf(most, tops[w * ROWS + row]);
       const float f = rebased(top[r][e], most);
       UNROLL for (int j = 0; j < 4 * BANDS; ++j)
         UNROLL for (int h = 0; h < 2; ++h) {
@@ -187,45 +186,45 @@ eqsat_kernel(PARAMETERS) {
       top[r][e] = most;
       sum[r][e] *= f;
     }
-  if (SHARERS > 1) __syncthreads();                                         // the maxima of all have been read
+  if (WARPS > 1) __syncthreads();                                         // the maxima of all have been read
   UNROLL for (int r = 0; r < GROUPS; ++r)
     UNROLL for (int e = 0; e < 2; ++e)
       if (g == 0) { tops[here + 8 * r + 2 * t + e] = top[r][e]; totals[here + 8 * r + 2 * t + e] = sum[r][e]; }
   __syncthreads();
   auto own_total = [&](int row) {
     float total = 0.f;
-    UNROLL for (int w = 0; w < SHARERS; ++w) total += totals[w * BM + row];
+    UNROLL for (int w = 0; w < WARPS; ++w) total += totals[w * ROWS + row];
     return total;
   };
   auto own_sum = [&](int i) {
     float x = 0.f;
-    UNROLL for (int w = 0; w < SHARERS; ++w) x += sums[(w * BM + i / N) * PITCH + i % N];
+    UNROLL for (int w = 0; w < WARPS; ++w) x += sums[(w * ROWS + i / N) * PITCH + i % N];
     return x;
   };
 //@begin cluster
   // Each block sends every other its maxima and totals, and the sums of the results that the other finishes.
   cluster_wait();                                                           // every block of the cluster has begun
   for (int i = 2 * threadIdx.x; i < ELEMENTS; i += 2 * THREADS) push2(inbox + rank * OWN + i % OWN, own_sum(i), own_sum(i + 1), all_here, i / OWN);
-  for (int i = threadIdx.x; i < PARTS * BM; i += THREADS) {
-    push(top_in + rank * BM + i % BM, tops[i % BM], all_here, i / BM);
-    push(total_in + rank * BM + i % BM, own_total(i % BM), all_here, i / BM);
+  for (int i = threadIdx.x; i < PARTS * ROWS; i += THREADS) {
+    push(top_in + rank * ROWS + i % ROWS, tops[i % ROWS], all_here, i / ROWS);
+    push(total_in + rank * ROWS + i % ROWS, own_total(i % ROWS), all_here, i / ROWS);
   }
   mbar_wait(all_here, 0);
-  auto top_of = [&](int p, int row) { return top_in[p * BM + row]; };
-  auto total_of = [&](int p, int row) { return total_in[p * BM + row]; };
+  auto top_of = [&](int p, int row) { return top_in[p * ROWS + row]; };
+  auto total_of = [&](int p, int row) { return total_in[p * ROWS + row]; };
   auto sum_of = [&](int p, int i) { return inbox[p * OWN + i - own_first]; };
   const int from = own_first + threadIdx.x, to = own_end;
 //@end
 //@begin memory
   // The blocks that share the keys leave what they have in memory; the last of them to finish joins all.
-  constexpr int SLOT = ELEMENTS + 2 * BM;
+  constexpr int SLOT = ELEMENTS + 2 * ROWS;
   const int place = blockIdx.x / PARTS;
   float* const slots = workspace + COUNTERS + (i64)place * PARTS * SLOT;
   for (int i = threadIdx.x; i < ELEMENTS; i += THREADS) slots[rank * SLOT + i] = own_sum(i);
-  for (int i = threadIdx.x; i < BM; i += THREADS) { slots[rank * SLOT + ELEMENTS + i] = tops[i]; slots[rank * SLOT + ELEMENTS + BM + i] = own_total(i); }
+  for (int i = threadIdx.x; i < ROWS; i += THREADS) { slots[rank * SLOT + ELEMENTS + i] = tops[i]; slots[rank * SLOT + ELEMENTS + ROWS + i] = own_total(i); }
   if (!last_block((u32*)workspace + place, PARTS)) return;
   auto top_of = [&](int p, int row) { return slots[p * SLOT + ELEMENTS + row]; };
-  auto total_of = [&](int p, int row) { return slots[p * SLOT + ELEMENTS + BM + row]; };
+  auto total_of = [&](int p, int row) { return slots[p * SLOT + ELEMENTS + ROWS + row]; };
   auto sum_of = [&](int p, int i) { return slots[p * SLOT + i]; };
   const int from = threadIdx.x, to = ELEMENTS;
 //@end
@@ -242,7 +241,7 @@ eqsat_kernel(PARAMETERS) {
   };
   ROW_OUTPUTS
   for (int i = from; i < to; i += THREADS) {
-    const int row_here = i / N, row = block_row + row_here, col = i % N;
+    const int row_here = i / N, row = first_row + row_here, col = i % N;
     if (row >= M) break;
     const float most = most_of(row_here), nan = NAN_OF;
     float total = 0.f, x = 0.f;

@@ -32,15 +32,13 @@ _MOST_BLOCKS = 1 << 20  # no bound on the blocks that may share a problem
 class OnlineSplitTile(Schedule):
     """A warp takes `rows` rows and passes over its share of the keys, `keys` at a time.
 
-    Of the `warps` of a block `side` lie side by side, each with rows of its own; the others, and `parts` blocks, share the keys of
-    a tile of rows. The blocks join their sums through the shared memory of a cluster or (`memory`) through a workspace.
-    `resident` blocks are to fit on one multiprocessor.
+    `warps` of a block and `parts` blocks share the keys of a tile of rows; the blocks join their sums through the shared memory
+    of a cluster or (`memory`) through a workspace. `resident` blocks are to fit on one multiprocessor.
     """
 
     rows: int
     keys: int
     warps: int
-    side: int
     parts: int
     memory: int
     resident: int
@@ -121,20 +119,22 @@ class OnlineSplitFamily:
         batches, tiles = _tiles(problem, layout, s)
         blocks, cores = batches * tiles * s.parts, processors(rates)
         _, _, keys, d, n = problem.shape
-        share = computed_share(problem, s.rows * s.side, s.keys)
+        share = computed_share(problem, s.rows, s.keys)
         at_once = min(float(blocks), cores * s.resident)
         waves = wave_factor(rates, blocks, s.resident) if blocks > at_once else 1.0
-        # three quarters of a tile of each warp is on its way at a time; warps side by side bring the same
-        in_flight = at_once * s.warps / s.side * s.keys * (d + n) * 1.5
+        # three quarters of a tile of each warp is on its way at a time
+        in_flight = at_once * s.warps * s.keys * (d + n) * 1.5
         stream = share * traffic_ns(problem.program, rates) * max(1.0, 32768 * cores / in_flight) * waves
-        pairs = batches * tiles * s.side * keys * share  # of 16 keys and a tile of rows, once divided by 16
+        pairs = batches * tiles * keys * share  # of 16 keys and a tile of rows, once divided by 16
         busy_cores = min(float(blocks), cores)
-        from_caches = 2 * pairs / s.side * (d + n) / (0.35 * L2_BYTES_PER_PROCESSOR * busy_cores)
+        from_caches = 2 * pairs * (d + n) / (0.35 * L2_BYTES_PER_PROCESSOR * busy_cores)
         # instructions of a warp for 16 keys, at 1.7 a ns for each of four schedulers; few warps wait for themselves
         work = 30 + (d + n) * 0.25 + s.rows / 8 * (30 + (d + n) * 0.15)
         busy = pairs / 16 * work * max(1.0, 8 * cores / (s.warps * at_once)) / (6.0 * cores) * waves
-        joined = 1200.0 + 25.0 * s.parts + 900.0 * s.memory if s.parts > 1 else 500.0
-        return max(stream, from_caches, busy, self.bound_ns(problem, rates)) + joined + rates.launch_ns
+        # a warp waits for each of its tiles in turn; then there are the first loads and the joining (measured on an H200)
+        chain = -(-keys // (s.keys * s.parts * s.warps)) * (800.0 + 10.0 * s.keys) * waves
+        joined = 1500.0 + 25.0 * s.parts + 1000.0 * s.memory if s.parts > 1 else 800.0
+        return max(stream, from_caches, busy, chain, self.bound_ns(problem, rates)) + 3000.0 + joined + rates.launch_ns
 
     def serves(self, target: Target) -> bool:
         """Return whether its kernels run on a target: mma.sync of bf16 came with sm_80."""
@@ -210,23 +210,21 @@ def _rows(problem: OnlineProblem, packed: _Packed) -> tuple[int, int]:
 
 def _tiles(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> tuple[int, int]:
     batches, m = _rows(problem, layout.packed)
-    return batches, -(-m // (s.rows * s.side))
+    return batches, -(-m // s.rows)
 
 
 def _schedule_refusal(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> str | None:
     if s.rows not in (8, 16, 32) or s.keys not in (16, 32, 64) or not 1 <= s.warps <= 16 or s.resident < 1:
         return "a warp takes 8, 16 or 32 rows and 16, 32 or 64 keys at a time, a block has 1 to 16 warps"
-    if s.side < 1 or s.warps % s.side:
-        return f"{s.side} of {s.warps} warps side by side"
     if s.memory not in (0, 1) or not 1 <= s.parts <= (64 if s.memory else 8) or (s.memory and s.parts == 1):
         return "the keys have 1 to 8 parts in a cluster, 2 to 64 through memory"
     _, m = _rows(problem, layout.packed)
-    if s.rows * s.side > 8 and s.rows * s.side >= 2 * m:
-        return f"{s.rows * s.side} rows for {m}"
+    if s.rows > 8 and s.rows >= 2 * m:
+        return f"{s.rows} rows for {m}"
     if s.rows == 8 and m > 16:
         return f"8 rows a warp for {m}: keys would be brought for each"
-    if s.parts * s.warps // s.side >= 2 * max(1, problem.shape[2] // s.keys):
-        return f"{s.parts} parts of {s.warps // s.side} warps for {problem.shape[2]} keys"
+    if s.parts * s.warps >= 2 * max(1, problem.shape[2] // s.keys):
+        return f"{s.parts} parts of {s.warps} warps for {problem.shape[2]} keys"
     if s.resident * s.warps * 32 * (live := _live(layout, s)) > 65536 - 32 * s.resident * s.warps * 30 or live > _LIVE:
         return f"{live} operands, scores and sums for each of {32 * s.warps} threads, {s.resident} times"
     if (taken := _shared_bytes(layout, s)) * s.resident > SHARED_LIMIT:
@@ -246,7 +244,7 @@ def _steps(layout: _Layout) -> int:
 
 
 def _shared_bytes(layout: _Layout, s: OnlineSplitTile) -> int:
-    sharers, rows = s.warps // s.side, s.rows * s.side
+    sharers, rows = s.warps, s.rows
     taken = 4 * sharers * rows * (layout.values.inner + 3)
     if s.parts > 1 and not s.memory:
         own = -(-rows * layout.values.inner // s.parts)
@@ -259,13 +257,13 @@ def _counters(places: int) -> int:
 
 
 def _slot(layout: _Layout, s: OnlineSplitTile) -> int:
-    return s.rows * s.side * (layout.values.inner + 2)
+    return s.rows * (layout.values.inner + 2)
 
 
 def _constants(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> str:
     batches, tiles = _tiles(problem, layout, s)
     values = {
-        "M": _rows(problem, layout.packed)[1], "KEYS_ALL": problem.shape[2], "ROWS": s.rows, "KEYS": s.keys, "WARPS": s.warps, "SIDE": s.side,
+        "M": _rows(problem, layout.packed)[1], "KEYS_ALL": problem.shape[2], "ROWS": s.rows, "KEYS": s.keys, "WARPS": s.warps,
         "PARTS": s.parts, "ROW_TILES": tiles, "RESIDENT": s.resident, "D": problem.shape[3], "N": layout.values.inner,
         "COUNTERS": _counters(batches * tiles),
     }  # fmt: skip
@@ -397,8 +395,8 @@ def _row_outputs(problem: OnlineProblem, layout: _Layout, condition: str) -> lis
     stores = [f"store_one({name} + {offset(o, names)}, {v});" for (o, name), v in zip(alone, values, strict=True)]
     return [
         f"if ({condition or 'true'})",
-        "  for (int i = threadIdx.x; i < BM && block_row + i < M; i += THREADS) {",
-        "    const int row = block_row + i;",
+        "  for (int i = threadIdx.x; i < ROWS && first_row + i < M; i += THREADS) {",
+        "    const int row = first_row + i;",
         "    const float most = most_of(i), nan = most - most;",
         "    float total = 0.f;",
         "    UNROLL for (int p = 0; p < PARTS; ++p) total += total_of(p, i) * rebased(top_of(p, i), most);",

@@ -27,9 +27,9 @@ from tests.codegen.problems import array
 
 FAMILY = OnlineSplitFamily()
 TILES = (
-    OnlineSplitTile(8, 16, 2, 1, 1, 0, 1), OnlineSplitTile(8, 32, 1, 1, 2, 0, 1), OnlineSplitTile(16, 16, 2, 1, 2, 1, 1),
-    OnlineSplitTile(16, 32, 2, 2, 3, 0, 1), OnlineSplitTile(32, 16, 3, 1, 1, 0, 1), OnlineSplitTile(8, 16, 4, 2, 2, 1, 1),
-    OnlineSplitTile(8, 64, 1, 1, 1, 0, 1),
+    OnlineSplitTile(8, 16, 2, 1, 0, 1), OnlineSplitTile(8, 32, 1, 2, 0, 1), OnlineSplitTile(16, 16, 2, 2, 1, 1),
+    OnlineSplitTile(16, 32, 1, 3, 0, 1), OnlineSplitTile(32, 16, 3, 1, 0, 1), OnlineSplitTile(8, 16, 2, 2, 1, 1),
+    OnlineSplitTile(8, 64, 1, 1, 0, 1),
 )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def test_keys_that_lie_side_by_side_are_taken_as_they_are(tmp_path: Path) -> Non
 
 def test_what_it_cannot_take_is_refused_with_the_reason() -> None:
     q, k, v = array("q", BF16, m=8, d=64), array("K", BF16, k=640, d=64), array("V", BF16, k=640, n=64)
-    tile = OnlineSplitTile(8, 16, 2, 1, 2, 0, 1)
+    tile = OnlineSplitTile(8, 16, 2, 2, 0, 1)
     for o, words in (
         (attend(scores(q, array("K", F16, k=640, d=64)), v), "rows, keys, weights and values are"),
         (attend(apply("cast", scores(q, k), dtype=DType.F32), v), "weights and values are bf16, bf16, f32"),
@@ -119,13 +119,12 @@ def test_what_it_cannot_take_is_refused_with_the_reason() -> None:
     plain = fold(several(o=(attend(scores(q, k), v), "mn", BF16)))
     assert FAMILY.legal(plain, tile) is None
     for schedule, words in (
-        (OnlineSplitTile(24, 16, 2, 1, 2, 0, 1), "8, 16 or 32 rows"),
-        (OnlineSplitTile(8, 16, 2, 1, 9, 0, 1), "1 to 8 parts"),
-        (OnlineSplitTile(8, 16, 2, 1, 1, 1, 1), "2 to 64 through memory"),
-        (OnlineSplitTile(8, 16, 3, 2, 2, 0, 1), "2 of 3 warps"),
-        (OnlineSplitTile(8, 16, 2, 2, 2, 0, 1), "16 rows for 8"),
-        (OnlineSplitTile(8, 16, 16, 1, 8, 0, 1), "8 parts of 16 warps"),
-        (OnlineSplitTile(8, 16, 8, 1, 1, 0, 4), "for each of 256 threads, 4 times"),
+        (OnlineSplitTile(24, 16, 2, 2, 0, 1), "8, 16 or 32 rows"),
+        (OnlineSplitTile(8, 16, 2, 9, 0, 1), "1 to 8 parts"),
+        (OnlineSplitTile(8, 16, 2, 1, 1, 1), "2 to 64 through memory"),
+        (OnlineSplitTile(16, 16, 2, 2, 0, 1), "16 rows for 8"),
+        (OnlineSplitTile(8, 16, 16, 8, 0, 1), "8 parts of 16 warps"),
+        (OnlineSplitTile(8, 16, 8, 1, 0, 4), "for each of 256 threads, 4 times"),
     ):
         assert words in str(FAMILY.legal(plain, schedule)), schedule
 
@@ -149,10 +148,10 @@ def _usable() -> bool:
 def test_the_compiler_takes_it_without_spills() -> None:
     decode = fold(grouped(BF16, 64, 8, 1, 8192, 128))
     sources = [
-        FAMILY.emit(decode, OnlineSplitTile(8, 16, 4, 1, 4, 0, 3)),
-        FAMILY.emit(decode, OnlineSplitTile(8, 32, 4, 1, 8, 1, 2)),
-        FAMILY.emit(fold(attention(F16, 256, 4096, 64, 64, h=2)), OnlineSplitTile(32, 16, 4, 4, 8, 0, 2)),
-        FAMILY.emit(fold(FOLDS["short-several"]), OnlineSplitTile(16, 16, 1, 1, 3, 1, 1)),
+        FAMILY.emit(decode, OnlineSplitTile(8, 16, 4, 4, 0, 3)),
+        FAMILY.emit(decode, OnlineSplitTile(8, 32, 4, 8, 1, 2)),
+        FAMILY.emit(fold(attention(F16, 256, 4096, 64, 64, h=2)), OnlineSplitTile(32, 16, 4, 8, 0, 2)),
+        FAMILY.emit(fold(FOLDS["short-several"]), OnlineSplitTile(16, 16, 1, 3, 1, 1)),
     ]
     for index, made in compile_many(sources, parse_target("sm_90")):
         assert isinstance(made, KernelBinary), made
