@@ -1,14 +1,14 @@
 using In = Ring<STAGES, A::bytes + B::bytes, GROUPS * 4, 1>;
 using P = Planes<B, A::k_major>;
-constexpr int PANELS = BN / 32;
+constexpr int PANELS = BN / 32, WORDS = (PANELS + 3) / 4, PASSES = BN / COLUMNS;
 
 KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS) {
   extern __shared__ u8 raw[];
   const u32 smem = (smem_u32(raw) + 1023) & ~1023u;
   In in(smem);
-  const u32 converted = in.empty(STAGES), notes = converted + 8 * STAGES;   // a barrier and the panels' exponents for each slot
+  const u32 converted = in.empty(STAGES), notes = converted + 8 * STAGES;   // a barrier and the panels' exponents (bytes) for each slot
   if (threadIdx.x == 0) {
-    for (int i = 0; i < STAGES; ++i) mbar_init(converted + 8 * i, 4);
+    for (int i = 0; i < STAGES; ++i) mbar_init(converted + 8 * i, min(PANELS, 4));
     in.init();
   }
   __syncthreads();
@@ -36,63 +36,116 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS) {
   } else if (wg == GROUPS) {                                                // converter: a warp for each panel
     reg_dec<CONVERTER_REGISTERS>();                                         //@fewer
     reg_inc<CONVERTER_REGISTERS>();                                         //@more
-    while (tile.next())
+    while (warp_in_group() < PANELS && tile.next()) {
+      u32 exponents[WORDS];
+      UNROLL for (int w = 0; w < WORDS; ++w) exponents[w] = UNKNOWN;
       for (int k = 0; k < steps; ++k, in.next()) {
         const u32 slot = in.wait();
-#pragma unroll 1
-        for (int panel = warp_in_group(); panel < PANELS; panel += 4) P::convert(slot + A::bytes + panel * 4096, notes + (in.s * PANELS + panel) * 4);
+        UNROLL for (int w = 0; w < WORDS; ++w) {
+          const int panel = 4 * w + warp_in_group();
+          if (4 * w + 4 <= PANELS || PANELS < 4 || panel < PANELS) {
+            const u32 found = P::convert(slot + A::bytes + panel * 4096, exponents[w]);
+            if (found) exponents[w] = found;
+            if (lane_id() == 0) put_byte(notes + in.s * WORDS * 4 + panel, found);
+          }
+        }
         fence_async_shared();                                               // the matrix units read what was written here
         __syncwarp();
         if (lane_id() == 0) mbar_arrive(converted + 8 * in.s);
       }
+    }
   } else {                                                                  // consumers: 64 rows each
     reg_inc<CONSUMER_REGISTERS>();
-    const int row = wg * 64 + warp_in_group() * 16 + lane_id() / 4;
     while (tile.next()) {
+      // Sums of h·h' go to `total` after each step, by rounded additions; those of h·l' + l·h' wait in `low`, under the scales that
+      // they were made with, until these change.
       float total[BN / 2];
       UNROLL for (int i = 0; i < BN / 2; ++i) total[i] = 0.f;
+      Acc<COLUMNS> low[PASSES];
+      UNROLL for (int p = 0; p < PASSES; ++p)
+        UNROLL for (int i = 0; i < COLUMNS / 2; ++i) low[p].v[i] = 0.f;
+      u32 panels[WORDS];
+      UNROLL for (int w = 0; w < WORDS; ++w) panels[w] = 0;
       Left<A> left;
-      left.load(in.wait(), row);
-      for (int k = 0; k < steps; ++k) {
-        const u32 slot = in.data + in.s * (A::bytes + B::bytes), right = slot + A::bytes, note = notes + in.s * PANELS * 4;
-        left.split();
-        const u32 rows0 = left.rows[0], rows1 = left.rows[1];
-        mbar_wait(converted + 8 * in.s, in.parity);
-        const int here = in.s;
-        repeat<BN / COLUMNS>([&](auto pass) {
-          Acc<COLUMNS> low, high;
-          wg_fence();
-          UNROLL for (int j = 0; j < 2; ++j) {
-            wgmma_left(low.v, left.h[j], P::descriptor(right, pass * COLUMNS, j, 1), j);
-            wgmma_left(low.v, left.l[j], P::descriptor(right, pass * COLUMNS, j, 0), 1);
-          }
-          UNROLL for (int j = 0; j < 2; ++j) wgmma_left(high.v, left.h[j], P::descriptor(right, pass * COLUMNS, j, 0), j);
-          wg_commit();
-          if (pass == BN / COLUMNS - 1) {                                   // meanwhile: the next rows
-            in.next();
-            if (k + 1 < steps) left.load(in.wait(), row);
-          }
-          wg_wait<0>();
-          pin(low.v);
-          pin(high.v);
-          repeat<COLUMNS / 32>([&](auto panel) {
-            const int column = pass * COLUMNS + panel * 32;
-            const u32 exponent = shared_word(note + column / 8);
-            float(&sum)[16] = *(float(*)[16])(total + column / 2);
-            if (rows0 && exponent) {
-              const float scale[2] = {product_scale(rows0, exponent), product_scale(rows1, exponent)};
-              UNROLL for (int i = 0; i < 16; ++i) {
-                const float s = scale[i >> 1 & 1];
-                sum[i] = fmaf(low.v[panel * 16 + i], s * 0x1p-11f, fmaf(high.v[panel * 16 + i], s, sum[i]));
-              }
-            } else {
-              by_hand<A, B, P>(sum, slot, right, row, column, exponent != 0, exponent ? 1.f / scale_of(exponent) : 1.f);
+      left.rows[0] = left.rows[1] = UNKNOWN;
+      auto fold = [&]() {
+        repeat<PANELS>([&](auto panel) {
+          const u32 exponent = panels[panel / 4] >> panel % 4 * 8 & 255;
+          if (exponent) {
+            const float scale[2] = {product_scale(left.rows[0], exponent) * 0x1p-11f, product_scale(left.rows[1], exponent) * 0x1p-11f};
+            UNROLL for (int i = 0; i < 16; ++i) {
+              float& part = low[panel * 32 / COLUMNS].v[panel * 32 % COLUMNS / 2 + i];
+              total[panel * 16 + i] = fmaf(part, scale[i >> 1 & 1], total[panel * 16 + i]);
+              part = 0.f;
             }
-          });
+          }
         });
+      };
+      left.load(in.wait());
+      for (int k = 0; k < steps; ++k) {
+        const u32 slot = in.data + in.s * (A::bytes + B::bytes), right = slot + A::bytes, note = notes + in.s * WORDS * 4;
+        const int here = in.s;
+        bool served = left.split() && k > 0;
+        u32 rows[2] = {left.rows[0], left.rows[1]};
+        if (!served) served = left.choose(rows);
+        mbar_wait(converted + 8 * here, in.parity);
+        u32 now[WORDS];
+        bool same = rows[0] == left.rows[0] && rows[1] == left.rows[1], whole = true;  // the matrix units serve all panels
+        UNROLL for (int w = 0; w < WORDS; ++w) {
+          now[w] = word_at(note + 4 * w) & (4 * w + 4 <= PANELS ? ~0u : (1u << PANELS % 4 * 8) - 1);
+          same = same && now[w] == panels[w];
+          UNROLL for (int p = 4 * w; p < min(4 * w + 4, PANELS); ++p) whole = whole && (now[w] >> p % 4 * 8 & 255);
+        }
+        if (!__all_sync(~0u, same)) {
+          fold();
+          UNROLL for (int w = 0; w < WORDS; ++w) panels[w] = now[w];
+          if (served) {
+            left.rows[0] = rows[0]; left.rows[1] = rows[1];
+            left.split();
+          }
+        }
+        if (!served) left.clear();
+        const u64 planes = P::descriptor(right);
+        auto rest = [&]() {                                                 // meanwhile: the next rows
+          in.next();
+          if (k + 1 < steps) left.load(in.wait());
+        };
+        if (whole) {
+          repeat<PASSES>([&](auto pass) {
+            const u64 at = planes + pass * (COLUMNS / 32 * P::column);
+            Acc<COLUMNS> high;
+            wg_fence();
+            UNROLL for (int j = 0; j < 2; ++j) wgmma_left(high.v, left.h[j], at + j * P::step, j);
+            wg_commit();
+            UNROLL for (int j = 0; j < 2; ++j) {
+              wgmma_left(low[pass].v, left.h[j], at + P::low + j * P::step, 1);
+              wgmma_left(low[pass].v, left.l[j], at + j * P::step, 1);
+            }
+            wg_commit();
+            wg_wait<1>();
+            pin(high.v);
+            repeat<COLUMNS / 32>([&](auto p) {
+              const int panel = pass * (COLUMNS / 32) + p;
+              const u32 exponent = panels[panel / 4] >> panel % 4 * 8 & 255;
+              const float scale[2] = {product_scale(left.rows[0], exponent), product_scale(left.rows[1], exponent)};
+              UNROLL for (int i = 0; i < 16; ++i) total[panel * 16 + i] = fmaf(high.v[p * 16 + i], scale[i >> 1 & 1], total[panel * 16 + i]);
+            });
+          });
+          rest();
+          wg_wait<0>();
+          UNROLL for (int p = 0; p < PASSES; ++p) pin(low[p].v);
+        } else {
+          rest();
+        }
+        if (!whole || !served)
+          repeat<PANELS>([&](auto panel) {
+            const u32 exponent = panels[panel / 4] >> panel % 4 * 8 & 255;
+            by_hand<A, B, P>(*(float(*)[16])(total + panel * 16), slot, right, panel * 32, exponent != 0, unscale_of(exponent));
+          });
         __syncwarp();
         in.release(here);
       }
+      fold();
 //@begin slices
       // The blocks that share a tile leave their sums in memory; the last of them to finish adds all, in the order of the slices.
       constexpr int VECTORS = BN / 8, SLOT = BM * BN;
@@ -118,6 +171,7 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS) {
           total[4 * v + 2] += __uint_as_float(x.z); total[4 * v + 3] += __uint_as_float(x.w);
         }
 //@end
+      const int row = row_of(this_thread());
       Acc<BN>::each_pair([&](int v, int half, int column) {
         const int y_row = tile.m + row + 8 * half, y_col = tile.n + column, batch = tile.batch;
         float y[2];

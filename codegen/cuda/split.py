@@ -45,10 +45,9 @@ STEP = 32  # elements of k of a slot: 128 bytes
 PRODUCTS = 3
 # Below this k the bound of an f32 sum (a unit for each product) leaves no room for the error of split products.
 LEAST_K = 64
-# Registers of a thread of the producer, the converter and the consumers, by the number of consumer warpgroups.
-REGISTERS = {1: (24, 152, 232), 2: (24, 72, 208)}
-# Totals, accumulators of a pass and the rest of a consumer's registers (found by compiling: above these ptxas spills).
-REST = 0
+PRODUCER_REGISTERS = 24
+# Registers of a consumer beside totals and accumulators (found by compiling: with less ptxas spills).
+REST = 48
 MOST_WORKSPACE = 1 << 26
 
 
@@ -181,8 +180,9 @@ def _schedule_refusal(problem: ContractProblem, s: SplitTile) -> str | None:
         return "a tile is 64 or 128 rows by 32 to 256 columns in steps of 32"
     if s.columns % 32 or s.columns < 32 or s.bn % s.columns:
         return "the columns of a pass are whole panels of 32, and divide the tile"
-    if s.bn // 2 + s.columns + REST > REGISTERS[s.bm // 64][2]:
-        return f"{s.bn // 2} totals and {s.columns} accumulators a thread do not fit into {REGISTERS[s.bm // 64][2]} registers"
+    held = s.bn + s.columns // 2
+    if held > _registers(s)[1] - REST:
+        return f"{held} totals and accumulators a thread do not fit into {_registers(s)[1]} registers"
     if s.raster < 1 or s.slices < 1:
         return "a raster has at least one row, and a sum at least one slice"
     steps = -(-problem.shape[3] // STEP)
@@ -206,6 +206,13 @@ def _tiles(problem: ContractProblem, s: SplitTile) -> int:
     return batch * -(-m // s.bm) * -(-n // s.bn)
 
 
+def _registers(s: SplitTile) -> tuple[int, int]:
+    """Return the registers of a thread of the converter and of the consumers, which share what the producer leaves."""
+    if s.bm == 64:
+        return 152, 232
+    return (72, 208) if s.bn > 96 else (104, 192)
+
+
 def _threads(s: SplitTile) -> int:
     """Return the threads of a block: consumers, a converter and a producer warpgroup."""
     return (s.bm // 64 + 2) * 128
@@ -213,7 +220,7 @@ def _threads(s: SplitTile) -> int:
 
 def _shared_bytes(s: SplitTile, stages: int) -> int:
     """Return what the slots take, each with three barriers and the exponents of its panels, and the alignment."""
-    return 1024 + stages * ((s.bm + s.bn) * 4 * STEP + 24 + s.bn // 32 * 4)
+    return 1024 + stages * ((s.bm + s.bn) * 4 * STEP + 24 + -(-s.bn // 128) * 4)
 
 
 def _stages(s: SplitTile) -> int:
@@ -244,12 +251,12 @@ def _wrapper(layout: _Layout, s: SplitTile) -> str:
 
 def _constants(problem: ContractProblem, s: SplitTile, layout: _Layout) -> str:
     batch, m, n, k = problem.shape
-    producer, converter, consumer = REGISTERS[s.bm // 64]
+    converter, consumer = _registers(s)
     values = {
         "BATCH": batch, "M": m, "N": n, "STEPS": -(-k // STEP), "BM": s.bm, "BN": s.bn, "GROUPS": s.bm // 64, "COLUMNS": s.columns,
         "RASTER": s.raster, "STAGES": layout.stages, "SLICES": s.slices, "SHARE": _share(k, s),
         "COUNTERS": _counters(problem, s), "THREADS": _threads(s),
-        "PRODUCER_REGISTERS": producer, "CONVERTER_REGISTERS": converter, "CONSUMER_REGISTERS": consumer,
+        "PRODUCER_REGISTERS": PRODUCER_REGISTERS, "CONVERTER_REGISTERS": converter, "CONSUMER_REGISTERS": consumer,
     }  # fmt: skip
     kinds = {True: "KMajor32", False: "MnMajor32"}
     return "\n".join(
@@ -263,7 +270,7 @@ def _constants(problem: ContractProblem, s: SplitTile, layout: _Layout) -> str:
 
 def _kernel(problem: ContractProblem, s: SplitTile) -> str:
     at_entry = 65536 // _threads(s) // 8 * 8
-    flags = {"slices" if s.slices > 1 else "whole", "more" if REGISTERS[s.bm // 64][1] > at_entry else "fewer"}
+    flags = {"slices" if s.slices > 1 else "whole", "more" if _registers(s)[0] > at_entry else "fewer"}
     slots = {
         "PARAMETERS": [_parameters(problem, s)],
         "EPILOGUE": epilogue(problem, ["total[v + e]"], []),
