@@ -10,8 +10,8 @@ KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
   cluster_sync();                                                           //@cluster
   Raster<BATCH, M, N, BM, BN, CM, CN, RASTER> tile;                         //@whole
   constexpr int k_first = 0, k_last = K, steps = STEPS;                     //@whole
-  Raster<BATCH, M, N, BM, BN, CM, CN, RASTER> tile(blockIdx.x / SLICES);    //@sliced
-  const int slice = blockIdx.x % SLICES, k_first = slice * PER_SLICE, k_last = min(K, k_first + PER_SLICE), steps = (k_last - k_first + 63) / 64;  //@sliced
+  Raster<BATCH, M, N, BM, BN, CM, CN, RASTER> tile(blockIdx.x / (CM * CN) / SLICES);  //@sliced
+  const int slice = blockIdx.x / (CM * CN) % SLICES, k_first = slice * PER_SLICE, k_last = min(K, k_first + PER_SLICE), steps = (k_last - k_first + 63) / 64;  //@sliced
   const int wg = warpgroup();
 
   if (wg == GROUPS) {                                                       // producer: one thread
@@ -19,7 +19,7 @@ KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
     if (threadIdx.x == GROUPS * 128) {
       const int rank = cluster_rank(), rm = rank / CN, rn = rank % CN;      //@cluster
       constexpr int rm = 0, rn = 0;                                         //@alone
-      const u16 same_rows = ((1 << CN) - 1) << (rm * CN), same_columns = (1 << rn) * (CM == 2 ? 1 + (1 << CN) : 1);
+      const u16 same_rows = ((1 << CN) - 1) << (rm * CN), same_columns = (((1 << CM * CN) - 1) / ((1 << CN) - 1)) << rn;
       PREFETCH
       while (tile.next()) {
         SELECT
@@ -118,12 +118,13 @@ KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
 
       FINISH                                                                //@whole
 //@begin sliced
-      float* const parts = (float*)((u8*)workspace + COUNTERS) + (i64)(blockIdx.x / SLICES) * SLICES * PART + threadIdx.x * 4;
+      const int share = tile.t * CM * CN + (CM * CN > 1 ? cluster_rank() : 0);  // the number of the tile
+      float* const parts = (float*)((u8*)workspace + COUNTERS) + (i64)share * SLICES * PART + threadIdx.x * 4;
       repeat<COUNT * TILES>([&](auto ci) {
         repeat<BN / 8>([&](auto j) { leave4(parts + slice * PART + (ci * (BN / 8) + j) * GROUPS * 512, acc[ci / TILES][ci % TILES].v + 4 * j); });
       });
       named_sync(10, GROUPS * 128);
-      if (threadIdx.x == 0) meet((u32*)workspace + blockIdx.x / SLICES, SLICES, slice == 0);
+      if (threadIdx.x == 0) meet((u32*)workspace + share, SLICES, slice == 0);
       named_sync(10, GROUPS * 128);
       for (int unit = slice; unit < BN / 8; unit += SLICES) {               // 8 columns at a time
         Acc<8> sum[COUNT][TILES];

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,6 +55,7 @@ Served = Contract | SummedContractProblem
 SHARED_BYTES = 233472  # shared memory of a multiprocessor of sm_90 (CUDA programming guide, compute capabilities)
 SHARED_RESERVED = 1024  # of it, for each block
 SMS = 132  # multiprocessors of the SXM parts of sm_90; a persistent grid of another size is correct too
+FILL_SHARE = 0.3  # of the rate of the nearest cache at which tiles come from the level-2 cache (10 TB/s on an H200)
 SHARING_NS = 2000.0  # blocks that share a sum count, wait for each other, and read what the others left
 PANEL_BYTES = 8192  # 64 rows of 128 bytes: an operand panel, and one staging buffer of a warpgroup
 # Live fp32 accumulators a thread can hold beside the loop's own registers, and registers of producer and consumers, by the
@@ -142,9 +142,8 @@ class WgmmaFamily:
         layout = _layout(problem, schedule)
         assert isinstance(layout, Layout)
         problem = turned(problem)
-        batch, m, _, _ = problem.shape
-        super_tiles = batch * -(-m // (schedule.bm * schedule.cm)) * (layout.starts[-1] // (schedule.bn * schedule.cn))
         cluster, slices = schedule.cm * schedule.cn, _slices(problem, schedule)[0]
+        tiles = _tiles(problem, schedule)
         return assemble(
             problem.program,
             schedule,
@@ -158,13 +157,11 @@ class WgmmaFamily:
                 ]
             ),
             args=_arguments(problem, schedule, layout),
-            grid=(min(super_tiles, SMS * schedule.resident // cluster) * cluster * slices, 1, 1),
+            grid=(min(tiles, SMS * schedule.resident // cluster * cluster) * slices, 1, 1),
             block=_threads(schedule),
             cluster=cluster,
             shared_bytes=_shared_bytes(schedule.groups, layout.slot_bytes, layout.stages, layout.staging_bytes),
-            workspace_bytes=_counter_bytes(super_tiles) + 4 * super_tiles * slices * _part_floats(schedule, layout)
-            if slices > 1
-            else 0,
+            workspace_bytes=_workspace_bytes(problem, schedule, layout) if slices > 1 else 0,
             requires="sm_90a",
             cooperative=slices > 1,
         )
@@ -180,12 +177,14 @@ class WgmmaFamily:
         assert isinstance(schedule, WgmmaTile)
         s = schedule
         problem = turned(problem)
-        batch, m, n, _ = problem.shape
+        batch, m, n, k = problem.shape
         tiles = batch * -(-m // s.bm) * sum(-(-p.shape[2] // s.bn) for p in problem.parts)
+        waves = wave_factor(rates, tiles * s.slices, s.resident)
         padded = tiles * s.bm * s.bn / max(batch * m * n, 1)
-        # Shared memory brings bm + bn values for bm·bn products: 128×256 is the tile at which it no longer limits.
-        starved = math.sqrt(max(1.0, (s.bm + s.bn) / (s.bm * s.bn) / ((128 + 256) / (128 * 256))))
-        arithmetic = problem.flops / rates.rate("bf16") * padded * starved * wave_factor(rates, tiles * s.slices, s.resident)
+        arithmetic = problem.flops / rates.rate("bf16") * padded
+        # What comes from the level-2 cache for each step of 64; a cluster brings what its blocks share once.
+        filled = tiles * -(-k // 64) * 128 * (s.bm / s.cn + s.bn / s.cm) / (FILL_SHARE * rates.issue)
+        arithmetic = max(arithmetic, filled) * waves
         shared = 0.0 if s.slices == 1 else SHARING_NS + 8 * tiles * s.slices * s.bm * s.bn / rates.copy
         return max(arithmetic, traffic_ns(problem.program, rates)) + shared + rates.launch_ns
 
@@ -304,19 +303,29 @@ def _sliced_refusal(problem: Served, s: WgmmaTile) -> str | None:
     """Refuse slices where they do not serve; a block of each is resident at once, so that they can wait for each other."""
     if s.slices == 1:
         return None
-    if s.slices < 1 or s.pingpong or s.cm * s.cn > 1:
-        return "the sum over k is cut for blocks that each take a whole tile, without a cluster"
+    if s.slices < 1 or s.pingpong:
+        return "the sum over k is cut for blocks whose warpgroups do not take tiles in turn"
     if problem.statistics or isinstance(problem, SummedContractProblem):
         return "row statistics and sums of several products are not cut into slices"
-    batch, m, _, _ = problem.shape
-    tiles = batch * -(-m // s.bm) * (_starts(problem, s.bn)[-1] // s.bn)
+    tiles = _tiles(problem, s)
     if tiles * s.slices > SMS * s.resident:
         return f"{tiles} tiles in {s.slices} slices are not resident at once"
     return None
 
 
+def _tiles(problem: Served, s: WgmmaTile) -> int:
+    """Return the number of tiles, in whole clusters."""
+    batch, m, _, _ = problem.shape
+    return batch * -(-m // (s.bm * s.cm)) * s.cm * (_starts(problem, s.bn * s.cn)[-1] // s.bn)
+
+
 def _part_floats(s: WgmmaTile, layout: Layout) -> int:
     return s.bm * s.bn * len(layout.bs[0])
+
+
+def _workspace_bytes(problem: Served, s: WgmmaTile, layout: Layout) -> int:
+    tiles = _tiles(problem, s)
+    return _counter_bytes(tiles) + 4 * tiles * _slices(problem, s)[0] * _part_floats(s, layout)
 
 
 def _counter_bytes(tiles: int) -> int:
@@ -344,8 +353,8 @@ def _schedule_refusal(s: WgmmaTile, count: int, left: Left | None) -> str | None
         return "ping-pong takes two warpgroups"
     if not s.pingpong and s.bm % (64 * s.groups):
         return "each warpgroup takes the same number of 64-row tiles"
-    if (s.cm, s.cn) not in ((1, 1), (2, 1), (1, 2)) or s.raster < 1:
-        return "clusters are 1×1, 2×1 or 1×2, and a raster has at least one row"
+    if s.cm not in (1, 2, 4) or s.cn not in (1, 2, 4) or s.cm * s.cn > 4 or s.bn % (8 * s.cm) or s.raster < 1:
+        return "a cluster has 1, 2 or 4 blocks that load whole groups of 8 columns each, and a raster has at least one row"
     if s.resident not in (1, 2) or (s.resident == 2 and (s.groups > 1 or s.cm * s.cn > 1)):
         return "one block, or two of one warpgroup and without a cluster, share a multiprocessor"
     tiles = s.bm // 64 if s.pingpong else s.bm // (64 * s.groups)
@@ -478,7 +487,7 @@ def _constants(problem: Served, s: WgmmaTile, layout: Layout) -> str:
         "CONSUMER_WARPS": 4 * (1 if s.pingpong else s.groups),
         "BUFFERS": layout.buffers, "STAGING": s.groups * layout.staging_bytes,
         "SLICES": _slices(problem, s)[0], "PER_SLICE": 64 * _slices(problem, s)[1], "PART": _part_floats(s, layout),
-        "COUNTERS": _counter_bytes(batch * -(-m // s.bm) * -(-n // s.bn)), "THREADS": _threads(s), "RESIDENT": s.resident, "PRODUCER_REGISTERS": producer, "CONSUMER_REGISTERS": consumer,
+        "COUNTERS": _counter_bytes(_tiles(problem, s)), "THREADS": _threads(s), "RESIDENT": s.resident, "PRODUCER_REGISTERS": producer, "CONSUMER_REGISTERS": consumer,
     }  # fmt: skip
     kinds = {True: "KMajor", False: "MnMajor"}
     return "\n".join(

@@ -107,7 +107,7 @@ def emulated_wgmma(source: KernelSource) -> KernelSource:
     instruction = re.search(r"wgmma\.mma_async.*?f32\.(\w+)\.\w+ .*?p, 1, 1, (?:(\d), )?(\d);", source.text, re.DOTALL)
     assert instruction is not None
     constants = {
-        "BLOCK": block, "CLUSTER": cluster, "HALF": int(instruction[1] == "f16"),
+        "BLOCK": block, "CLUSTER": cluster, "PEERS": source.cluster, "HALF": int(instruction[1] == "f16"),
         "TRANSPOSED_A": instruction[2] or 0, "TRANSPOSED_B": instruction[3],
     }  # fmt: skip
     text = re.sub(ORDERED, "", source.text, flags=re.DOTALL | re.MULTILINE)

@@ -7,7 +7,8 @@ alignas(1024) static u8 shared[4][SHARED];
 static int rank_here() { return (int)threadIdx.x / BLOCK; }
 static u8* here(u32 at) { return shared[rank_here()] + at; }
 static u32 smem_u32(const void* p) { return (u32)((const u8*)p - shared[rank_here()]); }
-static u32 cluster_rank() { return rank_here(); }
+static u32 cluster_rank() { return rank_here() % PEERS; }
+static int peer(int rank) { return rank_here() / PEERS * PEERS + rank; }  // blocks that wait for each other may be several clusters
 static int min(int a, int b) { return a < b ? a : b; }
 
 struct Gate { int arrived; unsigned phase; };
@@ -43,7 +44,7 @@ static void mbar_init(u32 at, u32 n) { barriers[rank_here()][at / 8] = {(int)n, 
 static void mbar_init_fence() {}
 static void arrive_at(int rank, u32 at) { Barrier& b = barriers[rank][at / 8]; if (b.pending == 0) abort(); --b.pending; settle(b); }
 static void mbar_arrive(u32 at) { arrive_at(rank_here(), at); }
-static void mbar_arrive_at(u32 at, u32 rank) { arrive_at((int)rank, at); }
+static void mbar_arrive_at(u32 at, u32 rank) { arrive_at(peer((int)rank), at); }
 static void mbar_expect(u32 at, u32 bytes) { barriers[rank_here()][at / 8].bytes += bytes; mbar_arrive(at); }
 static void mbar_wait(u32 at, u32 parity) { while ((barriers[rank_here()][at / 8].phase & 1) == parity) yield_thread(); }
 
@@ -62,15 +63,16 @@ template <class F> static void each_of_box(const Map& m, u32 at, int x, int y, i
 static void tma_load3_mc(u32 dst, const TMap* t, u32 bar, int x, int y, int z, u16 mask) {
   const Map& m = *t->map;
   if (dst % 128 || m.box[0] * m.bytes > (m.swizzle ? m.swizzle : 1 << 20)) abort();
-  for (int r = 0; r < CLUSTER; ++r)
-    if (mask >> r & 1) {
+  for (int i = 0; i < PEERS; ++i)
+    if (mask >> i & 1) {
+      const int r = peer(i);
       each_of_box(m, dst, x, y, z, [&](u32 to, const u8* from) { from ? (void)memcpy(shared[r] + to, from, m.bytes) : (void)memset(shared[r] + to, 0, m.bytes); });
       Barrier& b = barriers[r][bar / 8];
       b.bytes -= m.box[0] * m.box[1] * m.box[2] * m.bytes;
       settle(b);
     }
 }
-static void tma_load3(u32 dst, const TMap* t, u32 bar, int x, int y, int z) { tma_load3_mc(dst, t, bar, x, y, z, 1 << rank_here()); }
+static void tma_load3(u32 dst, const TMap* t, u32 bar, int x, int y, int z) { tma_load3_mc(dst, t, bar, x, y, z, 1 << cluster_rank()); }
 
 // TMA stores wait in groups of their thread.
 struct Store { const TMap* map; u32 src; int x, y, z, group; };

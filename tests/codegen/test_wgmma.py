@@ -153,6 +153,9 @@ EMULATED: list[tuple[str, Program, WgmmaTile]] = [
     ("a sum on the right, panels of 32", sum_on_the_right(104, 72, 128), WgmmaTile(64, 96, 1, 0, 1, 2, 8)),
     ("a sum in two slices, of which one is shorter", linear(50, 136, 456), WgmmaTile(64, 96, 1, 0, 1, 1, 8, 1, 2)),
     ("a sum in three slices, computed left", shifted_linear(50, 64, 320), WgmmaTile(64, 64, 1, 0, 1, 1, 8, 1, 3)),
+    ("clusters of four", linear(200, 200, 136), WgmmaTile(64, 64, 1, 0, 2, 2, 8)),
+    ("clusters of four rows", linear(200, 70, 136, w="jk"), WgmmaTile(64, 32, 1, 0, 4, 1, 8)),
+    ("slices and clusters", linear(40, 120, 264), WgmmaTile(64, 64, 1, 0, 1, 2, 8, 1, 2)),
     ("two sums in two slices", gated(56, 40, 256), WgmmaTile(64, 48, 1, 0, 1, 1, 8, 2, 2)),
     ("computed left in f16, turns", rms_linear(136, 40, 128, dtype=F16), WgmmaTile(128, 32, 2, 0, 1, 1, 8)),
     ("statistics that need a vector", rms_of_scaled(72, 40, 192), WgmmaTile(64, 32, 1, 0, 1, 1, 8)),
@@ -343,7 +346,8 @@ def test_slices_are_blocks_that_are_resident_at_once_and_none_is_empty() -> None
     assert source.cooperative
     assert source.workspace_bytes == 256 + 4 * 100 * 128 * 128
     assert "resident" in refusal(linear(1024, 1024, 6400), tile)
-    assert "cluster" in refusal(deep, dataclasses.replace(tile, cm=2))
+    assert FAMILY.emit(problem(deep), dataclasses.replace(tile, cm=2)).grid == (4 * 25, 1, 1)
+    assert "turn" in refusal(deep, WgmmaTile(128, 128, 2, 1, 1, 1, 8, 1, 33))
     assert "statistics" in refusal(rms_linear(256, 256, 6400), tile)
 
 
