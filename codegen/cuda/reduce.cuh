@@ -11,6 +11,7 @@ template <> struct Limits<double> { DEV static double lowest() { return -(double
 template <> struct Limits<bool> { DEV static bool lowest() { return false; } DEV static bool highest() { return true; } };
 template <class T> struct Plain {
   typedef T type;
+  static constexpr bool placed = false;
   template <class V> DEV static T lift(V v, i64) { return (T)v; }
   DEV static T value(T a) { return a; }
 };
@@ -29,11 +30,17 @@ template <class T> struct AllOf : Plain<T> {
   DEV static T combine(T a, T b) { return a && b; }
 };
 // The first position of the best value; a NaN is better than any number, as NumPy has it. Position −1 is no element at all.
-template <class T> struct Placed { T best; i64 at; };
+template <class T> struct Placed { T best; int at; };
 template <class T, bool MOST> struct ArgOf {
   typedef Placed<T> type;
-  template <class V> DEV static type lift(V v, i64 at) { return {(T)v, at}; }
-  DEV static type identity() { return {(T)0, -1}; }
+  static constexpr bool placed = true;
+  template <class V> DEV static type lift(V v, i64 at) { return {(T)v, (int)at}; }
+  DEV static type identity() { return {MOST ? Limits<T>::lowest() : Limits<T>::highest(), -1}; }
+  // An element behind all that `a` has seen. What is no better than nothing leaves `a` empty: if all are so, the first is the answer.
+  DEV static type after(type a, T v, i64 at) {
+    const bool better = !(MOST ? v <= a.best : v >= a.best) && a.best == a.best;
+    return {better ? v : a.best, better ? (int)at : a.at};
+  }
   DEV static bool wins(type a, type b) {  // a before b
     if (a.at < 0 || b.at < 0) return b.at < 0;
     const bool na = a.best != a.best, nb = b.best != b.best;
@@ -42,11 +49,16 @@ template <class T, bool MOST> struct ArgOf {
     return MOST ? a.best > b.best : a.best < b.best;
   }
   DEV static type combine(type a, type b) { return wins(a, b) ? a : b; }
-  DEV static i64 value(type a) { return a.at; }
+  DEV static i64 value(type a) { return a.at < 0 ? 0 : a.at; }
 };
 template <class T> struct ArgMaxOf : ArgOf<T, true> {};
 template <class T> struct ArgMinOf : ArgOf<T, false> {};
 
+// An accumulator with one more element; a thread visits its elements in order.
+template <class Op, class V> DEV typename Op::type take(typename Op::type a, V v, i64 at) {
+  if constexpr (Op::placed) return Op::after(a, v, at);
+  else return Op::combine(a, Op::lift(v, at));
+}
 // Combines independent accumulators of one thread, neighbours first.
 template <class Op, int N> DEV typename Op::type combine_lanes(typename Op::type (&a)[N]) {
   UNROLL for (int step = 1; step < N; step *= 2)

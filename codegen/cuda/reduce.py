@@ -13,6 +13,7 @@ from eqsat.codegen.cuda.bounds import (
     traffic_ns,
 )
 from eqsat.codegen.cuda.emit import refuse_illegal
+from eqsat.codegen.cuda.loads import INT_LIMIT
 from eqsat.codegen.cuda.reduce_columns import emit_columns
 from eqsat.codegen.cuda.reduce_held_columns import elements_each, emit_held_columns
 from eqsat.codegen.cuda.reduce_held_rows import LARGEST_CLUSTER, SHARED_BYTES, emit_held_rows, vectors_each
@@ -21,8 +22,10 @@ from eqsat.codegen.cuda.reduce_legal import (
     grid_refusal,
     held_column_refusal,
     held_grid_refusal,
+    parked_refusal,
     row_refusal,
 )
+from eqsat.codegen.cuda.reduce_parked import emit_parked_rows, vectors_of
 from eqsat.codegen.cuda.reduce_rows import REGISTERS, emit_grid, emit_rows
 from eqsat.codegen.cuda.reduce_schedule import (
     ColumnTile,
@@ -30,6 +33,7 @@ from eqsat.codegen.cuda.reduce_schedule import (
     GridReduceTile,
     HeldColumnTile,
     HeldGridTile,
+    ParkedRowTile,
     RowTile,
 )
 from eqsat.codegen.cuda.reduce_shape import ReduceShape, reduce_shape
@@ -43,7 +47,7 @@ class ReduceFamily:
 
     name = "reduce"
     schedules: tuple[type[Schedule], ...] = (
-        RowTile, ColumnTile, HeldColumnTile, GridReduceTile, HeldGridTile, FallbackReduceTile,
+        RowTile, ParkedRowTile, ColumnTile, HeldColumnTile, GridReduceTile, HeldGridTile, FallbackReduceTile,
     )  # fmt: skip
 
     def legal(self, problem: Problem, schedule: Schedule) -> str | None:
@@ -53,10 +57,14 @@ class ReduceFamily:
         for e in problem.reductions:
             if e.op in ("argmax", "argmin") and len(nest(e)[0]) > 1:
                 return f"{e.op} of {e.op} is not one reduction: materialise the inner one"
+            if e.op in ("argmax", "argmin") and problem.length >= INT_LIMIT:
+                return f"a position among {problem.length} elements does not fit 32 bits"
         shape = _shape(problem, schedule)
         match schedule:
             case RowTile():
                 return row_refusal(shape, schedule)
+            case ParkedRowTile():
+                return parked_refusal(shape, schedule)
             case ColumnTile():
                 return column_refusal(shape, schedule)
             case HeldColumnTile():
@@ -78,6 +86,8 @@ class ReduceFamily:
         match schedule:
             case RowTile():
                 return emit_rows(shape, schedule)
+            case ParkedRowTile():
+                return emit_parked_rows(shape, schedule)
             case ColumnTile():
                 return emit_columns(shape, schedule)
             case HeldColumnTile():
@@ -150,11 +160,14 @@ def _model_factor(shape: ReduceShape, s: Schedule, rates: Rates, bound: float) -
                 each = s.stream * lanes
                 factor = 1.05 + 0.35 * (len(shape.passes) - (not shape.problem.keeps))
             return factor * latency_factor(rates, rows * 32 * s.warps * s.cluster, each * size)
+        case ParkedRowTile():
+            factor = 1.03 + 0.02 * math.log2(s.cluster) + 0.04 * abs(math.log2(s.resident * s.warps / 32))
+            return factor * latency_factor(rates, rows * 32 * s.warps * s.cluster, vectors_of(shape, s) * s.width)
         case ColumnTile():
             lanes = shape.lanes(s.width, shape.rows[-1])
             factor = 1.02 + 0.35 * (len(shape.passes) - (not shape.problem.keeps)) + 0.05 * math.log2(max(16 / (lanes * size), 1))
-            blocks = max(rows / (lanes * s.columns), 1) * s.split
-            return factor * latency_factor(rates, blocks * s.columns * s.groups, s.count * lanes * size) + 0.002 * s.split
+            threads = rows / lanes * s.split * s.groups
+            return factor * latency_factor(rates, threads, s.count * lanes * size) + 0.0005 * s.split
         case HeldColumnTile():
             lanes = shape.lanes(s.width, shape.rows[-1])
             each = elements_each(shape, s)

@@ -27,10 +27,10 @@ def vectors_each(shape: ReduceShape, s: HeldGridTile) -> int:
     return max(-(-segment // s.threads), 1)
 
 
-def staged_loads(shape: ReduceShape, s: HeldGridTile) -> list[Load]:
-    """Return the held loads that are whole aligned chunks, so that they can be copied ahead."""
+def staged_loads(shape: ReduceShape, width: int) -> list[Load]:
+    """Return the held loads that are whole aligned chunks, so that they can be copied to shared memory."""
     inner = shape.reduced[-1]
-    lanes = shape.lanes(s.width, inner)
+    lanes = shape.lanes(width, inner)
     held = [x for x in shape.loads if shape.is_held(x)]
     wide = [x for x in held if shape.mode(x, inner, lanes) == "vector" and lanes * x.dtype.bytes % CHUNK == 0]
     return [x for x in wide if not x.guard_axes]
@@ -39,7 +39,7 @@ def staged_loads(shape: ReduceShape, s: HeldGridTile) -> list[Load]:
 def staged_bytes(shape: ReduceShape, s: HeldGridTile) -> int:
     """Return the shared memory of a block for the row that is on its way."""
     lanes = shape.lanes(s.width, shape.reduced[-1])
-    each = sum(lanes * x.dtype.bytes for x in staged_loads(shape, s))
+    each = sum(lanes * x.dtype.bytes for x in staged_loads(shape, s.width))
     return s.ahead * each * vectors_each(shape, s) * s.threads
 
 
@@ -52,7 +52,7 @@ class HeldGridPrinter(RowPrinter):
         whole = vectors % (s.split * s.threads) == 0
         super().__init__(shape, s.width, s.hint, s.threads, vectors_each(shape, s), resident=True, whole=whole)
         self.threads = s.threads
-        self.staged = staged_loads(shape, s) if s.ahead else []
+        self.staged = staged_loads(shape, s.width) if s.ahead else []
 
     def _slot(self, load: Load, chunk: str) -> str:
         """Print the address of a chunk in shared memory; the chunks of neighbouring threads lie side by side."""

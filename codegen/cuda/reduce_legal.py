@@ -5,13 +5,24 @@ from __future__ import annotations
 from eqsat.codegen.cuda.loads import Load, LoopAxis
 from eqsat.codegen.cuda.reduce_held_columns import elements_each
 from eqsat.codegen.cuda.reduce_held_rows import SHARED_BYTES, staged_bytes, staged_loads, vectors_each
+from eqsat.codegen.cuda.reduce_parked import held_registers, parked_bytes, vectors_of
 from eqsat.codegen.cuda.reduce_rows import REGISTERS
-from eqsat.codegen.cuda.reduce_schedule import HINTS, ColumnTile, GridReduceTile, HeldColumnTile, HeldGridTile, RowTile
+from eqsat.codegen.cuda.reduce_schedule import (
+    HINTS,
+    ColumnTile,
+    GridReduceTile,
+    HeldColumnTile,
+    HeldGridTile,
+    ParkedRowTile,
+    RowTile,
+)
 from eqsat.codegen.cuda.reduce_shape import ReduceShape, row_registers, wide_dtype
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
 HELD_REGISTERS = 160  # of 255 for each thread; the rest computes
 STATIC_SHARED_BYTES = 48 * 1024
+COMPUTING = 20  # registers of a thread besides those that hold, at the least
+PARKING_STEP = 4  # vectors: the menu's step
 CLUSTERS = (1, 2, 4, 8, 16)
 
 
@@ -66,8 +77,14 @@ def row_refusal(shape: ReduceShape, s: RowTile) -> str | None:
 
 def column_refusal(shape: ReduceShape, s: ColumnTile) -> str | None:
     """Return why a schedule for columns cannot serve a problem, or None."""
-    if s.columns % 32 or s.columns * s.groups > 1024 or s.columns < 32 or s.groups < 1 or not 1 <= s.count <= 16 or s.split < 1:
-        return "columns are a multiple of 32, and columns times groups at most 1024; 1 to 16 elements are in flight"
+    if (
+        s.columns % 8
+        or s.columns * s.groups % 32
+        or not 32 <= s.columns * s.groups <= 1024
+        or not 1 <= s.count <= 16
+        or s.split < 1
+    ):
+        return "columns are a multiple of 8, columns times groups one of 32 and at most 1024; 1 to 16 elements are in flight"
     if s.width not in WIDTHS:
         return f"the width is one of {WIDTHS}"
     if s.split > 1 and not shape.single:
@@ -135,12 +152,40 @@ def held_grid_refusal(shape: ReduceShape, s: HeldGridTile) -> str | None:
     far = s.split > CLUSTERS[-1]
     if s.ahead and s.teams >= shape.problem.row_count:
         return "no row comes after a team's first"
-    if s.ahead and not staged_loads(shape, s):
+    if s.ahead and not staged_loads(shape, s.width):
         return "nothing that is held comes in aligned chunks of 16 bytes"
     if not far and (s.split not in CLUSTERS or not s.ahead):
         return "a team of one block or a cluster takes row after row where the next one is on its way"
     shared = staged_bytes(shape, s)
     return f"{shared} bytes of shared memory for the row that comes; {SHARED_BYTES} are there" if shared > SHARED_BYTES else None
+
+
+def parked_refusal(shape: ReduceShape, s: ParkedRowTile) -> str | None:
+    """Return why a schedule for rows that are parked in part cannot serve a problem, or None."""
+    threads = 32 * s.warps
+    if s.warps not in (4, 8, 16, 32) or s.cluster not in CLUSTERS or not 1 <= s.resident <= 2048 // threads:
+        return f"a block has 4, 8, 16 or 32 warps, a multiprocessor 2048 threads, the cluster is one of {CLUSTERS}"
+    if s.width not in WIDTHS or not 0 <= s.hint < len(HINTS):
+        return f"the width is one of {WIDTHS}, the hint one of 0 to {len(HINTS) - 1}"
+    if shape.single:
+        return "one pass over the elements needs none of them later"
+    inner = shape.reduced[-1]
+    if why := _width_refusal(shape, inner, s.width):
+        return why
+    vectors = vectors_of(shape, s)
+    if not 1 <= s.parked <= vectors:
+        return f"{s.parked} of the {vectors} vectors of a thread are parked"
+    if len(staged_loads(shape, s.width)) < sum(shape.is_held(x) for x in shape.loads) or not staged_loads(shape, s.width):
+        return "not all that is held comes in aligned chunks of 16 bytes"
+    shared = parked_bytes(shape, s) * s.resident
+    if shared > SHARED_BYTES:
+        return f"{shared} bytes of shared memory for what is parked; {SHARED_BYTES} are there"
+    budget = min(HELD_REGISTERS, REGISTERS // (threads * s.resident) - COMPUTING)
+    registers = held_registers(shape, s, s.parked)
+    if registers > budget:
+        return f"{registers} registers for each thread to hold the rest of the row; {budget} are there"
+    ample = held_registers(shape, s, s.parked - PARKING_STEP) <= budget - COMPUTING
+    return "registers could hold more of the row" if ample else None
 
 
 def grid_refusal(shape: ReduceShape, s: GridReduceTile) -> str | None:

@@ -172,7 +172,7 @@ def accumulate(reductions: Sequence[Reduction], scope: Scope, position: str, slo
         value = scope.value(r.body)
         a = f"a{r.number}[{slot}]"
         where = position if r.is_arg else "0"
-        lines += [*scope.take(), f"{a} = {r.operator}::combine({a}, {r.operator}::lift({value}, {where}));"]
+        lines += [*scope.take(), f"{a} = take<{r.operator}>({a}, {value}, {where});"]
     return lines
 
 

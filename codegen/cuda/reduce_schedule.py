@@ -26,6 +26,21 @@ class RowTile(Schedule):
 
 
 @dataclass(frozen=True, slots=True)
+class ParkedRowTile(Schedule):
+    """A row held by the `warps` of each of `cluster` blocks: `parked` vectors of each thread in shared memory, the others in registers.
+
+    `resident` blocks are to be on a multiprocessor at once, so that some load or store while others compute.
+    """
+
+    warps: int
+    cluster: int
+    width: int
+    parked: int
+    resident: int
+    hint: int
+
+
+@dataclass(frozen=True, slots=True)
 class ColumnTile(Schedule):
     """For rows that lie side by side in memory: neighbouring threads take neighbouring rows.
 

@@ -214,6 +214,7 @@ def _reduce() -> dict[str, Program]:
         "reduce-batch-norm": program(group_norm(array("x", F32, c=4, m=3, n=64), gain=array("g", F32, m=3)), ("c", "m", "n")),
         "reduce-strided-norm": program(layer_norm(array("x", F32, m=3, n=40, k=64), array("g", F32, n=40), array("h", F32, n=40), "n"), ("m", "n", "k")),
         "reduce-several-statistics": program(apply("add", reduce("max", "m", array("x", F32, m=70, n=64)), mean(array("x", F32, m=70, n=64), "m")), "n"),
+        "reduce-long-layer-norm": program(layer_norm(array("x", BF16, m=2, n=32776), array("g", BF16, n=32776), array("h", BF16, n=32776), "n"), "mn", BF16),
         "reduce-long-rows": program(softmax(array("x", F16, m=2, n=40000), "n"), "mn", F16),
     }  # fmt: skip
 

@@ -14,11 +14,19 @@ import pytest
 
 from eqsat.codegen.cuda import nvrtc
 from eqsat.codegen.cuda.nvrtc import compile_many, compile_source, parse_resources, unfit
-from eqsat.codegen.cuda.point import PointFamily, PointTile, TransposeTile
+from eqsat.codegen.cuda.point import PointFamily, PointSweepTile, PointTile, TransposeTile
 from eqsat.codegen.cuda.reduce import ReduceFamily
-from eqsat.codegen.cuda.reduce_schedule import ColumnTile, FallbackReduceTile, GridReduceTile, RowTile
+from eqsat.codegen.cuda.reduce_schedule import (
+    ColumnTile,
+    FallbackReduceTile,
+    GridReduceTile,
+    HeldColumnTile,
+    HeldGridTile,
+    ParkedRowTile,
+    RowTile,
+)
 from eqsat.codegen.cuda.simt import SimtFamily, SimtTile
-from eqsat.codegen.kernel import KernelSource
+from eqsat.codegen.kernel import KernelSource, WorkspaceArg
 from eqsat.codegen.problem import PointProblem, contract_problem, point_problem, reduce_problem
 from eqsat.codegen.targets import parse_target
 from eqsat.errors import CompileError, EnvironmentMissingError, UsageError
@@ -109,10 +117,16 @@ def _has_disassembler() -> bool:
 needs_disassembler = pytest.mark.skipif(not _has_disassembler(), reason="nvdisasm is not installed")
 
 
+def parked_softmax():
+    return make.program(make.softmax(make.array("x", F32, m=64, n=393216), "n"), "mn")
+
+
 def board() -> dict[str, KernelSource]:
     """Return kernels of the board's sizes, one or two for each template."""
     x = make.array("x", F32, m=4096, n=2048)
     wide = make.array("x", BF16, m=1024, n=131072)
+    tall, long = make.array("x", F32, m=1024, n=4096), make.array("x", F32, m=64, n=1 << 20)
+    g = make.array("g", F32, n=2048)
     gemv = make.program(make.matmul(make.array("a", BF16, m=4096, k=4096), make.array("v", BF16, k=4096)), "m", BF16)
     dot = make.program(make.matmul(make.array("a", F32, k=1 << 24), make.array("b", F32, k=1 << 24)), ())
     gemm = make.program(make.matmul(make.array("a", F32, m=1024, k=512), make.array("b", F32, k=512, n=1024)), "mn")
@@ -123,6 +137,11 @@ def board() -> dict[str, KernelSource]:
         "softmax-cluster": reduce(make.program(make.softmax(wide, "n"), "mn", BF16), RowTile(8, 1, 16, 8, 0, 0)),
         "gemv": reduce(gemv, RowTile(2, 2, 16, 1, 0, 0)),
         "column-sum": reduce(column_sum(), ColumnTile(32, 8, 8, 16, 4)),
+        "column-softmax": reduce(make.program(make.softmax(tall, "m"), "mn"), HeldColumnTile(16, 32, 4, 16, 0)),
+        "row-teams": reduce(make.program(make.softmax(wide, "n"), "mn", BF16), HeldGridTile(512, 4, 66, 16, 1, 0)),
+        "row-grid": reduce(make.program(make.softmax(long, "n"), "mn"), HeldGridTile(512, 66, 2, 16, 1, 0)),
+        "row-parked": reduce(parked_softmax(), ParkedRowTile(16, 16, 16, 8, 3, 0)),
+        "normalised": point(make.program(apply("mul", apply("add", x, g), g), "mn"), PointSweepTile(256, 4, 16, 0)),
         "dot": reduce(dot, GridReduceTile(256, 264, 16, 4, 0)),
         "fallback": reduce(row_softmax(33, 131), FallbackReduceTile(4)),
         "gemm": contract(gemm, SimtTile(128, 128, 8, 8, 8)),
@@ -141,7 +160,7 @@ def test_every_template_compiles_for_hopper_without_spills_or_stack():
 
 def test_what_needs_no_cluster_compiles_for_ampere():
     kernels = {name: k for name, k in board().items() if k.requires == ""}
-    assert len(kernels) == 8
+    assert len(kernels) == 9
     for _, result in compile_many(list(kernels.values()), SM80, 2):
         assert not isinstance(result, CompileError), result
 
@@ -248,3 +267,21 @@ def test_many_sources_compile_in_processes_and_a_caller_may_leave_early():
     results = compile_many(sources, SM90, 5)
     next(results)
     results.close()  # type: ignore[attr-defined]
+
+
+@needs_disassembler
+def test_a_parked_row_is_read_from_memory_once_and_waits_for_no_register(tmp_path):
+    source = reduce(parked_softmax(), ParkedRowTile(16, 16, 16, 8, 3, 0))
+    code = disassemble(compile_source(source, SM90).image, tmp_path)
+    assert len(re.findall(r"\bLDG\.E\.128", code)) == 4  # 12 vectors of a thread, of which 8 are parked
+    assert len(re.findall(r"\bLDGSTS", code)) == 8
+
+
+@needs_disassembler
+def test_the_next_row_is_on_its_way_before_blocks_wait_for_each_other(tmp_path):
+    x = make.array("x", F32, m=64, n=1 << 20)
+    source = reduce(make.program(make.softmax(x, "n"), "mn"), HeldGridTile(512, 66, 2, 16, 1, 0))
+    code = disassemble(compile_source(source, SM90).image, tmp_path)
+    assert code.rindex("LDGSTS") < code.index("ATOM")
+    assert source.cooperative
+    assert source.args[-1] == WorkspaceArg(zeroed=True)

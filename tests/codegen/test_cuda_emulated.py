@@ -20,6 +20,7 @@ from eqsat.codegen.cuda.reduce_schedule import (
     GridReduceTile,
     HeldColumnTile,
     HeldGridTile,
+    ParkedRowTile,
     RowTile,
 )
 from eqsat.codegen.cuda.simt import SimtFamily, SimtTile
@@ -55,7 +56,8 @@ SCHEDULES: dict[str, tuple[Schedule, ...]] = {
         ColumnTile(32, 4, 1, 16, 2), ColumnTile(64, 2, 3, 8, 4), ColumnTile(32, 3, 1, 1, 8), GridReduceTile(64, 2, 1, 1, 0),
         GridReduceTile(128, 7, 8, 4, 0), GridReduceTile(64, 3, 16, 2, 0), HeldColumnTile(8, 8, 1, 16, 0), HeldColumnTile(32, 3, 1, 1, 0),
         HeldColumnTile(4, 16, 1, 8, 1), HeldColumnTile(64, 1, 1, 4, 0), HeldGridTile(128, 1, 2, 16, 1, 0), HeldGridTile(128, 1, 1, 8, 1, 0),
-        HeldGridTile(128, 1, 3, 16, 1, 1), HeldGridTile(256, 1, 2, 16, 1, 1),
+        HeldGridTile(128, 1, 3, 16, 1, 1), ParkedRowTile(4, 1, 16, 24, 1, 0), ParkedRowTile(4, 1, 16, 26, 1, 1), ParkedRowTile(8, 1, 16, 10, 2, 0),
+        ParkedRowTile(8, 1, 16, 20, 2, 0), ParkedRowTile(4, 1, 8, 24, 1, 0),  HeldGridTile(256, 1, 2, 16, 1, 1),
     ),
     "contract": (
         SimtTile(64, 64, 8, 4, 4), SimtTile(32, 32, 8, 2, 2), SimtTile(16, 64, 16, 1, 4), SimtTile(128, 64, 16, 8, 4), SimtTile(16, 16, 16, 1, 1),
