@@ -12,7 +12,7 @@ from eqsat.cuts import CutLimits, Cuts
 from eqsat.errors import ExtractionError
 from eqsat.frozen import Frozen
 from eqsat.indexterms import read_index
-from eqsat.ir import Expr, Input, Output, Program, apply, const, iota, read, reduce, rename
+from eqsat.ir import Expr, Input, Output, Program, apply, const, iota, read, rebuild, reduce, rename
 from eqsat.ops import OPS, Kind
 from eqsat.terms import accessed
 from eqsat.types import DType
@@ -55,7 +55,8 @@ class KernelGraph:
     _inputs: dict[str, Input] = field(init=False)
     _operands: frozenset[int] = field(init=False)
     _largest: int = field(init=False)
-    _built: dict[int, Expr] = field(init=False, default_factory=dict)  # by identity of the form, which the cuts keep alive
+    # by identity of the form, which the cuts keep alive; and whether intermediates have their own types
+    _built: dict[tuple[int, bool], Expr] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         regions = (n for found in self.frozen.nodes.values() for n in found if n.op == "ContractAnchor")
@@ -153,15 +154,18 @@ class KernelGraph:
         """
         if c in self._outputs:
             return self._outputs[c].dtype
-        name = self.frozen.dtype[c]
-        own = DType.F32 if name == "weak" else DType.parse(name)
+        own = self._own_dtype(c)
         small = 8 * self.cuts.elements(self.frozen.axes[c]) <= self._largest
         return own.accumulator if small and (c not in self._operands or own is DType.F16) else own
+
+    def _own_dtype(self, c: int) -> DType:
+        name = self.frozen.dtype[c]
+        return DType.F32 if name == "weak" else DType.parse(name)
 
     def _program(self, group: Sequence[tuple[int, Cut]]) -> Program:
         loads = frozenset().union(*(cut.loads for _, cut in group))
         inputs = tuple(self._input(load) for load in sorted(loads, key=self._load_key))
-        outputs = tuple(self._output(c, self._build(cut.form)) for c, cut in group)
+        outputs = tuple(self._output(c, self._whole(cut)) for c, cut in group)
         return Program(tuple({i.name: i for i in inputs}.values()), outputs)
 
     def _output(self, c: int, expr: Expr) -> Output:
@@ -181,9 +185,16 @@ class KernelGraph:
         assert isinstance(b, Input)
         return b
 
-    def _build(self, form: Form) -> Expr:
-        if id(form) in self._built:
-            return self._built[id(form)]
+    def _whole(self, cut: Cut) -> Expr:
+        """Return a cut as an expression, the weights of a dependent fold in their own type."""
+        built = self._build(cut.form)
+        return _own_weights(built, self._build(cut.form, own=True)) if cut.mode.family == "online" else built
+
+    def _build(self, form: Form, *, own: bool = False) -> Expr:
+        """Return a form as an expression; `own`: with intermediates in their own types, though they are stored in wider ones."""
+        key = id(form), own
+        if key in self._built:
+            return self._built[key]
         head = form[0]
         if head == "read":
             source = self._inputs[form[1]]
@@ -192,22 +203,22 @@ class KernelGraph:
         elif head == "load":
             b = self.buffer(form[1])
             assert isinstance(b, Input)
-            out = read(b.name, self.layout(form[1]), b.shape, b.dtype)
+            out = read(b.name, self.layout(form[1]), b.shape, self._own_dtype(form[1]) if own else b.dtype)
         elif head == "const":
             out = const(form[1], DType.F32)
         elif head == "iota":
             out = iota(form[1], self.cuts.extents[form[1]])
         elif head == "access":
             axis, index = form[1]
-            out = _called(accessed(self._build(form[2]), axis, read_index(index), self.cuts.extents))
+            out = _called(accessed(self._build(form[2], own=own), axis, read_index(index), self.cuts.extents))
         elif head == "contract":
-            body = self._apply("mul", (), [self._build(x) for x in form[2:]])
+            body = self._apply("mul", (), [self._build(x, own=own) for x in form[2:]])
             out = self._nest("sum", form[1], body)
         elif OPS[head].kind is Kind.REDUCE:
-            out = self._nest(head, form[1], self._build(form[2]))
+            out = self._nest(head, form[1], self._build(form[2], own=own))
         else:
-            out = self._apply(head, form[1], [self._build(x) for x in form[2:]])
-        self._built[id(form)] = out
+            out = self._apply(head, form[1], [self._build(x, own=own) for x in form[2:]])
+        self._built[key] = out
         return out
 
     def _nest(self, op: str, axes: tuple[str, ...], body: Expr) -> Expr:
@@ -225,6 +236,25 @@ class KernelGraph:
             beside = typed[0]
             args = [const(a.attrs[0], beside) if a.op == "const" and _fits(a.attrs[0], beside) else a for a in args]
         return apply(op, *args)
+
+
+def _own_weights(e: Expr, own: Expr, *, summed: bool = False) -> Expr:
+    """Return `e` with exponentials that are summed with 16-bit factors in their own type, as `own` has it.
+
+    Statistics that are kept in the accumulator type make what follows from them that wide. In a score that is welcome; but the
+    weights that a fold makes of it meet its values in the matrix units, which take both in the values' type, and the program's
+    own weights are of that type.
+    """
+    args = tuple(_own_weights(a, b, summed=e.op == "sum") for a, b in zip(e.args, own.args, strict=True))
+    if summed and e.op == "mul":
+        types = {a.dtype for a in args}
+        args = tuple(
+            apply("cast", a, dtype=b.dtype)
+            if a.dtype is DType.F32 and b.dtype in types - {DType.F32} and any(x.op == "exp" for x in a.walk())
+            else a
+            for a, b in zip(args, own.args, strict=True)
+        )
+    return rebuild(e, args)
 
 
 def _with_own_products(found: dict[int, Cut]) -> dict[int, Cut]:

@@ -10,13 +10,13 @@ DEV u64 values_descriptor(u32 a) { return (u64)((a & 0x3ffff) >> 4) | ((u64)((KE
 DEV float quad_max(float v) { v = fmaxf(v, shuffle_xor(v, 1)); return fmaxf(v, shuffle_xor(v, 2)); }
 DEV float quad_sum(float v) { v += shuffle_xor(v, 1); return v + shuffle_xor(v, 2); }
 // HEADS batches at a time, whose keys and values stay in L2; among them the last tiles of rows first, the longest under a causal mask.
+// Tiles end with the last row, so that what is missing to whole tiles is missing where a causal mask leaves the fewest keys.
 struct Place {
-  int batch, first_row, last_row;
+  int batch, first_row;
   DEV Place(int item) {
     const int several = item / (HEADS * ROW_TILES) * HEADS, heads = min(HEADS, BATCH - several), in = item - several * ROW_TILES;
     batch = several + in % heads;
-    first_row = (ROW_TILES - 1 - in / heads) * BM;
-    last_row = min(first_row + BM, M) - 1;
+    first_row = M - (in / heads + 1) * BM;
   }
 };
 
@@ -36,9 +36,9 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS) {
   __syncthreads();
   const int wg = warpgroup();
   auto next = [&](const Place& here, int n) {  // the next tile of keys, downwards from n, that is not masked out for all rows; -1 if none
-    const int batch = here.batch, first_row = here.first_row, last_row = here.last_row;
+    const int batch = here.batch, first_row = here.first_row;
     ROW_SPANS
-    for (; n >= 0; --n) {
+    _Pragma("unroll 1") for (; n >= 0; --n) {
       const int first = n * KEYS, last = min(first + KEYS, KEYS_ALL) - 1;
       KEY_SPANS
       if (!(SKIP)) break;
@@ -91,18 +91,31 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS) {
     float s[KEYS / 2], o[NV / 2], sum[2], pivot[2], shift[2];
     float top[2];                                                           //@tops
     u32 weights[KEYS / 4];
-    auto begin = [&]() {
-      UNROLL for (int i = 0; i < NV / 2; ++i) o[i] = 0.f;
-      UNROLL for (int half = 0; half < 2; ++half) { sum[half] = shift[half] = 0.f; pivot[half] = -EQ_INF; }
-      top[0] = top[1] = -EQ_INF;                                            //@tops
-    };
     auto draw = [&]() {
       mbar_wait(rows.full(rows.s), rows.parity);
       return __shfl_sync(~0u, (int)drawn[rows.s], 0);
     };
     Place here(draw());
+    SCORE_PARTS
+    auto begin = [&]() {  // the rows at `here`
+      const int batch = here.batch, first_row = here.first_row, row0 = first_row + wg * 64 + warp_in_group() * 16 + lane / 4;
+      UNROLL for (int half = 0; half < 2; ++half) {
+        const int row = max(row0 + 8 * half, 0);
+        SCORE_PART_VALUES
+      }
+      UNROLL for (int i = 0; i < NV / 2; ++i) o[i] = 0.f;
+      UNROLL for (int half = 0; half < 2; ++half) { sum[half] = shift[half] = 0.f; pivot[half] = -EQ_INF; }
+      top[0] = top[1] = -EQ_INF;                                            //@tops
+    };
+    auto passed = [&](const Place& here, int n) {  // a tile that no row of this warpgroup needs, and not the last one
+      const int batch = here.batch, first_row = here.first_row, first = n * KEYS, last = min(first + KEYS, KEYS_ALL) - 1;
+      OWN_ROW_SPANS
+      KEY_SPANS
+      const bool outside = M % BM != 0 && first_row + (wg + 1) * 64 <= 0;
+      return __any_sync(~0u, (outside || (OWN_SKIP)) && next(here, n - 1) >= 0);
+    };
     int n = first_tile(here);
-    u64 dq = desc128(rows.data + wg * DP * 8192);
+    u64 dq = 0;
     auto make_scores = [&](u32 k) {
       const u64 dk = desc128(k);
       wg_fence();
@@ -119,11 +132,11 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS) {
       const int batch = here.batch, first_row = here.first_row, row0 = first_row + wg * 64 + warp_in_group() * 16 + lane / 4;
       PARTS
       UNROLL for (int half = 0; half < 2; ++half) {
-        const bool inside = row0 + 8 * half < M;
-        const int row = inside ? row0 + 8 * half : M - 1;
+        const bool inside = row0 + 8 * half >= 0;
+        const int row = max(row0 + 8 * half, 0);
         const float total = quad_sum(sum[half]);                            //@free
-        const float highest = quad_max(top[half]), most = highest * FACTOR, nothing = NAN_OF;  // NaN where a whole row is masked out  //@tops
-        const float behind = pivot[half] == -EQ_INF ? 1.f : eq_ex2((pivot[half] - highest) * SCALE), total = quad_sum(sum[half]) * behind;  //@tops
+        const float highest = quad_max(top[half]), most = highest * FACTOR_OF_ROW, nothing = NAN_OF;  // NaN where a whole row is masked out  //@tops
+        const float behind = pivot[half] == -EQ_INF ? 1.f : eq_ex2((pivot[half] - highest) * SCALE_OF_ROW), total = quad_sum(sum[half]) * behind;  //@tops
         UNROLL for (int i = 0; i < NV / 2; ++i) if (((i >> 1) & 1) == half) o[i] = o[i] * behind + nothing;  //@tops
         STORE_ROW
         PART_VALUES
@@ -132,83 +145,94 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS) {
     };
 
     if (wg == 1) named_arrive(8, 256);                                      //@pingpong
-    const u32 k0 = keys.wait();
-    named_sync(8 + wg, 256);                                                //@pingpong
-    make_scores(k0);
-    named_arrive(8 + (wg ^ 1), 256);                                        //@pingpong
-    wg_wait<0>(); pin(s); keys.release(keys.s); keys.next();
-    begin();
-    for (bool fresh = true;;) {
-      {
-        const int batch = here.batch, first_row = here.first_row, row0 = first_row + wg * 64 + warp_in_group() * 16 + lane / 4;
-        const int first = n * KEYS, last = min(first + KEYS, KEYS_ALL) - 1;
-        FINISH
+    for (int item = 0;;) {  // rows whose first tiles of keys are passed over are not chained to those before
+      for (; passed(here, n); n = next(here, n - 1)) {
+        keys.wait(); keys.release(keys.s); keys.next();
+        values.wait(); values.release(values.s); values.next();
+        named_sync(8 + wg, 256);                                            //@pingpong
+        named_arrive(8 + (wg ^ 1), 256);                                    //@pingpong
       }
-      wg_wait<0>(); pin(o);
-      if (!fresh) { values.release(values.s); values.next(); }
-      // Scores to weights relative to the pivots. These stay as long as no weight passes LIMIT; else they become the maxima so far,
-      // and what was summed before is scaled.
-      for (bool moved = fresh;; moved = true) {
-        if (moved)
-          UNROLL for (int half = 0; half < 2; ++half) {
-            float m = pivot[half];
-            UNROLL for (int i = 0; i < KEYS / 2; ++i) if (((i >> 1) & 1) == half) m = fmaxf(m, s[i]);
-            m = quad_max(m);
-            const float to = m == -EQ_INF ? 0.f : m;  // a row that is masked out so far keeps weights of 0
-            const float rebase = pivot[half] == -EQ_INF ? 0.f : eq_ex2(shift[half] - to * SCALE);  //@moderate
-            const float rebase = pivot[half] == -EQ_INF ? 0.f : eq_ex2((shift[half] - to) * SCALE);  //@huge
-            shift[half] = to * SCALE;                                       //@moderate
-            shift[half] = to;                                               //@huge
-            pivot[half] = m;
-            sum[half] *= rebase;
-            UNROLL for (int i = 0; i < NV / 2; ++i) if (((i >> 1) & 1) == half) o[i] *= rebase;
-          }
-        float part[2] = {0.f, 0.f};
-        UNROLL for (int i = 0; i < KEYS / 2; i += 2) {
-          const int half = (i >> 1) & 1;
-          const float a = eq_ex2(fmaf(s[i], SCALE, -shift[half])), b = eq_ex2(fmaf(s[i + 1], SCALE, -shift[half]));  //@moderate
-          const float a = eq_ex2((s[i] - shift[half]) * SCALE), b = eq_ex2((s[i + 1] - shift[half]) * SCALE);  //@huge
-          part[half] += a;
-          part[half] += b;
-          weights[i / 2] = PACK(a, b);
-          top[half] = fmaxf(fmaxf(top[half], s[i]), s[i + 1]);              //@tops
-        }
-        const bool kept = part[0] <= LIMIT && part[1] <= LIMIT && pivot[0] > -EQ_INF && pivot[1] > -EQ_INF;
-        if (moved || !__any_sync(~0u, !kept)) {
-          sum[0] += part[0];
-          sum[1] += part[1];
-          break;
-        }
-      }
-
-      const int following = next(here, n - 1);
-      Place there = here;
-      fresh = __any_sync(~0u, following < 0);  // a vote, so that the branch is uniform, and descriptors stay in uniform registers
-      n = following;
-      if (fresh) {
-        rows.release(rows.s); rows.next();
-        const int item = draw();
-        if (__any_sync(~0u, item >= ITEMS)) break;
-        there = Place(item);
-        n = first_tile(there);
-        dq = desc128(rows.data + rows.s * ROWS_BYTES + wg * DP * 8192);
-      }
-      const u32 k = keys.wait();
+      dq = desc128(rows.data + rows.s * ROWS_BYTES + wg * DP * 8192);
+      const u32 k0 = keys.wait();
       named_sync(8 + wg, 256);                                              //@pingpong
-      make_scores(k);
-      add_values(values.wait());
+      make_scores(k0);
       named_arrive(8 + (wg ^ 1), 256);                                      //@pingpong
-      wg_wait<1>(); pin(s); keys.release(keys.s); keys.next();
-      if (fresh) {
-        wg_wait<0>(); pin(o); values.release(values.s); values.next();
-        finish();
-        begin();
-        here = there;
+      wg_wait<0>(); pin(s); keys.release(keys.s); keys.next();
+      begin();
+      for (bool fresh = true;;) {
+        {
+          const int batch = here.batch, first_row = here.first_row, row0 = first_row + wg * 64 + warp_in_group() * 16 + lane / 4;
+          const int first = n * KEYS, last = min(first + KEYS, KEYS_ALL) - 1;
+          FINISH
+        }
+        wg_wait<0>(); pin(o);
+        if (!fresh) { values.release(values.s); values.next(); }
+        // Scores to weights relative to the pivots. These stay as long as no weight passes LIMIT; else they become the maxima so far,
+        // and what was summed before is scaled.
+        for (bool moved = fresh;; moved = true) {
+          if (moved)
+            UNROLL for (int half = 0; half < 2; ++half) {
+              float m = pivot[half];
+              UNROLL for (int i = 0; i < KEYS / 2; ++i) if (((i >> 1) & 1) == half) m = fmaxf(m, s[i]);
+              m = quad_max(m);
+              const float to = m == -EQ_INF ? 0.f : m;  // a row that is masked out so far keeps weights of 0
+              const float rebase = pivot[half] == -EQ_INF ? 0.f : eq_ex2(shift[half] - to * SCALE_OF_ROW);  //@moderate
+              const float rebase = pivot[half] == -EQ_INF ? 0.f : eq_ex2((shift[half] - to) * SCALE_OF_ROW);  //@huge
+              shift[half] = to * SCALE_OF_ROW;                                     //@moderate
+              shift[half] = to;                                             //@huge
+              pivot[half] = m;
+              sum[half] *= rebase;
+              UNROLL for (int i = 0; i < NV / 2; ++i) if (((i >> 1) & 1) == half) o[i] *= rebase;
+            }
+          float part[2] = {0.f, 0.f};
+          UNROLL for (int i = 0; i < KEYS / 2; i += 2) {
+            const int half = (i >> 1) & 1;
+            const float a = eq_ex2(fmaf(s[i], SCALE_OF_ROW, -shift[half])), b = eq_ex2(fmaf(s[i + 1], SCALE_OF_ROW, -shift[half]));  //@moderate
+            const float a = eq_ex2((s[i] - shift[half]) * SCALE_OF_ROW), b = eq_ex2((s[i + 1] - shift[half]) * SCALE_OF_ROW);  //@huge
+            part[half] += a;
+            part[half] += b;
+            weights[i / 2] = PACK(a, b);
+            top[half] = fmaxf(fmaxf(top[half], s[i]), s[i + 1]);            //@tops
+          }
+          const bool kept = part[0] <= LIMIT && part[1] <= LIMIT && pivot[0] > -EQ_INF && pivot[1] > -EQ_INF;
+          if (moved || !__any_sync(~0u, !kept)) {
+            sum[0] += part[0];
+            sum[1] += part[1];
+            break;
+          }
+        }
+
+        const int following = next(here, n - 1);
+        fresh = __any_sync(~0u, following < 0);  // a vote, so that the branch is uniform, and descriptors stay in uniform registers
+        n = following;
+        if (fresh) {
+          rows.release(rows.s); rows.next();
+          item = draw();
+          if (__any_sync(~0u, item >= ITEMS)) break;
+          const Place there(item);
+          n = first_tile(there);
+          if (passed(there, n)) break;
+          dq = desc128(rows.data + rows.s * ROWS_BYTES + wg * DP * 8192);
+        }
+        const u32 k = keys.wait();
+        named_sync(8 + wg, 256);                                            //@pingpong
+        make_scores(k);
+        add_values(values.wait());
+        named_arrive(8 + (wg ^ 1), 256);                                    //@pingpong
+        wg_wait<1>(); pin(s); keys.release(keys.s); keys.next();
+        if (fresh) {
+          wg_wait<0>(); pin(o); values.release(values.s); values.next();
+          finish();
+          here = Place(item);
+          begin();
+        }
       }
+      add_values(values.wait());
+      wg_wait<0>(); pin(o); values.release(values.s); values.next();
+      finish();
+      if (__any_sync(~0u, item >= ITEMS)) break;
+      here = Place(item);
     }
-    add_values(values.wait());
-    wg_wait<0>(); pin(o);
-    finish();
     if (threadIdx.x % 128 == 0) bulk_wait_read<0>();                        //@staged
   }
 }

@@ -25,7 +25,7 @@ from eqsat.codegen.cuda.template import fill
 from eqsat.codegen.kernel import Arg, BufferArg, KernelSource, Rates, Schedule, WorkspaceArg
 from eqsat.codegen.masks import ALWAYS, NEVER, both, unmasked, vanishes
 from eqsat.codegen.online import Accumulated, OnlineProblem, bare
-from eqsat.codegen.printer import strides
+from eqsat.codegen.printer import is_load, strides
 from eqsat.codegen.problem import Problem
 from eqsat.codegen.targets import Target, parse_target
 from eqsat.ir import Expr, Output, apply, rebuild
@@ -37,9 +37,11 @@ _TARGET = parse_target("sm_90")
 _REGISTERS = {1: (0, 0), 2: (24, 240), 3: (32, 160), 4: (24, 112)}
 _LIVE = {1: 190, 2: 190, 3: 128, 4: 84}  # scores, weights and sums that a thread can hold (found by compiling)
 _COLUMNS = {1: 256, 2: 256, 3: 192, 4: 128}  # of one product: registers at the kernel's entry bound the instruction
+_BESIDE = {1: 0.035, 2: 0.0155, 3: 0.010, 4: 0.010}  # ns of a row and key beside the products, by consumer warpgroups
 _PANEL_BYTES = 8192  # 64 rows of 128 bytes
 _BARRIERS = 1024  # behind buffers; what follows stays aligned
 _LIMIT = 256.0  # see OnlineWgmmaTile
+_OWN_ROWS = ("max(first_row + wg * 64, 0)", "max(first_row + wg * 64 + 63, 0)")  # of a warpgroup
 _LOG2_E = math.log2(math.e)
 _HUGE = 1e30  # a finite constant beyond it might overflow when it is scaled, so that shifts are taken off first
 
@@ -69,7 +71,7 @@ class OnlineWgmmaTile(Schedule):
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Operands as matrices, the accumulator with values, and the score without its scale."""
+    """Operands as matrices, the accumulator with values, and the score without its scale: a constant, and factors of rows."""
 
     left: Sheet
     right: Sheet
@@ -77,6 +79,7 @@ class _Layout:
     wide: Accumulated
     score: Expr
     factor: float
+    row_factors: tuple[Expr, ...]
 
     @property
     def panels(self) -> tuple[int, int]:
@@ -136,25 +139,25 @@ class OnlineWgmmaFamily:
         return fold_bound_ns(problem, rates, "bf16", batch * -(-m // 64))
 
     def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
-        """Return a model's time: products, exponentials beside them, whole waves of blocks, and the pass of a tile of rows."""
+        """Return a model's time: products, what a tile's weights and barriers take beside them, whole tiles of rows on each multiprocessor."""
         assert isinstance(problem, OnlineProblem)
         assert isinstance(schedule, OnlineWgmmaTile)
         s = schedule
-        batch, m, k, d, n = problem.shape
-        blocks = batch * -(-m // (64 * s.groups))
-        waves = math.ceil(blocks / processors(rates))
-        # of one block on its multiprocessor: padded products at 70 to 75 % of the rate, 4 exponentials of a clock beside them
+        _, m, k, d, n = problem.shape
+        items, several = _items(problem, s), processors(rates)
         keys = -(-k // s.keys) * s.keys
         wide = -(-d // 16) * 16 + -(-n // 8) * 8
-        products = 2 * 64 * s.groups * keys * wide / (rates.rate("bf16") / processors(rates)) * (1.35 + 8.0 / s.keys)
-        exponentials = 64 * s.groups * keys / 7.0 / 4.0
-        # one warpgroup alone, or two without turns, wait for their own exponentials
-        beside = {1: 0.9, 2: 0.5 - 0.1 * s.pingpong, 3: 0.45, 4: 0.45}[s.groups]
-        share = computed_share(problem, 64 * s.groups, s.keys)
-        tiles = waves * (share * (products + beside * exponentials) + 1500.0 + 300.0 * (s.stages < 2))
+        # of one row and key on a multiprocessor, in ns; the products at the matrix units' own rate, the rest as measured on an H200
+        products = 2 * wide / (_TARGET.rates.rate("bf16") / _TARGET.processors)
+        beside = _BESIDE[s.groups] + 0.005 * s.pingpong + 0.0025 * (s.stages < 3) + 0.6 / s.keys + 0.0001 * s.keys
+        share = computed_share(problem, 64, s.keys)
+        item = 64 * s.groups * keys * share * (products + beside) + 800.0
+        rounds = math.ceil(items / several) if share == 1 else max(items / several, 1.0) + 0.25
+        # the batches whose keys and values all multiprocessors read at a time are to stay in the second-level cache
+        sides = min(several, items) / min(s.heads * -(-m // (64 * s.groups)), items)
         # fewer blocks than multiprocessors do not fill memory's latency
-        streamed = share * problem.program.bytes / rates.read / min(1.0, blocks / processors(rates))
-        return max(tiles, streamed, self.bound_ns(problem, rates)) + rates.launch_ns - 0.5 * (s.heads > 1)
+        streamed = share * problem.program.bytes / rates.read / min(1.0, items / several)
+        return max(rounds * item + 1500.0, streamed, self.bound_ns(problem, rates)) + rates.launch_ns + sides
 
     def serves(self, target: Target) -> bool:
         """Return whether its kernels run on a target: wgmma is Hopper's own."""
@@ -190,8 +193,8 @@ def _layout(problem: OnlineProblem) -> _Layout | str:
         return f"its weights are {wide.weight.dtype}; the matrix units would round them to {values.dtype}"
     if left.inner > 256 or values.inner > 256:
         return f"{left.inner} contracted and {values.inner} value positions; the template holds up to 256"
-    score, factor = _unscaled(problem.score)
-    return _Layout(left, right, values, wide, score, factor)
+    score, factor, row_factors = _unscaled(problem.score, frozenset(problem.over))
+    return _Layout(left, right, values, wide, score, factor, row_factors)
 
 
 def _schedule_refusal(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> str | None:
@@ -219,19 +222,24 @@ def _items(problem: OnlineProblem, s: OnlineWgmmaTile) -> int:
     return batch * -(-m // (64 * s.groups))
 
 
-def _unscaled(score: Expr) -> tuple[Expr, float]:
-    """Return (u, c) with score = c·u and c > 0: a constant factor is left to the exponential's own scale."""
+def _unscaled(score: Expr, over: frozenset[str]) -> tuple[Expr, float, tuple[Expr, ...]]:
+    """Return (u, c, f) with score = c·u·Πf: positive factors that are constant or the row's are left to the exponential's own scale."""
     e = bare(score)
     if e.op in ("mul", "div") and e.args[1].op == "const" and 0 < e.args[1].attrs[0] < math.inf:
-        inner, factor = _unscaled(e.args[0])
-        return inner, factor * e.args[1].attrs[0] if e.op == "mul" else factor / e.args[1].attrs[0]
-    if e.op == "mul" and e.args[0].op == "const" and 0 < e.args[0].attrs[0] < math.inf:
-        inner, factor = _unscaled(e.args[1])
-        return inner, factor * e.args[0].attrs[0]
+        inner, factor, rows = _unscaled(e.args[0], over)
+        return inner, factor * e.args[1].attrs[0] if e.op == "mul" else factor / e.args[1].attrs[0], rows
+    if e.op == "mul":
+        for x, rest in (e.args, e.args[::-1]):
+            if x.op == "const" and 0 < x.attrs[0] < math.inf:
+                inner, factor, rows = _unscaled(rest, over)
+                return inner, factor * x.attrs[0], rows
+            if not x.axes & over and bare(x).op in ("rsqrt", "exp"):
+                inner, factor, rows = _unscaled(rest, over)
+                return inner, factor, (*rows, x)
     if e.op == "where" and e.args[2].op == "const" and e.args[2].attrs[0] == -math.inf:
-        inner, factor = _unscaled(e.args[1])
-        return apply("where", e.args[0], inner, e.args[2]), factor
-    return e, 1.0
+        inner, factor, rows = _unscaled(e.args[1], over)
+        return apply("where", e.args[0], inner, e.args[2]), factor, rows
+    return e, 1.0, ()
 
 
 def _threads(s: OnlineWgmmaTile) -> int:
@@ -320,8 +328,10 @@ def _constants(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> s
 
 
 def _kernel(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> str:
-    tile, row_lines, key_lines = box(problem, ("first_row", "last_row"), ("first", "last"))
+    tile, row_lines, key_lines = box(problem, ("max(first_row, 0)", "first_row + BM - 1"), ("first", "last"))
     nothing = vanishes(layout.score, tile)
+    own, own_row_lines, _ = box(problem, _OWN_ROWS, ("first", "last"))
+    own_nothing = vanishes(layout.score, own)
     huge = any(e.op == "const" and _HUGE <= abs(e.attrs[0]) < math.inf for e in layout.score.walk())
     shared = _shared(problem, layout, s)
     flags = {
@@ -336,12 +346,17 @@ def _kernel(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> str:
         "ROW_SPANS": row_lines,
         "KEY_SPANS": key_lines,
         "SKIP": [nothing if nothing not in (ALWAYS, NEVER) else "false"],
+        "OWN_ROW_SPANS": own_row_lines,
+        "OWN_SKIP": [own_nothing if own_nothing not in (ALWAYS, NEVER) else "false"],
         "BATCH_Q": [layout.left.number],
         "BATCH_K": [layout.right.number],
         "BATCH_V": [layout.values.number],
         "PACK": [f"pack_{layout.left.dtype}"],
         "FINISH": _finish(problem, layout, s),
         "NAN_OF": ["most - most" if problem.floor == -math.inf else "0.f"],
+        "SCALE_OF_ROW": ["scale[half]" if layout.row_factors else "SCALE"],
+        "FACTOR_OF_ROW": [f"(scale[half] * {1 / _LOG2_E!r}f)" if layout.row_factors else "FACTOR"],
+        **_score_parts(problem, layout),
         "STORE_ROW": _store_rows(problem),
         **_store_values(problem, layout, shared),
     }
@@ -384,15 +399,14 @@ def _degree(e: Expr, args: Sequence[int | None]) -> int | None:
 
 def _finish(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> list[str]:
     """Print what turns the products `s` into scores: nothing or little in a tile that no mask cuts, all of it elsewhere."""
-    rows = ("min(first_row + wg * 64, M - 1)", "min(first_row + wg * 64 + 63, M - 1)")
-    tile, row_lines, key_lines = box(problem, rows, ("first", "last"))
+    tile, row_lines, key_lines = box(problem, _OWN_ROWS, ("first", "last"))
     condition, plain = unmasked(layout.score, tile)
     inside = ALWAYS if problem.shape[2] % s.keys == 0 else "first + KEYS <= KEYS_ALL"
     condition = both([inside, condition]) if condition != NEVER else inside
-    easy = _scores(problem, plain if unmasked(layout.score, tile)[0] != NEVER else layout.score, whole=True)
+    easy = _scores(problem, layout, plain if unmasked(layout.score, tile)[0] != NEVER else layout.score, whole=True)
     if condition == ALWAYS:
         return easy
-    hard = _scores(problem, layout.score, whole=inside == ALWAYS)
+    hard = _scores(problem, layout, layout.score, whole=inside == ALWAYS)
     if not easy:
         return [
             "{",
@@ -414,22 +428,23 @@ def _finish(problem: OnlineProblem, layout: _Layout, s: OnlineWgmmaTile) -> list
     ]
 
 
-def _scores(problem: OnlineProblem, score: Expr, *, whole: bool) -> list[str]:
+def _scores(problem: OnlineProblem, layout: _Layout, score: Expr, *, whole: bool) -> list[str]:
     """Print the score of each element; `whole`: all keys of the tile exist. What varies with the row alone comes first."""
     c = problem.contraction
     assert c is not None
     if whole and bare(score) == c.node:
         return []
     names = places(problem, row=problem.m, key=problem.over)
-    apart = _row_parts(score, frozenset(problem.over), c.node)
-    before, values = Code(problem, names, {}, "r", "at").lines(apart)
+    kept = {e: f"score_part{n}[half]" for n, e in enumerate(_kept_parts(problem, layout))}
+    apart = [e for e in _row_parts(score, frozenset(problem.over), c.node) if e not in kept]
+    before, values = Code(problem, names, kept, "r", "at").lines(apart)
     named = [f"const auto row_part{n} = {v};" for n, v in enumerate(values)]
-    at_hand = {e: f"row_part{n}" for n, e in enumerate(apart)} | {c.node: "dot"}
+    at_hand = kept | {e: f"row_part{n}" for n, e in enumerate(apart)} | {c.node: "dot"}
     inside, (value,) = Code(problem, names, at_hand, "t", "at").lines([score])
     key = "first + 8 * j + 2 * (lane % 4) + e"
     return [
         "UNROLL for (int half = 0; half < 2; ++half) {",
-        "  const int row = min(row0 + 8 * half, M - 1);",
+        "  const int row = max(row0 + 8 * half, 0);",
         *(f"  {line}" for line in (*before, *named)),
         "  UNROLL for (int j = 0; j < KEYS / 8; ++j)",
         "    UNROLL for (int e = 0; e < 2; ++e) {",
@@ -440,6 +455,29 @@ def _scores(problem: OnlineProblem, score: Expr, *, whole: bool) -> list[str]:
         "    }",
         "}",
     ]
+
+
+def _kept_parts(problem: OnlineProblem, layout: _Layout) -> list[Expr]:
+    """Return the parts of a score that are loaded or made of loads, once for a row, and kept."""
+    c = problem.contraction
+    assert c is not None
+    parts = _row_parts(layout.score, frozenset(problem.over), c.node)
+    return [e for e in parts if set(problem.m) & e.axes and any(is_load(x) for x in e.walk())]
+
+
+def _score_parts(problem: OnlineProblem, layout: _Layout) -> dict[str, list[str]]:
+    """Print what a row's scores need beside the products: parts that do not vary with the keys, and the row's scale."""
+    parts = _kept_parts(problem, layout)
+    lines, values = Code(problem, places(problem, row=problem.m), {}, "w", "at").lines([*parts, *layout.row_factors])
+    named = [f"score_part{n}[half] = {v};" for n, v in enumerate(values[: len(parts)])]
+    factors = values[len(parts) :]
+    return {
+        "SCORE_PARTS": [
+            *(f"{register_type(e.dtype)} score_part{n}[2];" for n, e in enumerate(parts)),
+            *(["float scale[2];"] if factors else []),
+        ],
+        "SCORE_PART_VALUES": [*lines, *named, *([f"scale[half] = {' * '.join(['SCALE', *factors])};"] if factors else [])],
+    }
 
 
 def _row_parts(score: Expr, over: frozenset[str], dot: Expr) -> list[Expr]:
@@ -534,11 +572,11 @@ class _OutputPrinter:
         ]
 
     def staged(self, o: Output, name: str, wanted: Expr, to: Sheet) -> list[str]:
-        """Print an output that leaves through shared memory and TMA; rows beyond the last are computed, and not stored."""
+        """Print an output that leaves through shared memory and TMA; rows before the first are computed, and not stored."""
         where = f"&map_{name}, staging, pass, first_row + wg * 64, 0, {to.number}"
         return [
             f"store_tile<{stored_type(o.dtype)}, NV, BUFFERS, 0>({where}, [&](int i, int half, int column, float (&y)[2]) {{",
-            "  const int row = min(row0 + 8 * half, M - 1);",
+            "  const int row = max(row0 + 8 * half, 0);",
             *(f"  {line}" for line in self._pair([("y", wanted)])),
             "});",
         ]
@@ -563,7 +601,7 @@ class _OutputPrinter:
         return [
             "UNROLL for (int half = 0; half < 2; ++half) {",
             "  const int row = row0 + 8 * half;",
-            "  if (row < M)",
+            "  if (row >= 0)",
             "    UNROLL for (int j = 0; j < NV / 8; ++j) {",
             "      const int i = 4 * j + 2 * half, column = 8 * j + 2 * (lane % 4);",
             *(f"      float y{k}[2];" for k in range(len(over))),
@@ -607,7 +645,10 @@ def _pointers(problem: OnlineProblem, layout: _Layout) -> list[str]:
     assert c is not None
     known: dict[Expr, str] = {a.node: "" for a in problem.accumulators} | {problem.pivot: ""}
     known |= row_values(problem, "", {})
-    found = [*loads_of([layout.score], {c.node: ""}), *loads_of([o.expr for o in problem.program.outputs], known)]
+    found = [
+        *loads_of([layout.score, *layout.row_factors], {c.node: ""}),
+        *loads_of([o.expr for o in problem.program.outputs], known),
+    ]
     names = {(e.args[0] if e.op == "access" else e).attrs[0] for e in found}
     return [i.name for i in used_inputs(problem.program) if i.name in names]
 

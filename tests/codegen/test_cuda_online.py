@@ -20,14 +20,14 @@ from eqsat.codegen.online import OnlineProblem, online_problem
 from eqsat.codegen.problem import point_problem
 from eqsat.codegen.targets import TARGETS, parse_target
 from eqsat.errors import EnvironmentMissingError, IllegalScheduleError
-from eqsat.ir import Program, apply, reduce
+from eqsat.ir import Program, apply, const, reduce
 from eqsat.rulefile import builtin_rules
 from eqsat.search.schedules import points, space_of, space_term
 from eqsat.search.verify import check_outputs, prepare
 from eqsat.session import Session
-from tests.codegen import emulate
+from tests.codegen import emulate, online_problems
 from tests.codegen.emulate_mma import emulated_wgmma, run_maps
-from tests.codegen.online_problems import BF16, F16, F32, FOLDS, attend, attention, causal, scores, several
+from tests.codegen.online_problems import BF16, F16, F32, attend, attention, causal, scores, several
 from tests.codegen.online_problems import fold as weighted
 from tests.codegen.problems import PROBLEMS, array
 
@@ -41,6 +41,23 @@ TILES = (
     OnlineWgmmaTile(16, 1, 2, 0, 1), OnlineWgmmaTile(48, 2, 2, 1, 1), OnlineWgmmaTile(32, 2, 1, 0, 2), OnlineWgmmaTile(64, 3, 2, 0, 1),
     OnlineWgmmaTile(64, 1, 3, 0, 2), OnlineWgmmaTile(32, 4, 2, 0, 1), OnlineWgmmaTile(256, 1, 1, 0, 1),
 )  # fmt: skip
+
+
+def normed(causally: bool) -> Program:
+    """Return attention whose scores have a positive factor for each row, and what else a row adds to them."""
+    row, shift = array("r", F32, m=150), array("t", F32, m=150)
+    s = scores(array("q", BF16, m=150, d=32), array("K", BF16, k=150, d=32))
+    s = apply("mul", apply("add", s, shift), apply("rsqrt", apply("add", apply("mul", row, row), const(0.5, F32))))
+    s = causal(s) if causally else s
+    weight = apply("exp", apply("sub", s, reduce("max", "k", s)))
+    total = reduce("sum", "k", weight)
+    o = reduce("sum", "k", apply("mul", apply("cast", weight, dtype=BF16), array("V", BF16, k=150, n=16)))
+    return several(
+        o=(apply("div", o, total), "mn", BF16), lse=(apply("add", apply("log", total), reduce("max", "k", s)), "m", F32)
+    )
+
+
+FOLDS = {**online_problems.FOLDS, "short-normed": normed(False), "short-normed-causal": normed(True)}
 
 
 def fold(program: Program) -> OnlineProblem:
