@@ -52,6 +52,11 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., Any], Shapes]] = {
         lambda x: np.maximum.accumulate(x[::-1], 0)[::-1],
         [(40, 33)],
     ),
+    "a sum from the end, as two flips": (
+        lambda x: fn.flip(fn.cumsum(fn.flip(x, 1), 1), 1),
+        lambda x: np.cumsum(x[:, ::-1], 1)[:, ::-1],
+        [(300, 301)],
+    ),
     "the sum so far, as a share": (
         lambda x: fn.cumsum(fn.exp(x), 1) / fn.exp(x).sum(1, keepdims=True),
         lambda x: np.cumsum(np.exp(x), 1) / np.exp(x).sum(1, keepdims=True),
@@ -69,3 +74,9 @@ def test_the_kernel_computes_what_numpy_computes(name: str) -> None:
     arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
     expected = theirs(*(a.astype(np.float64) for a in arrays))
     np.testing.assert_allclose(best(*arrays), expected, rtol=2e-5, atol=2e-5)
+
+
+def test_two_flips_around_a_scan_are_a_scan_from_the_end() -> None:
+    best = optimize(fn.flip(fn.cumsum(fn.flip(tensor("x", (300, 301)), 1), 1), 1), target="cpu", budget="1s", store=":memory:")
+    (kernel,) = best.receipt.plan["kernels"]
+    assert kernel["schedule"].startswith("CpuScanTile")
