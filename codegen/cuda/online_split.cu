@@ -4,7 +4,7 @@
 // (g, t) = (lane / 4, lane % 4) loads 16 bytes at once: d = 8t .. 8t+7 of a chunk of 32 for a key (or, where keys are contiguous,
 // some neighbouring keys for each d), and value positions 8g .. 8g+7 of a band of 64 for a key. Each warp keeps the maxima of its own
 // keys; at the end the warps, then the PARTS blocks that share the keys of a tile of rows, join what they have, in the order of ranks.
-constexpr int GROUPS = ROWS / 8, BANDS = (N + 63) / 64, THREADS = WARPS * 32;
+constexpr int GROUPS = ROWS / 8, BANDS = (N + 63) / 64, THREADS = SHARERS * 32;
 constexpr int TILES = KEYS / 16, STEPS = (D + 31) / 32 * 2;                 // of 16 keys, of 16 positions of d: in pairs //@along
 constexpr int TILES = KEYS / 16, STEPS = (D + 15) / 16;                     //@across
 constexpr int KEY_TILES = (KEYS_ALL + KEYS - 1) / KEYS, PITCH = N + 1, ELEMENTS = ROWS * N;
@@ -30,10 +30,10 @@ extern "C" __global__ void __cluster_dims__(PARTS, 1, 1) __launch_bounds__(THREA
 eqsat_kernel(PARAMETERS) {
   extern __shared__ u8 raw[];
   float* const sums = (float*)raw;                                          // [warp][row][value]
-  float* const tops = sums + WARPS * ROWS * PITCH, * const totals = tops + WARPS * ROWS;  // [warp][row]
+  float* const tops = sums + SHARERS * ROWS * PITCH, * const totals = tops + SHARERS * ROWS;  // [warp][row]
 //@begin cluster
   constexpr int OWN = ((ELEMENTS + PARTS - 1) / PARTS + 1) / 2 * 2;         // results that one block of the cluster finishes
-  float* const inbox = totals + WARPS * ROWS, * const top_in = inbox + PARTS * OWN, * const total_in = top_in + PARTS * ROWS;
+  float* const inbox = totals + SHARERS * ROWS, * const top_in = inbox + PARTS * OWN, * const total_in = top_in + PARTS * ROWS;
 //@end
   const int lane = lane_id(), g = lane / 4, t = lane % 4, warp = threadIdx.x / 32;
   const int rank = blockIdx.x % PARTS, tile = blockIdx.x / PARTS % ROW_TILES, batch = blockIdx.x / (PARTS * ROW_TILES);
@@ -53,7 +53,7 @@ eqsat_kernel(PARAMETERS) {
   const T* const values_here = VALUES_AT;
   ROW_SPANS
   auto next = [&](int n) {  // this warp's next tile of keys from n on that is not masked out for all rows
-    for (; n < end; n += WARPS) {
+    for (; n < end; n += SHARERS) {
       const int first = n * KEYS, last = min(first + KEYS, KEYS_ALL) - 1;
       KEY_SPANS
       if (!(SKIP)) break;
@@ -109,7 +109,7 @@ eqsat_kernel(PARAMETERS) {
   }
 
   while (n < end) {
-    const int first = n * KEYS, ahead = next(n + WARPS);
+    const int first = n * KEYS, ahead = next(n + SHARERS);
     float s[TILES][GROUPS][4];                                              // row 2t + i % 2 of group r, key key_of(u, g, i / 2)
     UNROLL for (int u = 0; u < TILES; ++u) {
       UNROLL for (int r = 0; r < GROUPS; ++r) UNROLL for (int i = 0; i < 4; ++i) s[u][r][i] = 0.f;
@@ -169,14 +169,14 @@ eqsat_kernel(PARAMETERS) {
   UNROLL for (int r = 0; r < GROUPS; ++r)
     UNROLL for (int e = 0; e < 2; ++e) {
       sum[r][e] = column_sum(sum[r][e]);
-      if (WARPS > 1 && g == 0) tops[here + 8 * r + 2 * t + e] = top[r][e];
+      if (SHARERS > 1 && g == 0) tops[here + 8 * r + 2 * t + e] = top[r][e];
     }
-  if (WARPS > 1) __syncthreads();
+  if (SHARERS > 1) __syncthreads();
   UNROLL for (int r = 0; r < GROUPS; ++r)
     UNROLL for (int e = 0; e < 2; ++e) {
       const int row = 8 * r + 2 * t + e;
       float most = top[r][e];
-      UNROLL for (int w = 0; w < WARPS; ++w) if (WARPS > 1) most = fmaxf(most, tops[w * ROWS + row]);
+      UNROLL for (int w = 0; w < SHARERS; ++w) if (SHARERS > 1) most = fmaxf(most, tops[w * ROWS + row]);
       const float f = rebased(top[r][e], most);
       UNROLL for (int j = 0; j < 4 * BANDS; ++j)
         UNROLL for (int h = 0; h < 2; ++h) {
@@ -186,70 +186,10 @@ eqsat_kernel(PARAMETERS) {
       top[r][e] = most;
       sum[r][e] *= f;
     }
-  if (WARPS > 1) __syncthreads();                                         // the maxima of all have been read
+  if (SHARERS > 1) __syncthreads();                                         // the maxima of all have been read
   UNROLL for (int r = 0; r < GROUPS; ++r)
     UNROLL for (int e = 0; e < 2; ++e)
       if (g == 0) { tops[here + 8 * r + 2 * t + e] = top[r][e]; totals[here + 8 * r + 2 * t + e] = sum[r][e]; }
   __syncthreads();
-  auto own_total = [&](int row) {
-    float total = 0.f;
-    UNROLL for (int w = 0; w < WARPS; ++w) total += totals[w * ROWS + row];
-    return total;
-  };
-  auto own_sum = [&](int i) {
-    float x = 0.f;
-    UNROLL for (int w = 0; w < WARPS; ++w) x += sums[(w * ROWS + i / N) * PITCH + i % N];
-    return x;
-  };
-//@begin cluster
-  // Each block sends every other its maxima and totals, and the sums of the results that the other finishes.
-  cluster_wait();                                                           // every block of the cluster has begun
-  for (int i = 2 * threadIdx.x; i < ELEMENTS; i += 2 * THREADS) push2(inbox + rank * OWN + i % OWN, own_sum(i), own_sum(i + 1), all_here, i / OWN);
-  for (int i = threadIdx.x; i < PARTS * ROWS; i += THREADS) {
-    push(top_in + rank * ROWS + i % ROWS, tops[i % ROWS], all_here, i / ROWS);
-    push(total_in + rank * ROWS + i % ROWS, own_total(i % ROWS), all_here, i / ROWS);
-  }
-  mbar_wait(all_here, 0);
-  auto top_of = [&](int p, int row) { return top_in[p * ROWS + row]; };
-  auto total_of = [&](int p, int row) { return total_in[p * ROWS + row]; };
-  auto sum_of = [&](int p, int i) { return inbox[p * OWN + i - own_first]; };
-  const int from = own_first + threadIdx.x, to = own_end;
-//@end
-//@begin memory
-  // The blocks that share the keys leave what they have in memory; the last of them to finish joins all.
-  constexpr int SLOT = ELEMENTS + 2 * ROWS;
-  const int place = blockIdx.x / PARTS;
-  float* const slots = workspace + COUNTERS + (i64)place * PARTS * SLOT;
-  for (int i = threadIdx.x; i < ELEMENTS; i += THREADS) slots[rank * SLOT + i] = own_sum(i);
-  for (int i = threadIdx.x; i < ROWS; i += THREADS) { slots[rank * SLOT + ELEMENTS + i] = tops[i]; slots[rank * SLOT + ELEMENTS + ROWS + i] = own_total(i); }
-  if (!last_block((u32*)workspace + place, PARTS)) return;
-  auto top_of = [&](int p, int row) { return slots[p * SLOT + ELEMENTS + row]; };
-  auto total_of = [&](int p, int row) { return slots[p * SLOT + ELEMENTS + ROWS + row]; };
-  auto sum_of = [&](int p, int i) { return slots[p * SLOT + i]; };
-  const int from = threadIdx.x, to = ELEMENTS;
-//@end
-//@begin alone
-  auto top_of = [&](int, int row) { return tops[row]; };
-  auto total_of = [&](int, int row) { return own_total(row); };
-  auto sum_of = [&](int, int i) { return own_sum(i); };
-  const int from = threadIdx.x, to = ELEMENTS;
-//@end
-  auto most_of = [&](int row) {
-    float most = -EQ_INF;
-    UNROLL for (int p = 0; p < PARTS; ++p) most = fmaxf(most, top_of(p, row));
-    return most;
-  };
-  ROW_OUTPUTS
-  for (int i = from; i < to; i += THREADS) {
-    const int row_here = i / N, row = first_row + row_here, col = i % N;
-    if (row >= M) break;
-    const float most = most_of(row_here), nan = NAN_OF;
-    float total = 0.f, x = 0.f;
-    UNROLL for (int p = 0; p < PARTS; ++p) {
-      const float f = rebased(top_of(p, row_here), most);
-      total += total_of(p, row_here) * f;
-      x += sum_of(p, i) * f;
-    }
-    STORE
-  }
+  JOIN
 }

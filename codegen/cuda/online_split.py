@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from eqsat.access import Index
 from eqsat.codegen.cuda.bounds import L2_BYTES_PER_PROCESSOR, processors, traffic_ns, wave_factor
 from eqsat.codegen.cuda.emit import arguments, assemble, parameter_names, parameters, part, refuse_illegal, stored_type
 from eqsat.codegen.cuda.online_operand import Sheet, sheet
-from eqsat.codegen.cuda.online_print import Code, offset, outputs_over, row_values
+from eqsat.codegen.cuda.online_print import Code
 from eqsat.codegen.cuda.online_simt import computed_share, fold_bound_ns
+from eqsat.codegen.cuda.online_split_join import counters, join_lines, joined_floats, way_to_join, workspace_words
 from eqsat.codegen.cuda.operand import axis_names, buffers, contiguous, loads_of
 from eqsat.codegen.cuda.template import fill
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
@@ -96,7 +96,7 @@ class OnlineSplitFamily:
             "online-split",
             "\n".join([part("tile.cuh"), _constants(problem, layout, s), _kernel(problem, layout, s)]),
             args=arguments(problem.program, workspace=bool(s.memory)),
-            workspace_bytes=4 * (_counters(batches * tiles) + batches * tiles * s.parts * _slot(layout, s)) if s.memory else 0,
+            workspace_bytes=4 * workspace_words(batches * tiles, s.parts, s.rows, layout.values.inner) if s.memory else 0,
             grid=(batches * tiles * s.parts, 1, 1),
             block=32 * s.warps,
             cluster=1 if s.memory else s.parts,
@@ -244,28 +244,15 @@ def _steps(layout: _Layout) -> int:
 
 
 def _shared_bytes(layout: _Layout, s: OnlineSplitTile) -> int:
-    sharers, rows = s.warps, s.rows
-    taken = 4 * sharers * rows * (layout.values.inner + 3)
-    if s.parts > 1 and not s.memory:
-        own = -(-rows * layout.values.inner // s.parts)
-        taken += 4 * s.parts * (own + 1 + 2 * rows) + 16
-    return taken
-
-
-def _counters(places: int) -> int:
-    return -(-places // 32) * 32
-
-
-def _slot(layout: _Layout, s: OnlineSplitTile) -> int:
-    return s.rows * (layout.values.inner + 2)
+    return 4 * joined_floats(s.rows, layout.values.inner, s.warps, s.parts, s.memory)
 
 
 def _constants(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> str:
     batches, tiles = _tiles(problem, layout, s)
     values = {
-        "M": _rows(problem, layout.packed)[1], "KEYS_ALL": problem.shape[2], "ROWS": s.rows, "KEYS": s.keys, "WARPS": s.warps,
+        "M": _rows(problem, layout.packed)[1], "KEYS_ALL": problem.shape[2], "ROWS": s.rows, "KEYS": s.keys, "SHARERS": s.warps,
         "PARTS": s.parts, "ROW_TILES": tiles, "RESIDENT": s.resident, "D": problem.shape[3], "N": layout.values.inner,
-        "COUNTERS": _counters(batches * tiles),
+        "COUNTERS": counters(batches * tiles),
     }  # fmt: skip
     lines = [f"constexpr int {name} = {value};" for name, value in values.items()]
     lines.append(f"constexpr i64 KEY_STRIDE = {layout.keys.row_stride}, VALUE_STRIDE = {layout.values.row_stride};")
@@ -273,7 +260,7 @@ def _constants(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> s
 
 
 def _kernel(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> str:
-    joining = "alone" if s.parts == 1 else "memory" if s.memory else "cluster"
+    joining = way_to_join(s.parts, s.memory)
     flags = {joining, "across" if layout.across else "along", *(["apart"] if joining != "cluster" else [])}
     pointers = parameter_names(problem.program)
     tile, row_lines, key_lines = _box(problem, layout.packed)
@@ -289,9 +276,7 @@ def _kernel(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> str:
         "PACK": [f"pack_{layout.keys.dtype}"],
         "LEFT": [line.replace("PACK", f"pack_{layout.keys.dtype}") for line in _left(problem, layout)],
         "SCORES": _scores(problem, layout, whole=problem.shape[2] % s.keys == 0),
-        "NAN_OF": ["most - most"],  # NaN where a whole row is masked out, as (-inf) - (-inf) is; else 0
-        "ROW_OUTPUTS": _row_outputs(problem, layout, "rank == 0" if joining == "cluster" else ""),
-        "STORE": _store(problem, layout),
+        "JOIN": join_lines(problem, layout.wide, joining, lambda **groups: _places(problem, layout.packed, "row", **groups)),
     }
     return fill(part("online_split.cu"), flags, slots)
 
@@ -379,38 +364,3 @@ def _scores(problem: OnlineProblem, layout: _Layout, *, whole: bool) -> list[str
         "      }",
         "  }",
     ]
-
-
-def _at_row(problem: OnlineProblem) -> dict[Expr, str]:
-    return row_values(problem, "most", {a.node: "(total + nan)" for a in problem.accumulators if not a.axes})
-
-
-def _row_outputs(problem: OnlineProblem, layout: _Layout, condition: str) -> list[str]:
-    """Print the outputs over the rows alone: by one block of those that share the keys."""
-    alone = outputs_over(problem, ())
-    if not alone:
-        return []
-    names = _places(problem, layout.packed, "row")
-    lines, values = Code(problem, names, _at_row(problem), "t", "at").lines([o.expr for o, _ in alone])
-    stores = [f"store_one({name} + {offset(o, names)}, {v});" for (o, name), v in zip(alone, values, strict=True)]
-    return [
-        f"if ({condition or 'true'})",
-        "  for (int i = threadIdx.x; i < ROWS && first_row + i < M; i += THREADS) {",
-        "    const int row = first_row + i;",
-        "    const float most = most_of(i), nan = most - most;",
-        "    float total = 0.f;",
-        "    UNROLL for (int p = 0; p < PARTS; ++p) total += total_of(p, i) * rebased(top_of(p, i), most);",
-        *(f"    {line}" for line in (*lines, *stores)),
-        "  }",
-    ]
-
-
-def _store(problem: OnlineProblem, layout: _Layout) -> list[str]:
-    """Print the outputs over rows and values at row `row` and value position `col`."""
-    axes = layout.wide.axes
-    over = outputs_over(problem, axes)
-    names = _places(problem, layout.packed, "row", col=axes)
-    at_hand: Mapping[Expr, str] = _at_row(problem) | {layout.wide.node: "(x + nan)"}
-    lines, values = Code(problem, names, at_hand, "t", "at").lines([o.expr for o, _ in over])
-    stores = [f"store_one({name} + {offset(o, names)}, {v});" for (o, name), v in zip(over, values, strict=True)]
-    return [*lines, *stores]
