@@ -107,7 +107,7 @@ def emulated_wgmma(source: KernelSource) -> KernelSource:
     instruction = re.search(r"wgmma\.mma_async.*?f32\.(\w+)\.\w+ .*?p, 1, 1, (?:(\d), )?(\d);", source.text, re.DOTALL)
     assert instruction is not None
     constants = {
-        "BLOCK": block, "CLUSTER": cluster, "PEERS": source.cluster, "HALF": int(instruction[1] == "f16"),
+        "BLOCK": block, "CLUSTER": cluster, "HALF": int(instruction[1] == "f16"),
         "TRANSPOSED_A": instruction[2] or 0, "TRANSPOSED_B": instruction[3],
     }  # fmt: skip
     text = re.sub(ORDERED, "", source.text, flags=re.DOTALL | re.MULTILINE)
@@ -132,6 +132,7 @@ def emulated_wgmma(source: KernelSource) -> KernelSource:
         tail = tail.replace(old, new)
     ordered = "template <int N, class P> static Raw<N * (int)sizeof(P)> ordered(const P* p) { return load_raw<N * (int)sizeof(P), PLAIN>(p); }\n"
     vocabulary = Path(__file__).with_name("emulate_wgmma.hpp").read_text(encoding="utf-8")
+    vocabulary = vocabulary.replace("CLUSTER /* peers */", str(source.cluster))
     text = head + "".join(f"constexpr int {n} = {v};\n" for n, v in constants.items()) + vocabulary + ordered + mark + tail
     assert block * cluster <= 1024, "the emulator runs at most 1024 threads"
     return dataclasses.replace(source, text=text, grid=(source.grid[0] // cluster, 1, 1), block=block * cluster, cluster=1)

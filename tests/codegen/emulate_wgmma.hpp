@@ -7,8 +7,8 @@ alignas(1024) static u8 shared[4][SHARED];
 static int rank_here() { return (int)threadIdx.x / BLOCK; }
 static u8* here(u32 at) { return shared[rank_here()] + at; }
 static u32 smem_u32(const void* p) { return (u32)((const u8*)p - shared[rank_here()]); }
-static u32 cluster_rank() { return rank_here() % PEERS; }
-static int peer(int rank) { return rank_here() / PEERS * PEERS + rank; }  // blocks that wait for each other may be several clusters
+static u32 cluster_rank() { return rank_here() % CLUSTER /* peers */; }
+static int peer(int rank) { return rank_here() / CLUSTER /* peers */ * CLUSTER /* peers */ + rank; }  // blocks that wait for each other may be several clusters
 static int min(int a, int b) { return a < b ? a : b; }
 
 struct Gate { int arrived; unsigned phase; };
@@ -63,7 +63,7 @@ template <class F> static void each_of_box(const Map& m, u32 at, int x, int y, i
 static void tma_load3_mc(u32 dst, const TMap* t, u32 bar, int x, int y, int z, u16 mask) {
   const Map& m = *t->map;
   if (dst % 128 || m.box[0] * m.bytes > (m.swizzle ? m.swizzle : 1 << 20)) abort();
-  for (int i = 0; i < PEERS; ++i)
+  for (int i = 0; i < CLUSTER /* peers */; ++i)
     if (mask >> i & 1) {
       const int r = peer(i);
       each_of_box(m, dst, x, y, z, [&](u32 to, const u8* from) { from ? (void)memcpy(shared[r] + to, from, m.bytes) : (void)memset(shared[r] + to, 0, m.bytes); });
