@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eqsat.codegen.cuda import nvrtc, online_wgmma
+from eqsat.codegen.cuda import nvrtc, online_layout, online_wgmma
 from eqsat.codegen.cuda.nvrtc import compile_many
 from eqsat.codegen.cuda.online_simt import OnlineSimtFamily, OnlineSimtTile
 from eqsat.codegen.cuda.online_wgmma import OnlineWgmmaFamily, OnlineWgmmaTile
@@ -140,7 +140,8 @@ def test_folds_of_short_operands_are_right_on_the_matrix_units(tmp_path: Path) -
 @pytest.fixture
 def one_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let one block draw all rows, where the emulator would start one for each tile of them."""
-    monkeypatch.setattr(online_wgmma, "_TARGET", dataclasses.replace(online_wgmma._TARGET, processors=1))
+    monkeypatch.setattr(online_layout, "TARGET", dataclasses.replace(online_layout.TARGET, processors=1))
+    monkeypatch.setattr(online_wgmma, "TARGET", online_layout.TARGET)
 
 
 @needs_compiler
