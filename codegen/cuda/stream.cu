@@ -8,7 +8,7 @@ constexpr u32 MATRIX = COLS * KB * 2, W_BYTES = COUNT * MATRIX, LEFT_MATRIX = RO
 constexpr u32 LEFT_AT = STAGES * W_BYTES, STATISTICS_AT = LEFT_AT + STAGES * LEFT_BYTES, BARRIERS_AT = STATISTICS_AT + STAGES * STATISTIC_BYTES;
 constexpr int SPLITS = (K + KB - 1) / KB, UNITS = BATCH * TILES * SPLITS;   // units of a tile, and of all
 constexpr int SLOT = COUNT * COLS * ROWS + STATISTICS * ROWS;               // floats that a block leaves of a tile it shares
-constexpr int CONSUMERS = WARPS * 32, FRAGMENTS = COLS / 16 * MT;           // fragments of the sums of a matrix
+constexpr int CONSUMERS = WARPS * 32, FRAGMENTS = COLS / 16 * MT, MINE = (FRAGMENTS + WARPS - 1) / WARPS;  // fragments of the sums of a matrix, and a warp's
 DEV int first_unit(int block) { return (int)((i64)block * UNITS / GRID); }
 DEV int block_of(int unit) { return (int)(((i64)(unit + 1) * GRID - 1) / UNITS); }
 
@@ -21,6 +21,8 @@ DEV void put_slot16(u32 at, const Raw<16>& v) { asm volatile("st.shared.v4.u32 [
 // What other blocks left in memory: past the level-1 cache, which does not see their writes.
 DEV V4 far16(const float* p) { V4 v; asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory"); return v; }
 DEV float far_one(const float* p) { float v; asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory"); return v; }
+// Counts a block whose writes before are then seen by whoever counts later.
+DEV u32 count_one(u32* p) { u32 old; asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(old) : "l"(p) : "memory"); return old; }
 DEV u32 fresh_count(const u32* p) { u32 v; asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory"); return v; } //@team
 DEV void leave16(float* p, const float (&v)[4]) { asm volatile("st.global.cg.v4.f32 [%0], {%1,%2,%3,%4};" :: "l"(p), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]) : "memory"); }
 DEV void leave_one(float* p, float v) { asm volatile("st.global.cg.f32 [%0], %1;" :: "l"(p), "f"(v) : "memory"); }
@@ -166,9 +168,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) eqsat_kernel(PARAM
 //@begin last
         if (first < last) {                                                 // the last block that shares the tile adds all
           if (threadIdx.x == 0) {
-            __threadfence();
-            const bool all = atomicAdd(counters + tile, 1u) == (u32)(last - first);
-            if (all) { counters[tile] = 0; __threadfence(); }
+            const bool all = count_one(counters + tile) == (u32)(last - first);
+            if (all) counters[tile] = 0;
             put_slot_word(verdict, all);
           }
           named_sync(1, CONSUMERS);
@@ -177,7 +178,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) eqsat_kernel(PARAM
 //@end
 //@begin team
         if (first < last) {                                                 // every block that shares the tile adds its part, later
-          if (threadIdx.x == 0) { __threadfence(); atomicAdd(counters + 2 * tile, 1u); }
+          if (threadIdx.x == 0) count_one(counters + 2 * tile);
           continue;
         }
       } else {
@@ -187,36 +188,43 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) eqsat_kernel(PARAM
           const u64 since = globaltimer();
           while (fresh_count(counters + 2 * tile) != (u32)shares)
             if (globaltimer() - since > SPIN_NS) { fault(); break; }
-          if (atomicAdd(counters + 2 * tile + 1, 1u) == (u32)shares - 1) { counters[2 * tile] = 0; counters[2 * tile + 1] = 0; }
+          if (count_one(counters + 2 * tile + 1) == (u32)shares - 1) { counters[2 * tile] = 0; counters[2 * tile + 1] = 0; }
         }
         named_sync(1, CONSUMERS);
       }
 //@end
       const int batch = tile / TILES, slab = tile % TILES;
       PLACE
-      for (int f = FRAGMENTS * share / shares + warp; f < FRAGMENTS * (share + 1) / shares; f += WARPS) {
-        const int t = f % MT, sixteen = f / MT, odd = lane / 4 % 2, y_row = 8 * t + lane % 4 * 2 + odd;
-        float sum[COUNT][4] = {};
-        STATISTICS_HERE
-#pragma unroll 4
-        for (int c = first; c <= last; ++c) {                               // in their order, whoever adds
-          const float* const from = slots + (i64)(2 * c + (c == first && first_unit(c) < start)) * SLOT;
-          UNROLL for (int n = 0; n < COUNT; ++n) {
-            const V4 v = far16(from + n * COLS * ROWS + f * 128 + lane * 4);
-            sum[n][0] += __uint_as_float(v.x); sum[n][1] += __uint_as_float(v.y); sum[n][2] += __uint_as_float(v.z); sum[n][3] += __uint_as_float(v.w);
+      const int from_fragment = FRAGMENTS * share / shares + warp, to_fragment = FRAGMENTS * (share + 1) / shares;
+      float sum[MINE][COUNT][4] = {};
+      STATISTICS_HERE
+#pragma unroll 2
+      for (int c = first; c <= last; ++c) {                                 // in their order, whoever adds
+        const float* const from = slots + (i64)(2 * c + (c == first && first_unit(c) < start)) * SLOT;
+        UNROLL for (int i = 0; i < MINE; ++i)
+          if (from_fragment + i * WARPS < to_fragment)
+            UNROLL for (int n = 0; n < COUNT; ++n) {
+              const V4 v = far16(from + n * COLS * ROWS + (from_fragment + i * WARPS) * 128 + lane * 4);
+              sum[i][n][0] += __uint_as_float(v.x); sum[i][n][1] += __uint_as_float(v.y); sum[i][n][2] += __uint_as_float(v.z); sum[i][n][3] += __uint_as_float(v.w);
+            }
+        GATHER_STATISTICS
+      }
+      // A lane holds two rows of x at a column of 8, and at the one 8 columns on; with its neighbour's, two columns at one row.
+      const int odd = lane / 4 % 2;
+      UNROLL for (int i = 0; i < MINE; ++i) {
+        const int f = from_fragment + i * WARPS, t = f % MT, y_row = 8 * t + lane % 4 * 2 + odd;
+        if (f < to_fragment) {
+          STATISTICS_OF_ROW
+          UNROLL for (int half = 0; half < 2; ++half) {
+            const int y_col = n0 + 16 * (f / MT) + 8 * half + lane / 4 - odd;
+            float pair[COUNT][2];
+            UNROLL for (int n = 0; n < COUNT; ++n) {
+              const float even_row = sum[i][n][2 * half], odd_row = sum[i][n][2 * half + 1], own = odd ? odd_row : even_row;
+              const float other = shuffle_xor(odd ? even_row : odd_row, 4);
+              pair[n][0] = odd ? other : own; pair[n][1] = odd ? own : other;
+            }
+            EPILOGUE
           }
-          GATHER_STATISTICS
-        }
-        // A lane holds two rows of x at a column of 8, and at the one 8 columns on; with its neighbour's, two columns at one row.
-        UNROLL for (int half = 0; half < 2; ++half) {
-          const int y_col = n0 + 16 * sixteen + 8 * half + lane / 4 - odd;
-          float pair[COUNT][2];
-          UNROLL for (int n = 0; n < COUNT; ++n) {
-            const float even_row = sum[n][2 * half], odd_row = sum[n][2 * half + 1], own = odd ? odd_row : even_row;
-            const float other = shuffle_xor(odd ? even_row : odd_row, 4);
-            pair[n][0] = odd ? other : own; pair[n][1] = odd ? own : other;
-          }
-          EPILOGUE
         }
       }
       named_sync(1, CONSUMERS);                                             // the slot may be written again

@@ -298,10 +298,13 @@ def _kernel(problem: Contract, s: StreamTile) -> str:
             for j, op in enumerate(ops)
         ],
         "PLACE": [f"const int n0 = {first};"],
-        "STATISTICS_HERE": [f"float stat{j} = {op}::neutral();" for j, op in enumerate(ops)],
+        "STATISTICS_HERE": [f"float all{j}[MINE]; UNROLL for (int i = 0; i < MINE; ++i) all{j}[i] = {op}::neutral();" for j, op in enumerate(ops)],
         "GATHER_STATISTICS": [
-            f"stat{j} = {op}::of(stat{j}, far_one(from + COUNT * COLS * ROWS + {j} * ROWS + y_row));" for j, op in enumerate(ops)
+            f"UNROLL for (int i = 0; i < MINE; ++i) all{j}[i] = {op}::of(all{j}[i], far_one(from + COUNT * COLS * ROWS + {j} * ROWS + "
+            "(from_fragment + i * WARPS) % MT * 8 + lane % 4 * 2 + lane / 4 % 2));"
+            for j, op in enumerate(ops)
         ],
+        "STATISTICS_OF_ROW": [f"const float stat{j} = all{j}[i];" for j in range(len(ops))],
         "EPILOGUE": _finish(problem, s),
         "MMA": ["mma16816_f16" if big.dtype is DType.F16 else "mma16816"],
     }  # fmt: skip

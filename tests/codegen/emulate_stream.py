@@ -44,6 +44,7 @@ static void bulk_load(u32 dst, const void* src, u32 bytes, u32 bar) {
   settle(b);
 }
 static V4 far16(const float* p) { check_aligned(p, 16); V4 v; memcpy(&v, p, 16); return v; }
+static u32 count_one(u32* p) { return atomicAdd(p, 1u); }
 static u32 fresh_count(const u32* p) { yield_thread(); return *(volatile const u32*)p; }
 static float far_one(const float* p) { return *p; }
 static void leave16(float* p, const float (&v)[4]) { check_aligned(p, 16); memcpy(p, v, 16); }
