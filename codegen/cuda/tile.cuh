@@ -85,11 +85,13 @@ template <int STAGES, u32 BYTES, int CONSUMERS, int CLUSTER> struct Ring {
 template <int BATCH, int M, int N, int BM, int BN, int CM, int CN, int GROUP> struct Raster {
   static constexpr int ROWS = (M + BM * CM - 1) / (BM * CM), COLS = (N + BN * CN - 1) / (BN * CN), CLUSTER = CM * CN;
   int t, m, n, batch;
-  const int step;
-  DEV Raster() : t((int)(blockIdx.x / CLUSTER) - (int)(gridDim.x / CLUSTER)), step(gridDim.x / CLUSTER) {}
-  DEV Raster(int only) : t(only - BATCH * ROWS * COLS), step(BATCH * ROWS * COLS) {}  // this tile and no other
+  DEV Raster() : t((int)(blockIdx.x / CLUSTER) - (int)(gridDim.x / CLUSTER)) {}
+  DEV Raster(int tile) : t(tile) {}
   DEV bool next() {
-    t += step;
+    t += gridDim.x / CLUSTER;
+    return place();
+  }
+  DEV bool place() {
     if (t >= BATCH * ROWS * COLS) return false;
     batch = t / (ROWS * COLS);
     const int i = t % (ROWS * COLS), first = i / (GROUP * COLS) * GROUP, height = min(ROWS - first, GROUP), r = i - first * COLS;
@@ -97,6 +99,17 @@ template <int BATCH, int M, int N, int BM, int BN, int CM, int CN, int GROUP> st
     m = ((first + r % height) * CM + rank / CN) * BM;
     n = (r / height * CN + rank % CN) * BN;
     return true;
+  }
+};
+
+// One tile of the raster and no other.
+template <int BATCH, int M, int N, int BM, int BN, int CM, int CN, int GROUP> struct OneTile : Raster<BATCH, M, N, BM, BN, CM, CN, GROUP> {
+  bool left = true;
+  DEV OneTile(int tile) : Raster<BATCH, M, N, BM, BN, CM, CN, GROUP>(tile) {}
+  DEV bool next() {
+    const bool first = left;
+    left = false;
+    return first && this->place();
   }
 };
 

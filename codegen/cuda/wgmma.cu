@@ -10,7 +10,7 @@ KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
   cluster_sync();                                                           //@cluster
   Raster<BATCH, M, N, BM, BN, CM, CN, RASTER> tile;                         //@whole
   constexpr int k_first = 0, k_last = K, steps = STEPS;                     //@whole
-  Raster<BATCH, M, N, BM, BN, CM, CN, RASTER> tile(blockIdx.x / (CM * CN) / SLICES);  //@sliced
+  OneTile<BATCH, M, N, BM, BN, CM, CN, RASTER> tile(blockIdx.x / (CM * CN) / SLICES);  //@sliced
   const int slice = blockIdx.x / (CM * CN) % SLICES, k_first = slice * PER_SLICE, k_last = min(K, k_first + PER_SLICE), steps = (k_last - k_first + 63) / 64;  //@sliced
   const int wg = warpgroup();
 
