@@ -41,7 +41,7 @@ def print_constants(layout: Layout) -> str:
     each = THREADS * max(1, -(-units // (THREADS * processors_of_grid())))
     values = {
         "BM": s.bm, "KC": s.channels, "N": layout.n, "GROUPS": GROUPS, "PLANES": layout.planes, "POINTS": layout.points,
-        "SLOTS": SLOTS, "STAGES": layout.stages, "TILES": layout.tiles, "X_STEPS": layout.steps, "TAPS": layout.taps,
+        "SLOTS": SLOTS, "STAGES": layout.stages, "LEAD": min(layout.stages, SLOTS * layout.taps) - 1, "TILES": layout.tiles, "X_STEPS": layout.steps, "TAPS": layout.taps,
         "LOADS": layout.loads, "WIDTH": layout.width, "FLIGHT": layout.flight, "PIECE": layout.piece, "PIECES": layout.pieces, "THREADS": THREADS, "CONVERTERS": CONVERTERS,
         "PRODUCER_REGISTERS": REGISTERS[0], "CONSUMER_REGISTERS": REGISTERS[1], "HEAD": HEAD_BYTES,
         "WEIGHT_UNITS": units, "UNITS": each, "PARTS": -(-units // each),
@@ -238,7 +238,7 @@ def _multiply(layout: Layout) -> list[str]:
     *small, large = layout.products
     if not small:
         return _each_16([large], "step + tap + k > 0")
-    return [*_each_16(small, "k > 0"), *_each_16([large], "true")]
+    return [*_each_16(small, "k > 0"), "wg_commit();", *_each_16([large], "true")]
 
 
 def _each_16(pairs: list[tuple[int, int]], more: str) -> list[str]:

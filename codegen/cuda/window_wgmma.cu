@@ -192,6 +192,10 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS, u8* __restrict__ workspace) {
   } else {
     reg_inc<CONSUMER_REGISTERS>();
     const int first_row = wg * GROUP_ROWS, first_point = wg * GROUP_POINTS;
+    // One warpgroup goes some steps ahead, and stays ahead: while it stores its tile, the other has the matrix units.
+    // So it does where each step ends with additions: the other starts when most products of one step are made.   //@terms
+    int lead = wg == 0 ? LEAD : 0;
+    if (wg == 1) named_sync(1, GROUPS * 128);
     while (tile.next()) {
       Acc<N> acc;
       float total[N / 2];                                                    //@terms
@@ -204,6 +208,8 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS, u8* __restrict__ workspace) {
           PRODUCTS
           wg_commit();
           w.advance();                                                       //@values
+          wg_wait<1>();                                                      //@terms
+          if (lead > 0 && --lead == 0) named_arrive(1, GROUPS * 128);
           if (tap == 0) x.release();                                         //@values
           // The matrix units cut off what does not fit when they add: long sums are made of short ones, by rounded additions.
           w.last = w.s;                                                      //@terms
@@ -242,5 +248,6 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS, u8* __restrict__ workspace) {
         }
       });
     }
+    if (lead > 0) named_arrive(1, GROUPS * 128);
   }
 }
