@@ -8,6 +8,7 @@ import pytest
 from eqsat import numpy_like as np_
 from eqsat.array import Array
 from eqsat.canonical import canonical_key
+from eqsat.codegen.online import OnlineProblem, online_problem
 from eqsat.codegen.problem import GroupedContractProblem, contract_problem, reduce_problem
 from eqsat.errors import UsageError
 from eqsat.ir import Program, rename
@@ -17,6 +18,7 @@ from eqsat.rulefile import builtin_rules
 from eqsat.search.bundle import find_problem
 from eqsat.session import Session
 from eqsat.trace import tensor, to_program
+from eqsat.types import DType
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +155,20 @@ def test_queries_keys_and_values_that_one_kernel_needs_can_be_written_by_one(gra
     needed = {k.needs for k in graph.kernels if k.family == "online"}
     made = [frozenset(k.writes) for k in graph.kernels if k.family == "contract" and len(k.writes) == 3]
     assert needed & set(made)
+
+
+def test_the_weights_of_a_fold_are_of_their_own_type_beside_statistics_that_are_stored_wider(
+    graph_of: Callable[[Array], KernelGraph],
+) -> None:
+    def unit(x: Array) -> Array:
+        return x * np_.rsqrt(np_.mean(x * x, axis=-1, keepdims=True) + 1e-6)
+
+    q, k, v = (tensor(n, (48, 64), "bf16") for n in "qkv")
+    graph = graph_of(np_.softmax(unit(q) @ unit(k).mT) @ v)
+    folds = [online_problem(n.program) for n in graph.kernels if n.family == "online"]
+    found = [p for p in folds if isinstance(p, OnlineProblem) and p.wide and p.score.dtype is DType.F32]
+    assert {a.weight.dtype for p in found for a in p.wide} == {DType.BF16}
+    rng = np.random.default_rng(0)
+    for p in found:
+        inputs = {i.name: rng.random(i.shape) for i in p.program.inputs}
+        assert all(np.isfinite(x).all() for x in evaluate(p.program, inputs))
