@@ -6,6 +6,7 @@ import functools
 
 from eqsat.codegen.cuda.online_simt import OnlineSimtFamily
 from eqsat.codegen.cuda.online_split import OnlineSplitFamily
+from eqsat.codegen.cuda.online_split_wgmma import OnlineSplitWgmmaFamily
 from eqsat.codegen.cuda.online_wgmma import OnlineWgmmaFamily
 from eqsat.codegen.cuda.point import PointFamily
 from eqsat.codegen.cuda.reduce import ReduceFamily
@@ -32,6 +33,7 @@ FAMILIES: tuple[Family, ...] = (
     SplitFamily(),
     SimtFamily(),
     OnlineWgmmaFamily(),
+    OnlineSplitWgmmaFamily(),
     OnlineSplitFamily(),
     OnlineSimtFamily(),
 )

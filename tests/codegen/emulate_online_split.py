@@ -6,7 +6,7 @@ import dataclasses
 import re
 
 from eqsat.codegen.kernel import KernelSource
-from tests.codegen.emulate_mma import ORDERED, VOCABULARY
+from tests.codegen.emulate_mma import ORDERED, VOCABULARY, emulated_wgmma
 
 MORE = r"""
 template <class P> static P peer_value(const P* p, int rank) { return *(const P*)((const u8*)p + (long)(rank - rank_here()) * SHARED); }
@@ -62,3 +62,23 @@ def emulated_online_split(source: KernelSource) -> KernelSource:
     vocabulary = VOCABULARY.replace("THREADS_OF_A_BLOCK", str(block)) + MORE
     text = one[0] + vocabulary + one[1] + one[2] + kernel
     return dataclasses.replace(source, text=text, grid=(source.grid[0] // cluster, 1, 1), block=block * cluster, cluster=1)
+
+
+SENT = r"""
+static void cluster_arrive() {}
+static void cluster_wait() { cluster_sync(); }
+static void push(float* to, float a, u32 bar, int rank) {
+  *(float*)((u8*)to + (long)(rank - rank_here()) * SHARED) = a;
+  Barrier& b = barriers[rank][bar / 8];
+  b.bytes -= 4;
+  settle(b);
+}
+static void push2(float* to, float a, float b, u32 bar, int rank) { push(to, a, bar, rank); push(to + 1, b, bar, rank); }
+"""
+
+
+def emulated_online_split_wgmma(source: KernelSource) -> KernelSource:
+    """Rewrite a kernel of warpgroups in the same way: blocks of a cluster send one another floats, which their barriers count."""
+    made = emulated_wgmma(source)
+    head, mark, tail = made.text.partition("// tile.cuh:")
+    return dataclasses.replace(made, text=head + SENT + mark + tail)
