@@ -309,6 +309,41 @@ template <class T, int N, int BUFFERS, int HEAD, class F> DEV void store_tile(co
     }
   });
 }
+// The same where each warp is for itself: it stages its 16 rows of 64 columns and stores them by a map whose box has 16 rows.
+template <class T, int N, int BUFFERS, int HEAD, class F> DEV void store_by_warp(const TMap* map, u32 staging, int& pass, int m, int n, int batch, F value) {
+  constexpr int PANEL = N % 64 == 0 ? 64 : N % 32 == 0 ? 32 : 16;
+  constexpr int SHIFT = PANEL == 64 ? 0 : PANEL == 32 ? 1 : 2, MASK = PANEL / 8 - 1;
+  const int lane = lane_id(), top = warp_in_group() * 16;
+  repeat<(N + 63) / 64>([&](auto round) {
+    const int c = 64 * round;
+    const u32 buffer = staging + (pass++ % BUFFERS) * 8192 + warp_in_group() * 2048;
+    if (lane == 0) bulk_wait_read<BUFFERS - 1>();
+    __syncwarp();
+    UNROLL for (int j = 0; j < 4; ++j)
+      if (c + 16 * j < N) {
+        const int panel = 16 * j / PANEL, row = lane & 15, chunk = 16 * j % PANEL / 8 + lane / 16;
+        float d[8];
+        UNROLL for (int p = 0; p < 4; ++p) {
+          float y[2];
+          value((c + 16 * j) / 2 + 2 * p, p & 1, c + 16 * j + 8 * (p / 2) + 2 * (lane % 4), y);
+          d[2 * p] = y[0]; d[2 * p + 1] = y[1];
+        }
+        const Raw<16> r = Pack<T>::template from<8>(d);
+        stmatrix4(buffer + panel * 16 * PANEL * 2 + row * PANEL * 2 + ((chunk ^ ((row >> SHIFT) & MASK)) << 4), r.w[0], r.w[1], r.w[2], r.w[3]);
+      }
+    fence_async_shared();
+    __syncwarp();
+    if (lane == 0) {
+      UNROLL for (int p = 0; p < 64 / PANEL; ++p)
+        if (c + p * PANEL < N) {
+          const int column = n + c + p * PANEL;
+          if constexpr (HEAD) tma_store3(map, buffer + p * 16 * PANEL * 2, column % HEAD, m + top, column / HEAD);
+          else tma_store3(map, buffer + p * 16 * PANEL * 2, column, m + top, batch);
+        }
+      bulk_commit();
+    }
+  });
+}
 // The same without TMA, where each warp is for itself: its 16 rows pass through its own part of the staging, and leave as 16-byte
 // vectors of neighbouring lanes (as single elements or pairs where rows are not aligned to VEC = 8 elements). `at(row, column)` is the
 // address of element (row, column) of the tile; nothing is stored beyond `rows` and `columns`.

@@ -115,6 +115,7 @@ KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
       UNROLL for (int c = 0; c < COUNT; ++c)
         UNROLL for (int i = 0; i < TILES; ++i) pin(acc[c][i].v);
       UNROLL for (int i = 0; i < TILES; ++i) { TOTAL }                      //@statistics
+      named_sync(11, GROUPS * 128);                                         // the ring is free: y is staged there //@once
 
       FINISH                                                                //@whole
 //@begin sliced
@@ -137,7 +138,7 @@ KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
       }
 //@end
     }
-    if (threadIdx.x % 128 == 0) bulk_wait_read<0>();                        //@staged
+    if (lane_id() == 0) bulk_wait_read<0>();                                //@staged
   }
   cluster_sync();                                                           //@cluster
 }

@@ -196,6 +196,7 @@ def _kernel(problem: Served, s: WgmmaTile, layout: Layout) -> str:
         "pingpong" if s.pingpong else "cooperative",
         "sliced" if s.slices > 1 else "whole",
         layout.store,
+        *(["once"] if layout.once else []),
         "loaded" if layout.left is None else "computed",
         *(["riding"] if layout.left is not None and problem.statistics and rides(problem.parts[0], layout.left) else []),
         *(["turns"] if layout.left is not None and s.groups == 2 and not s.pingpong else []),
@@ -295,7 +296,7 @@ def _finish(problem: Served, s: WgmmaTile, layout: Layout) -> list[str]:
             "OFFSET": [output_offset(p, output_position(p))],
             "Y": [stored_type(p.output.dtype)],
             "HEAD": [str(stored.head if stored else 0)],
-            "STORE_TILE": ["store_turned" if stored and stored.turned else "store_tile"],
+            "STORE_TILE": ["store_turned" if stored and stored.turned else "store_by_warp"],
         }
         lines = fill(part("wgmma_finish.cu"), {layout.store}, slots).splitlines()
         if several:
@@ -379,7 +380,7 @@ def _output_map(problem: ContractProblem, s: WgmmaTile) -> TensorMapArg:
     assert found is not None
     n, m, _ = found.extents
     strides = (_stride(found.strides[0], n, 1), _stride(found.strides[1], n, m))
-    box, swizzle = ((64, panel_of(s), 1), 128) if found.turned else ((panel_of(s), 64, 1), 2 * panel_of(s))
+    box, swizzle = ((64, panel_of(s), 1), 128) if found.turned else ((panel_of(s), 16, 1), 2 * panel_of(s))
     return TensorMapArg(problem.output.name, problem.output.dtype, found.extents, strides, box, swizzle)
 
 

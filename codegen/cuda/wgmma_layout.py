@@ -55,6 +55,7 @@ class Layout:
     `bs` are the right operands of each part. The tiles of all parts lie side by side, each part's in whole clusters: `starts` are
     the first columns of the parts, then the end.
     `more` are the operands of further terms of a sum, and how long their sums are.
+    Where each block has one tile at the most (`once`), the output is staged in the ring, which has been emptied by then.
     `a_rows` rows of the left operand are loaded for each tile: of a tile of 64 rows only those that there are. The matrix units
     read on into the right operand's tile behind them, which makes rows of the accumulator that nobody stores.
     """
@@ -68,6 +69,7 @@ class Layout:
     slot_bytes: int
     buffers: int
     stages: int
+    once: bool = False
     left: Left | None = None
     more: tuple[tuple[Operand, Operand, int], ...] = ()
 
@@ -78,8 +80,8 @@ class Layout:
 
     @property
     def staging_bytes(self) -> int:
-        """Bytes of staging for one warpgroup."""
-        return self.buffers * PANEL_BYTES
+        """Bytes of shared memory for the staging of one warpgroup alone."""
+        return 0 if self.once else self.buffers * PANEL_BYTES
 
 
 def turned(problem: Served) -> Served:
@@ -136,11 +138,16 @@ def layout_of(problem: Served, s: WgmmaTile) -> Layout | str:
     store = store_of(problem, s)
     a_rows = _loaded_rows(problem, s, a, bs[0])
     slot = len(lefts) * _tile_bytes(a, a_rows) + sum(_tile_bytes(b, s.bn) for b in bs[0])
+    tiles = s.bm // 64 if s.pingpong else s.bm // (64 * s.groups)
+    staged = -(-s.bn // 64) * tiles * PANEL_BYTES
     stages, buffers = _stages(s, slot, store != DIRECT)
+    alone, _ = _stages(s, slot, staged=False)
+    once = store == TMA and not s.pingpong and tiles_of(problem, s) <= SMS * s.resident and s.groups * staged <= alone * slot
+    if once:
+        stages, buffers = alone, staged // PANEL_BYTES
     if stages < 3:
         return f"only {stages} stages of {slot} bytes fit into shared memory; a ring needs 3"
-    tiles = s.bm // 64 if s.pingpong else s.bm // (64 * s.groups)
-    return Layout(a, a_rows, bs, starts_of(problem, s.bn * s.cn), store, tiles, slot, buffers, stages, computed, more)
+    return Layout(a, a_rows, bs, starts_of(problem, s.bn * s.cn), store, tiles, slot, buffers, stages, once, computed, more)
 
 
 def _further_terms(problem: SummedContractProblem, a: Operand) -> tuple[tuple[Operand, Operand, int], ...] | str:

@@ -189,10 +189,9 @@ def test_emulated_kernels_agree_with_the_oracle(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator is built with g++")
 def test_the_emulator_sees_a_slot_freed_too_early_and_a_buffer_reused_too_early(tmp_path: Path) -> None:
     program = linear(72, 264, 1024)
-    computed = sum_on_the_right(264, 72, 128)
     faults = [
         (program, WRAPS, "if (last >= 0) release(last); last = s; next();", "release(s); last = s; next();"),
-        (computed, WgmmaTile(64, 192, 1, 0, 1, 1, 8), "if (leader) bulk_wait_read<BUFFERS - 1>();", ""),
+        (linear(72, 264, 128), WgmmaTile(64, 256, 2, 1, 1, 1, 8), "if (lane == 0) bulk_wait_read<BUFFERS - 1>();", ""),
         (
             rms_linear(72, 64, 512),
             WRAPS,
@@ -316,9 +315,9 @@ def test_emitting_an_illegal_schedule_raises() -> None:
 
 def test_boxes_cover_the_tile_once_over_the_blocks_that_share_it() -> None:
     maps = [a for a in FAMILY.emit(problem(linear(512, 512, 512)), BASE).args if isinstance(a, TensorMapArg)]
-    assert [m.box for m in maps] == [(64, 128, 1), (64, 32, 1), (64, 64, 1)]  # w: 4 panels, half the k of each
+    assert [m.box for m in maps] == [(64, 128, 1), (64, 32, 1), (64, 16, 1)]  # w: 4 panels, half the k of each
     maps = [a for a in FAMILY.emit(problem(linear(512, 512, 512, w="jk")), BASE).args if isinstance(a, TensorMapArg)]
-    assert [m.box for m in maps] == [(64, 128, 1), (64, 128, 1), (64, 64, 1)]
+    assert [m.box for m in maps] == [(64, 128, 1), (64, 128, 1), (64, 16, 1)]
 
 
 def test_two_blocks_share_a_multiprocessor_only_where_they_fit() -> None:
