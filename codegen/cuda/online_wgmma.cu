@@ -14,7 +14,8 @@ DEV float quad_sum(float v) { v += shuffle_xor(v, 1); return v + shuffle_xor(v, 
 struct Place {
   int batch, first_row;
   DEV Place(int item) {
-    const int several = item / (HEADS * ROW_TILES) * HEADS, heads = min(HEADS, BATCH - several), in = item - several * ROW_TILES;
+    const int several = item / (HEADS * ROW_TILES) * HEADS, in = item - several * ROW_TILES;
+    const int heads = BATCH % HEADS == 0 ? HEADS : min(HEADS, BATCH - several);
     batch = several + in % heads;
     first_row = M - (in / heads + 1) * BM;
   }

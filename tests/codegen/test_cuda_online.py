@@ -20,7 +20,7 @@ from eqsat.codegen.online import OnlineProblem, online_problem
 from eqsat.codegen.problem import point_problem
 from eqsat.codegen.targets import TARGETS, parse_target
 from eqsat.errors import EnvironmentMissingError, IllegalScheduleError
-from eqsat.ir import Program, apply, const, reduce
+from eqsat.ir import Program, apply, const, iota, reduce
 from eqsat.rulefile import builtin_rules
 from eqsat.search.schedules import points, space_of, space_term
 from eqsat.search.verify import check_outputs, prepare
@@ -44,10 +44,13 @@ TILES = (
 
 
 def normed(causally: bool) -> Program:
-    """Return attention whose scores have a positive factor for each row, and what else a row adds to them."""
+    """Return attention whose scores have a positive factor and a summand for each row, and grow from tile to tile."""
     row, shift = array("r", F32, m=150), array("t", F32, m=150)
     s = scores(array("q", BF16, m=150, d=32), array("K", BF16, k=150, d=32))
-    s = apply("mul", apply("add", s, shift), apply("rsqrt", apply("add", apply("mul", row, row), const(0.5, F32))))
+    slope = apply("mul", apply("cast", iota("k", 150), dtype=F32), const(0.4, F32))
+    s = apply(
+        "mul", apply("sub", apply("add", s, shift), slope), apply("rsqrt", apply("add", apply("mul", row, row), const(0.5, F32)))
+    )
     s = causal(s) if causally else s
     weight = apply("exp", apply("sub", s, reduce("max", "k", s)))
     total = reduce("sum", "k", weight)
@@ -152,6 +155,8 @@ def test_blocks_that_draw_several_tiles_of_rows_are_right(tmp_path: Path) -> Non
         ("short-causal", TILES[2]),
         ("short-lengths", TILES[0]),
         ("short-masked-rows", TILES[0]),
+        ("short-normed", TILES[0]),
+        ("short-normed-causal", TILES[3]),
     ]
     assert wrong_on_matrix_units(cases, tmp_path, suites=1) == []
 
