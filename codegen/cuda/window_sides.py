@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def _side(problem: ContractProblem, weights: Expr, rows: tuple[str, ...], window
     operand = window_operand(loaded, buffers(problem.program)[name], {*places, *problem.batch}, problem.k)
     if isinstance(operand, str):
         return operand
-    channel = _channel(operand)
+    channel = _channel(operand, problem.batch)
     tiled = sorted((d for d in operand.dims if d.position in places), key=lambda d: d.step)
     if channel is None or not tiled:
         return f"{operand.name!r} has no dimension of channels alone, or none of positions"
@@ -83,10 +84,16 @@ def _side(problem: ContractProblem, weights: Expr, rows: tuple[str, ...], window
         return f"axis {still[0]!r} moves no dimension of {operand.name!r}"
     columns, lines = tiled[0], (tiled[1] if len(tiled) > 1 else WindowDim(1, 0, "", 1, 1, "", 1, 1, 0))
     outer = tuple(d for d in operand.dims if d not in (channel, lines, columns))
+    if channel.position:  # groups of channels: each is a position of its own
+        outer += (
+            WindowDim(channel.positions, channel.step * channel.stride, channel.position, channel.positions, 1, "", 1, 1, 0),
+        )
+        channel = dataclasses.replace(channel, position="", positions=1, stride=1)
     return Sides(operand, loaded, brought, rows, channel, lines, columns, outer)
 
 
-def _channel(operand: WindowOperand) -> WindowDim | None:
-    """Return the dimension that is summed in blocks: the longest that no position moves and that never leaves the buffer."""
-    found = [d for d in operand.dims if d.tap and not d.position and d.dilation == 1 and not d.leaves]
-    return max(found, key=lambda d: d.taps, default=None)
+def _channel(operand: WindowOperand, batch: tuple[str, ...]) -> WindowDim | None:
+    """Return the dimension that is summed in blocks: the longest that stays in the buffer and moves with no position but a group."""
+    found = [d for d in operand.dims if d.tap and d.dilation == 1 and not d.leaves]
+    alone = [d for d in found if not d.position or (d.position in batch and d.stride >= d.taps)]
+    return max(alone, key=lambda d: d.taps, default=None)

@@ -75,6 +75,18 @@ def grouped(x: tuple[int, ...], w: tuple[int, ...], dtype: str = "bf16") -> Prog
     return program(f, dtype, x, w)
 
 
+def split_groups(x: tuple[int, ...], w: tuple[int, ...], dtype: str = "bf16") -> Program:
+    """Return the convolution of (batch, groups · channels, h, w) with (groups, outputs, channels, r, s)."""
+
+    def f(a: Array, b: Array) -> Array:
+        groups, _, channels, *taps = b.shape
+        windows = enp.sliding_window_view(a, taps, axis=(2, 3))
+        apart = windows.reshape(a.shape[0], groups, channels, *windows.shape[2:])
+        return enp.einsum("ngchwrs,gocrs->ngohw", apart, b)
+
+    return program(f, dtype, x, w)
+
+
 def problem(p: Program) -> ContractProblem:
     found = contract_problem(p)
     assert isinstance(found, ContractProblem), found
@@ -204,6 +216,7 @@ EMULATED: list[tuple[str, Program, WindowContractTile]] = [
     ("channels last, odd channels", channels_last((1, 6, 6, 20), (3, 3, 20, 17)), Tile(64, 64, 64, 32)),
     ("channels last of f32", channels_last((1, 6, 6, 16), (3, 3, 16, 24), "f32"), HALF),
     ("groups", grouped((2, 3, 16, 6, 9), (3, 24, 16, 3, 3)), HALF),
+    ("groups of channels", split_groups((1, 24, 6, 7), (3, 20, 8, 3, 3)), HALF),
     ("one tap", convolution((2, 24, 6, 10), (40, 24, 1, 1)), HALF),
 ]
 
