@@ -6,7 +6,7 @@ constexpr int SIXTEENS = COUNT * COLS / 16, EACH = SIXTEENS / WARPS;        // t
 constexpr int CHUNKS = KB / 32;                                             // x of a unit: a warp makes 8 rows by 32 of k at a time
 constexpr u32 MATRIX = COLS * KB * 2, W_BYTES = COUNT * MATRIX, LEFT_MATRIX = ROWS * KB * 2, STATISTIC_BYTES = STATISTICS * ROWS * 4;
 constexpr u32 LEFT_AT = STAGES * W_BYTES, STATISTICS_AT = LEFT_AT + STAGES * LEFT_BYTES, BARRIERS_AT = STATISTICS_AT + STAGES * STATISTIC_BYTES;
-constexpr int SPLITS = (K + KB - 1) / KB, UNITS = BATCH * TILES * SPLITS;   // units of a tile, and of all
+constexpr int UNITS = BATCH * TILES * SPLITS;                               // of a tile there are SPLITS
 constexpr int SLOT = COUNT * COLS * ROWS + STATISTICS * ROWS;               // floats that a block leaves of a tile it shares
 constexpr int CONSUMERS = WARPS * 32, FRAGMENTS = COLS / 16 * MT, MINE = (FRAGMENTS + WARPS - 1) / WARPS;  // fragments of the sums of a matrix, and a warp's
 DEV int first_unit(int block) { return (int)((i64)block * UNITS / GRID); }

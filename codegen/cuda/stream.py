@@ -12,6 +12,7 @@ from eqsat.codegen.cuda.few_rows import big_matrices, combine, few_rows_refusal,
 from eqsat.codegen.cuda.left import computed_left
 from eqsat.codegen.cuda.operand import (
     Operand,
+    accumulates_in_f32,
     axis_names,
     axis_strides,
     buffers,
@@ -26,11 +27,12 @@ from eqsat.codegen.cuda.operand import (
 from eqsat.codegen.cuda.template import fill
 from eqsat.codegen.kernel import Arg, BufferArg, KernelSource, Rates, Schedule, TensorMapArg, WorkspaceArg
 from eqsat.codegen.printer import print_offset
-from eqsat.codegen.problem import Contract, ContractProblem, Problem, nest
+from eqsat.codegen.problem import Contract, ContractProblem, Problem, SummedContractProblem, nest
 from eqsat.codegen.targets import TARGETS, Target
 from eqsat.ir import Expr
 from eqsat.types import DType
 
+Served = Contract | SummedContractProblem
 HOPPER = TARGETS["sm_90"]
 PANEL = 64  # elements in the 128 bytes of a swizzled row
 MOST_STAGES = 64
@@ -69,14 +71,14 @@ class StreamFamily:
 
     def legal(self, problem: Problem, schedule: Schedule) -> str | None:
         """Return why the schedule cannot serve the problem, or None."""
-        if not isinstance(problem, Contract) or not isinstance(schedule, StreamTile):
+        if not isinstance(problem, Served) or not isinstance(schedule, StreamTile):
             return "it serves contractions with a StreamTile"
-        return few_rows_refusal(problem) or _schedule_refusal(problem, schedule)
+        return _problem_refusal(problem) or _schedule_refusal(problem, schedule)
 
     def emit(self, problem: Problem, schedule: Schedule) -> KernelSource:
         """Return the source."""
         refuse_illegal(self.legal(problem, schedule), schedule)
-        assert isinstance(problem, Contract)
+        assert isinstance(problem, Served)
         assert isinstance(schedule, StreamTile)
         return assemble(
             problem.program,
@@ -94,12 +96,12 @@ class StreamFamily:
 
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
         """Return the time that memory or the tensor cores need at the least."""
-        assert isinstance(problem, Contract)
+        assert isinstance(problem, Served)
         return max(traffic_ns(problem.program, rates), problem.flops / rates.rate("bf16"))
 
     def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
         """Return a model's time: the largest share of the stream, x beside it, and what sharing tiles takes at the end."""
-        assert isinstance(problem, Contract)
+        assert isinstance(problem, Served)
         assert isinstance(schedule, StreamTile)
         s, grid = schedule, _grid(problem, schedule)
         units = _units(problem, s)
@@ -130,7 +132,7 @@ class Copies:
     plain: bool = False
 
 
-def _copies(problem: Contract) -> Copies:
+def _copies(problem: Served) -> Copies:
     lead = problem.parts[0]
     a = lead.contractions[0].a
     one = operand(lead, a, lead.m)
@@ -152,11 +154,33 @@ def _whole(o: Operand) -> bool:
     return o.k_major and o.aligned(8)
 
 
-def _schedule_refusal(problem: Contract, s: StreamTile) -> str | None:
+def _terms(problem: Served) -> tuple[ContractProblem, ...]:
+    """Return the contractions that follow one another along k: those of the first part, or of every term of a sum."""
+    return problem.terms if isinstance(problem, SummedContractProblem) else problem.parts[:1]
+
+
+def _problem_refusal(problem: Served) -> str | None:
+    if not isinstance(problem, SummedContractProblem):
+        return few_rows_refusal(problem)
+    if refusal := next((r for t in problem.terms if (r := few_rows_refusal(t))), None):
+        return refusal
+    if not all(_copies(t).plain for t in problem.terms):
+        return "a term of the sum computes its left operand"
+    if len({(_matrix(t).dtype, _matrix(t).k_major) for t in problem.terms}) > 1:
+        return "the terms of the sum take big matrices of different dtypes or orders"
+    return accumulates_in_f32(problem.parts[0])
+
+
+def _splits(problem: Served, s: StreamTile) -> tuple[int, ...]:
+    """Return how many units of a tile lie before each term, and how many there are."""
+    return tuple(itertools.accumulate((-(-t.shape[3] // s.kb) for t in _terms(problem)), initial=0))
+
+
+def _schedule_refusal(problem: Served, s: StreamTile) -> str | None:
     count, k_major = len(problem.parts[0].contractions), _matrix(problem).k_major
     if s.team not in (0, 1):
         return "blocks that share a tile work as a team (1) or do not (0)"
-    if problem.shape[3] % 8:
+    if any(t.shape[3] % 8 for t in _terms(problem)):
         return "x comes in vectors of 8 along k"
     if min(s.cols, s.kb, s.warps, s.ring, s.blocks) < 1 or s.stagers < 0 or s.threads > 1024:
         return "every figure but the stagers is at least 1, and a block has at most 1024 threads"
@@ -185,80 +209,80 @@ def _schedule_refusal(problem: Contract, s: StreamTile) -> str | None:
     return None
 
 
-def _matrix(problem: Contract) -> Operand:
+def _matrix(problem: Served) -> Operand:
     found = big_matrices(problem.parts[0])
     assert not isinstance(found, str)
     return found[0]
 
 
-def _rows(problem: Contract) -> int:
+def _rows(problem: Served) -> int:
     return -(-problem.shape[1] // 8) * 8
 
 
-def _tiles(problem: Contract, s: StreamTile) -> tuple[int, ...]:
+def _tiles(problem: Served, s: StreamTile) -> tuple[int, ...]:
     """Return how many column tiles lie before each part, and how many there are."""
     return tuple(itertools.accumulate((-(-p.shape[2] // s.cols) for p in problem.parts), initial=0))
 
 
-def _units(problem: Contract, s: StreamTile) -> int:
-    return problem.shape[0] * _tiles(problem, s)[-1] * -(-problem.shape[3] // s.kb)
+def _units(problem: Served, s: StreamTile) -> int:
+    return problem.shape[0] * _tiles(problem, s)[-1] * _splits(problem, s)[-1]
 
 
-def _grid(problem: Contract, s: StreamTile) -> int:
+def _grid(problem: Served, s: StreamTile) -> int:
     return min(HOPPER.processors * s.blocks, _units(problem, s))
 
 
-def _vectors_at(problem: Contract, s: StreamTile) -> list[int]:
+def _vectors_at(problem: Served, s: StreamTile) -> list[int]:
     """Return where the vectors lie behind the matrices of the left operand in a slot, and where they end."""
     copies = _copies(problem)
     sizes = (-(-s.kb * e.dtype.bytes // 128) * 128 for e in copies.vectors)
     return list(itertools.accumulate(sizes, initial=max(1, len(copies.matrices)) * _rows(problem) * s.kb * 2))
 
 
-def _left_bytes(problem: Contract, s: StreamTile) -> int:
+def _left_bytes(problem: Served, s: StreamTile) -> int:
     """Bytes of a slot for the left operand, in whole swizzled panels."""
     return -(-_vectors_at(problem, s)[-1] // 1024) * 1024
 
 
-def _unit_bytes(problem: Contract, s: StreamTile) -> int:
+def _unit_bytes(problem: Served, s: StreamTile) -> int:
     """Bytes of a slot of the ring: the matrices, the left operand, and the statistics of a unit."""
     matrices = 2 * s.kb * len(problem.parts[0].contractions) * s.cols
     return matrices + _left_bytes(problem, s) + 4 * len(problem.statistics) * _rows(problem)
 
 
-def _stages(problem: Contract, s: StreamTile) -> int:
+def _stages(problem: Served, s: StreamTile) -> int:
     room = min(HOPPER.shared_bytes // s.blocks - (s.blocks - 1) * RESERVED, 1024 * s.ring) - 1024 - 16
     return min(MOST_STAGES, room // (_unit_bytes(problem, s) + 24))
 
 
-def _shared_bytes(problem: Contract, s: StreamTile) -> int:
+def _shared_bytes(problem: Served, s: StreamTile) -> int:
     return 1024 + _stages(problem, s) * (_unit_bytes(problem, s) + 24) + 16
 
 
-def _slot_floats(problem: Contract, s: StreamTile) -> int:
+def _slot_floats(problem: Served, s: StreamTile) -> int:
     """Floats that a block leaves of a tile that it shares."""
     return _rows(problem) * (len(problem.parts[0].contractions) * s.cols + len(problem.statistics))
 
 
-def _counters(problem: Contract, s: StreamTile) -> int:
+def _counters(problem: Served, s: StreamTile) -> int:
     """Words at the start of the workspace that count the blocks that have left their sums of each tile, in whole vectors."""
     return -(-problem.shape[0] * _tiles(problem, s)[-1] * (1 + s.team) // 4) * 4
 
 
-def _constants(problem: Contract, s: StreamTile) -> str:
-    batch, m, _, k = problem.shape
+def _constants(problem: Served, s: StreamTile) -> str:
+    batch, m, _, k = problem.parts[0].shape
     values = {
         "BATCH": batch, "M": m, "K": k, "COUNT": len(problem.parts[0].contractions), "STATISTICS": len(problem.statistics),
         "TILES": _tiles(problem, s)[-1], "COLS": s.cols, "KB": s.kb, "WARPS": s.warps, "STAGERS": s.stagers,
         "STAGES": _stages(problem, s), "BLOCKS": s.blocks, "GRID": _grid(problem, s), "THREADS": s.threads,
-        "COUNTERS": _counters(problem, s), "LEFT_BYTES": _left_bytes(problem, s),
+        "COUNTERS": _counters(problem, s), "SPLITS": _splits(problem, s)[-1], "LEFT_BYTES": _left_bytes(problem, s),
     }  # fmt: skip
     return "\n".join(
         [*(f"constexpr int {name} = {v};" for name, v in values.items()), f"using T = {stored_type(_matrix(problem).dtype)};"]
     )
 
 
-def _kernel(problem: Contract, s: StreamTile) -> str:
+def _kernel(problem: Served, s: StreamTile) -> str:
     lead, big = problem.parts[0], _matrix(problem)
     several = len(problem.parts) > 1
     copies = _copies(problem)
@@ -277,11 +301,7 @@ def _kernel(problem: Contract, s: StreamTile) -> str:
         "PREFETCH": [f"tma_prefetch(&{name});" for name in _map_names(problem)],
         "LOAD_LEFT": _load_computed(problem, s, copies) if s.stagers and copies.matrices else [],
         "SELECT": [f"const int n0 = {first};", *_select(problem, s)],
-        "LOAD": [
-            f"load_matrix(smem + s * W_BYTES + {c} * MATRIX, {'matrix' if several else '&map_w'}{c}, full + 8 * s, n0, k, batch);"
-            for c in range(len(lead.contractions))
-        ]
-        + (["load_left(smem + LEFT_AT + s * LEFT_BYTES, &map_x0, full + 8 * s, k, batch);"] if copies.plain else []),
+        "LOAD": _load(problem, s),
         "INIT": [f"float part{j} = {op}::neutral();" for j, op in enumerate(ops)],
         "STAGE": _stage_computed(problem, s, copies) if copies.matrices else stage_left(lead, 8),
         "REDUCE_ROWS": [
@@ -311,7 +331,27 @@ def _kernel(problem: Contract, s: StreamTile) -> str:
     return fill(part("stream.cu"), flags, slots)
 
 
-def _load_computed(problem: Contract, s: StreamTile, copies: Copies) -> list[str]:
+def _load(problem: Served, s: StreamTile) -> list[str]:
+    """Print the copies of a unit: the big matrices, and a left operand that is plain."""
+    several, terms, splits = len(problem.parts) > 1, _terms(problem), _splits(problem, s)
+    out: list[str] = []
+    for i, term in enumerate(terms):
+        k = f"k - {splits[i] * s.kb}" if i else "k"
+        maps = [f"matrix{c}" if several else f"&{name}" for c, name in enumerate(_maps(problem)[i])]
+        lines = [
+            f"load_matrix(smem + s * W_BYTES + {c} * MATRIX, {name}, full + 8 * s, n0, {k}, batch);"
+            for c, name in enumerate(maps)
+        ]
+        if _copies(term).plain:
+            lines.append(f"load_left(smem + LEFT_AT + s * LEFT_BYTES, &map_x{i}, full + 8 * s, {k}, batch);")
+        if len(terms) > 1:
+            head = f"if (k < {splits[i + 1] * s.kb}) {{" if i + 1 < len(terms) else "{"
+            lines = [f"{'else ' if i else ''}{head}", *(f"  {line}" for line in lines), "}"]
+        out += lines
+    return out
+
+
+def _load_computed(problem: Served, s: StreamTile, copies: Copies) -> list[str]:
     """Print the copies of what the left operand of a unit is computed from."""
     lead, at = problem.parts[0], _vectors_at(problem, s)
     known, pointers = buffers(problem.program), parameter_names(problem.program)
@@ -329,7 +369,7 @@ def _load_computed(problem: Contract, s: StreamTile, copies: Copies) -> list[str
     return out
 
 
-def _stage_computed(problem: Contract, s: StreamTile, copies: Copies) -> list[str]:
+def _stage_computed(problem: Served, s: StreamTile, copies: Copies) -> list[str]:
     """Print how 8 neighbours of the left operand come of what was copied, and what the statistics take of them."""
     at = _vectors_at(problem, s)
     at_hand: dict[Expr, str] = {}
@@ -347,25 +387,25 @@ def _stage_computed(problem: Contract, s: StreamTile, copies: Copies) -> list[st
     return [*before, *stage_left(problem.parts[0], 8, at_hand)]
 
 
-def _by_part(problem: Contract, s: StreamTile, values: Sequence[object]) -> str:
+def _by_part(problem: Served, s: StreamTile, values: Sequence[object]) -> str:
     """Print the choice of a value by the part that a tile belongs to."""
     chosen = "".join(f"slab < {end} ? {v} : " for v, end in zip(values[:-1], _tiles(problem, s)[1:], strict=False))
     return f"({chosen}{values[-1]})" if chosen else str(values[-1])
 
 
-def _maps(problem: Contract) -> list[list[str]]:
-    """Return the names of the tensor maps of each part's matrices."""
-    several = len(problem.parts) > 1
-    return [
-        [f"map_w{c}_{i}" if several else f"map_w{c}" for c in range(len(p.contractions))] for i, p in enumerate(problem.parts)
-    ]
+def _maps(problem: Served) -> list[list[str]]:
+    """Return the names of the tensor maps of the big matrices: of each part, or of each term of a sum."""
+    groups = _terms(problem) if isinstance(problem, SummedContractProblem) else problem.parts
+    several = len(groups) > 1
+    return [[f"map_w{c}_{i}" if several else f"map_w{c}" for c in range(len(p.contractions))] for i, p in enumerate(groups)]
 
 
-def _map_names(problem: Contract) -> list[str]:
-    return [*(f"map_x{i}" for i in range(len(_copies(problem).matrices))), *(name for group in _maps(problem) for name in group)]
+def _map_names(problem: Served) -> list[str]:
+    lefts = sum(len(_copies(t).matrices) for t in _terms(problem))
+    return [*(f"map_x{i}" for i in range(lefts)), *(name for group in _maps(problem) for name in group)]
 
 
-def _select(problem: Contract, s: StreamTile) -> list[str]:
+def _select(problem: Served, s: StreamTile) -> list[str]:
     """Print which matrices a tile is of."""
     if len(problem.parts) == 1:
         return []
@@ -373,7 +413,7 @@ def _select(problem: Contract, s: StreamTile) -> list[str]:
     return [f"const TMap* const matrix{c} = {_by_part(problem, s, [f'&{name}' for name in g])};" for c, g in enumerate(groups)]
 
 
-def _finish(problem: Contract, s: StreamTile) -> list[str]:
+def _finish(problem: Served, s: StreamTile) -> list[str]:
     """Print the epilogue and the store of a pair of columns, for the part that the tile belongs to."""
     accumulators = [f"pair[{c}][e]" for c in range(len(problem.parts[0].contractions))]
     statistics = [f"stat{j}" for j in range(len(problem.statistics))]
@@ -387,7 +427,7 @@ def _finish(problem: Contract, s: StreamTile) -> list[str]:
     return out
 
 
-def _read_beside(problem: Contract) -> list[str]:
+def _read_beside(problem: Served) -> list[str]:
     """Return the buffers that are passed as pointers: what x is made of, and what the epilogues read."""
     lead, copies = problem.parts[0], _copies(problem)
     mapped = dict.fromkeys((e for e, _ in copies.matrices), "")
@@ -398,7 +438,7 @@ def _read_beside(problem: Contract) -> list[str]:
     return [i.name for i in used_inputs(problem.program) if i.name in read]
 
 
-def _parameters(problem: Contract) -> str:
+def _parameters(problem: Served) -> str:
     names, inputs = parameter_names(problem.program), {i.name: i for i in problem.program.inputs}
     outs = zip(problem.program.outputs, output_names(problem.program), strict=True)
     return ", ".join(
@@ -411,9 +451,9 @@ def _parameters(problem: Contract) -> str:
     )
 
 
-def _arguments(problem: Contract, s: StreamTile) -> tuple[Arg, ...]:
-    maps = [_tensor_map(problem.parts[0], o, problem.shape[1], _rows(problem)) for _, o in _copies(problem).matrices]
-    for p in problem.parts:
+def _arguments(problem: Served, s: StreamTile) -> tuple[Arg, ...]:
+    maps = [_tensor_map(t, o, t.shape[1], _rows(problem)) for t in _terms(problem) for _, o in _copies(t).matrices]
+    for p in _terms(problem) if isinstance(problem, SummedContractProblem) else problem.parts:
         found = big_matrices(p)
         assert not isinstance(found, str)
         maps += [_tensor_map(p, b, p.shape[2], s.cols if b.k_major else s.kb) for b in found]

@@ -13,7 +13,7 @@ import pytest
 from eqsat.codegen.cuda import stream
 from eqsat.codegen.cuda.nvrtc import compile_source
 from eqsat.codegen.cuda.stream import StreamFamily, StreamTile
-from eqsat.codegen.problem import Contract, contract_problem
+from eqsat.codegen.problem import Contract, SummedContractProblem, contract_problem
 from eqsat.codegen.targets import parse_target
 from eqsat.ir import Program
 from eqsat.oracle import evaluate
@@ -26,7 +26,9 @@ from tests.codegen.contract_problems import (
     linear,
     rms_linear,
     scaled_max,
+    shifted_linear,
     transposed_left,
+    two_products,
 )
 from tests.codegen.emulate import compile_kernels
 from tests.codegen.emulate_stream import emulated_stream, run_stream
@@ -40,7 +42,7 @@ SHORT = StreamTile(64, 64, 1, 0, 48, 1)
 TEAM = StreamTile(64, 64, 2, 1, 227, 1, 1)
 
 
-def problem(program: Program) -> Contract:
+def problem(program: Program) -> Contract | SummedContractProblem:
     found = contract_problem(program)
     assert not isinstance(found, str), found
     return found
@@ -92,6 +94,14 @@ EMULATED: list[tuple[str, Program, StreamTile, int]] = [
     ("by head, with a statistic", heads(5, 4, 2, 32, 512), ONE, 5),
     ("one epilogue of each kind", with_epilogues(6, (72, 64, 136), 512), ONE, 5),
     ("two gates", gates(8, (64, 136), 1024), StreamTile(64, 64, 2, 2, 227, 1), 5),
+    ("a sum of two products", two_products(8, 136, 512, 16), ONE, 5),
+    ("a sum of two products, k contiguous, in a team", two_products(11, 96, 200, 24, w="jk", b="jr"), TEAM, 2),
+    (
+        "vectors of f32 and a scalar on the left, the ring wraps",
+        shifted_linear(9, 128, 2048, gain=F32),
+        StreamTile(64, 64, 2, 2, 60, 1),
+        2,
+    ),
     ("a team of two", linear(11, 200, 256), TEAM, 2),
     ("a team of two, tiles of their own", linear(3, 320, 128), TEAM, 2),
     ("a team of two, statistic and gain", rms_linear(9, 136, 256), TEAM, 2),
