@@ -98,6 +98,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) eqsat_kernel(PARAM
       const u32 left = smem + LEFT_AT + s * LEFT_BYTES;
       Raw<16> made[MT][CHUNKS];
       float found[MT][STATISTICS];                                          //@statistics
+      mbar_wait(empty + 8 * s, ((u - begin) / STAGES + 1) & 1);             // else the phase before might be taken for this one //@computed
       mbar_wait(raw_full + 8 * s, (u - begin) / STAGES & 1);                //@computed
       UNROLL for (int t = 0; t < MT; ++t) {
         const int m = min(8 * t + lane % 8, M - 1);                         //@fetched
