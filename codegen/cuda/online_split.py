@@ -216,8 +216,8 @@ def _tiles(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> tuple
 def _schedule_refusal(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> str | None:
     if s.rows not in (8, 16, 32) or s.keys not in (16, 32, 64) or not 1 <= s.warps <= 16 or s.resident < 1:
         return "a warp takes 8, 16 or 32 rows and 16, 32 or 64 keys at a time, a block has 1 to 16 warps"
-    if s.memory not in (0, 1) or not 1 <= s.parts <= (64 if s.memory else 8) or (s.memory and s.parts == 1):
-        return "the keys have 1 to 8 parts in a cluster, 2 to 64 through memory"
+    if s.memory not in (0, 1) or not 1 <= s.parts <= (64 if s.memory else 16) or (s.memory and s.parts == 1):
+        return "the keys have 1 to 16 parts in a cluster, 2 to 64 through memory"
     _, m = _rows(problem, layout.packed)
     if s.rows > 8 and s.rows >= 2 * m:
         return f"{s.rows} rows for {m}"

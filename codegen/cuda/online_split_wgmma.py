@@ -172,8 +172,8 @@ def _schedule_refusal(problem: OnlineProblem, layout: _Layout, s: OnlineSplitWgm
         return "1 to 3 warpgroups share 64 rows by 16 to 256 keys in steps of 16"
     if layout.across and s.keys % 64:
         return "keys that lie side by side come in panels of 64"
-    if s.memory not in (0, 1) or not 1 <= s.parts <= (64 if s.memory else 8) or (s.memory and s.parts == 1):
-        return "the keys have 1 to 8 parts in a cluster, 2 to 64 through memory"
+    if s.memory not in (0, 1) or not 1 <= s.parts <= (64 if s.memory else 16) or (s.memory and s.parts == 1):
+        return "the keys have 1 to 16 parts in a cluster, 2 to 64 through memory"
     live = s.keys // 2 + s.keys // 4 + layout.columns // 2
     if live > min(_LIVE[s.sharers], 65536 // (160 * s.sharers * s.resident) - 40):
         return f"{live} scores, weights and sums a thread do not fit beside {s.sharers} warpgroups, {s.resident} times"

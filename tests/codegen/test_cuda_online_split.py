@@ -120,7 +120,7 @@ def test_what_it_cannot_take_is_refused_with_the_reason() -> None:
     assert FAMILY.legal(plain, tile) is None
     for schedule, words in (
         (OnlineSplitTile(24, 16, 2, 2, 0, 1), "8, 16 or 32 rows"),
-        (OnlineSplitTile(8, 16, 2, 9, 0, 1), "1 to 8 parts"),
+        (OnlineSplitTile(8, 16, 2, 17, 0, 1), "1 to 16 parts"),
         (OnlineSplitTile(8, 16, 2, 1, 1, 1), "2 to 64 through memory"),
         (OnlineSplitTile(16, 16, 2, 2, 0, 1), "16 rows for 8"),
         (OnlineSplitTile(8, 16, 16, 8, 0, 1), "8 parts of 16 warps"),

@@ -99,7 +99,7 @@ def test_what_it_cannot_take_is_refused_with_the_reason() -> None:
     assert "panels of 64" in str(FAMILY.legal(fold(across(F16, 64, 640, 64, 64, 1)), OnlineSplitWgmmaTile(80, 1, 2, 2, 0, 1)))
     for schedule, words in (
         (OnlineSplitWgmmaTile(40, 1, 2, 1, 0, 1), "steps of 16"),
-        (OnlineSplitWgmmaTile(64, 1, 2, 9, 0, 1), "1 to 8 parts"),
+        (OnlineSplitWgmmaTile(64, 1, 2, 17, 0, 1), "1 to 16 parts"),
         (OnlineSplitWgmmaTile(64, 1, 2, 1, 1, 1), "2 to 64 through memory"),
         (OnlineSplitWgmmaTile(240, 1, 2, 1, 0, 1), "do not fit"),
         (OnlineSplitWgmmaTile(128, 2, 1, 8, 0, 1), "8 parts of 2 warpgroups"),
