@@ -19,7 +19,8 @@ from eqsat.codegen.cuda.limits import tensor_map_fields
 from eqsat.codegen.kernel import Arg, BufferArg, KernelBinary, KernelSource, TensorMapArg
 from eqsat.errors import EnvironmentMissingError, KernelFaultError, UsageError
 
-STATIC_SHARED_LIMIT = 48 * 1024  # beyond it a kernel must opt in to dynamic shared memory
+# A kernel must opt in to more than 48 KiB of static and dynamic shared memory together; opting in to less costs nothing.
+OPT_IN_BYTES = 16 * 1024
 _VERSION_FILE = Path("/proc/driver/nvidia/version")
 POISON = 0xFF  # as bytes: a NaN in every floating-point format, -1 in every integer
 
@@ -307,7 +308,7 @@ class LoadedKernel:
             cu.cuModuleGetFunction(self._module, source.entry.encode()), f"finding {source.entry!r} in its binary"
         )
         attribute = cu.CUfunction_attribute
-        if source.shared_bytes > STATIC_SHARED_LIMIT:
+        if source.shared_bytes > OPT_IN_BYTES:
             self._set(attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, source.shared_bytes)
         if source.cluster > 8:  # beyond 8 CTAs a cluster is not portable and needs an opt-in
             self._set(attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)

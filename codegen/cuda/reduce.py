@@ -161,7 +161,7 @@ def _model_factor(shape: ReduceShape, s: Schedule, rates: Rates, bound: float) -
                 factor = 1.05 + 0.35 * (len(shape.passes) - (not shape.problem.keeps))
             return factor * latency_factor(rates, rows * 32 * s.warps * s.cluster, each * size)
         case ParkedRowTile():
-            factor = 1.03 + 0.02 * math.log2(s.cluster) + 0.04 * abs(math.log2(s.resident * s.warps / 32))
+            factor = 1.02 + 0.02 * math.log2(s.cluster) + 0.03 * abs(s.resident - 3) + 0.02 * (s.warps > 8)
             return factor * latency_factor(rates, rows * 32 * s.warps * s.cluster, vectors_of(shape, s) * s.width)
         case ColumnTile():
             lanes = shape.lanes(s.width, shape.rows[-1])
@@ -186,7 +186,7 @@ def _model_factor(shape: ReduceShape, s: Schedule, rates: Rates, bound: float) -
             once = traffic_ns(shape.problem.program, rates)
             if s.split <= LARGEST_CLUSTER:
                 flight = IN_FLIGHT_BYTES * processors(rates) / max(held, 1.0)
-                return (once / max(bound, 1.0)) * max(1.0, flight) * (1.01 + 0.01 * math.log2(s.split))
+                return (once / max(bound, 1.0)) * max(1.0, flight) * (1.04 + 0.03 * math.log2(s.split))
             waits = 3000.0 * len(shape.passes) * -(-rows // s.teams)  # ns: a trip or two through the level-2 cache
             return (once / max(bound, 1.0)) * (1.02 + waits / once) * max(1.0, IN_FLIGHT_BYTES * processors(rates) / held)
         case GridReduceTile():

@@ -72,7 +72,9 @@ def row_refusal(shape: ReduceShape, s: RowTile) -> str | None:
     budget = min(HELD_REGISTERS, REGISTERS // (threads * s.rows) - 24)
     if registers > budget:
         return f"{registers} registers for each thread to hold its part of the row; {budget} are there"
-    return "a row this short fits the registers" if s.stream and s.cluster > 1 and vectors <= s.stream * threads else None
+    if s.stream and s.cluster > 1 and vectors <= s.stream * threads:
+        return "a row this short fits the registers"
+    return "registers hold what the passes would read again" if s.stream and not shape.single and vectors <= 8 * threads else None
 
 
 def column_refusal(shape: ReduceShape, s: ColumnTile) -> str | None:

@@ -63,10 +63,15 @@ with driver.current_context(context):
 def test_much_shared_memory_and_large_clusters_are_opted_into(fake_cuda):
     _, log = fake_cuda("""
 with driver.current_context(context):
-    kernel("small__0", (), shared_bytes=48 * 1024)
+    kernel("small__0", (), shared_bytes=16 * 1024)
+    kernel("both__0", (), shared_bytes=48 * 1024)  # static shared memory comes on top
     kernel("large__0", (), shared_bytes=200000, cluster=16)
 """)
-    assert [line for line in log if line.startswith("attribute")] == ["attribute large__0 8 200000", "attribute large__0 14 1"]
+    assert [line for line in log if line.startswith("attribute")] == [
+        "attribute both__0 8 49152",
+        "attribute large__0 8 200000",
+        "attribute large__0 14 1",
+    ]
 
 
 def test_a_tensor_map_is_encoded_with_promotion_and_zero_fill_and_passed_by_value(fake_cuda):
