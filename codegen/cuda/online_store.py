@@ -109,11 +109,11 @@ class _OutputPrinter:
         ]
 
     def staged(self, o: Output, name: str, wanted: Expr, to: Sheet) -> list[str]:
-        """Print an output that leaves through shared memory and TMA; rows before the first are computed, and not stored."""
+        """Print an output that leaves through shared memory and TMA; rows beyond the last are computed, and not stored."""
         where = f"&map_{name}, staging, pass, first_row + wg * 64, 0, {to.number}"
         return [
-            f"store_tile<{stored_type(o.dtype)}, NV, BUFFERS, 0>({where}, [&](int i, int half, int column, float (&y)[2]) {{",
-            "  const int row = max(row0 + 8 * half, 0);",
+            f"if (first_row + wg * 64 >= 0) store_tile<{stored_type(o.dtype)}, NV, BUFFERS, 0>({where}, [&](int i, int half, int column, float (&y)[2]) {{",
+            "  const int row = min(row0 + 8 * half, M - 1);",
             *(f"  {line}" for line in self._pair([("y", wanted)])),
             "});",
         ]
@@ -138,7 +138,7 @@ class _OutputPrinter:
         return [
             "UNROLL for (int half = 0; half < 2; ++half) {",
             "  const int row = row0 + 8 * half;",
-            "  if (row >= 0)",
+            "  if (row >= 0 && row < M)",
             "    UNROLL for (int j = 0; j < NV / 8; ++j) {",
             "      const int i = 4 * j + 2 * half, column = 8 * j + 2 * (lane % 4);",
             *(f"      float y{k}[2];" for k in range(len(over))),

@@ -10,14 +10,15 @@ DEV u64 values_descriptor(u32 a) { return (u64)((a & 0x3ffff) >> 4) | ((u64)((KE
 DEV float quad_max(float v) { v = fmaxf(v, shuffle_xor(v, 1)); return fmaxf(v, shuffle_xor(v, 2)); }
 DEV float quad_sum(float v) { v += shuffle_xor(v, 1); return v + shuffle_xor(v, 2); }
 // HEADS batches at a time, whose keys and values stay in L2; among them the last tiles of rows first, the longest under a causal mask.
-// Tiles end with the last row, so that what is missing to whole tiles is missing where a causal mask leaves the fewest keys.
+// Tiles end with the last row (up to whole 64), so that warpgroups lack rows where a causal mask leaves the fewest keys: all of
+// theirs, since TMA loads from negative rows, but does not store there.
 struct Place {
   int batch, first_row;
   DEV Place(int item) {
     const int several = item / (HEADS * ROW_TILES) * HEADS, in = item - several * ROW_TILES;
     const int heads = BATCH % HEADS == 0 ? HEADS : min(HEADS, BATCH - several);
     batch = several + in % heads;
-    first_row = M - (in / heads + 1) * BM;
+    first_row = (M + 63) / 64 * 64 - (in / heads + 1) * BM;
   }
 };
 
@@ -101,7 +102,7 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS) {
     auto begin = [&]() {  // the rows at `here`
       const int batch = here.batch, first_row = here.first_row, row0 = first_row + wg * 64 + warp_in_group() * 16 + lane / 4;
       UNROLL for (int half = 0; half < 2; ++half) {
-        const int row = max(row0 + 8 * half, 0);
+        const int row = min(max(row0 + 8 * half, 0), M - 1);
         SCORE_PART_VALUES
       }
       UNROLL for (int i = 0; i < NV / 2; ++i) o[i] = 0.f;
@@ -112,7 +113,7 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS) {
       const int batch = here.batch, first_row = here.first_row, first = n * KEYS, last = min(first + KEYS, KEYS_ALL) - 1;
       OWN_ROW_SPANS
       KEY_SPANS
-      const bool outside = M % BM != 0 && first_row + (wg + 1) * 64 <= 0;
+      const bool outside = ROW_TILES * BM - M >= 64 && first_row + wg * 64 < 0;
       return __any_sync(~0u, (outside || (OWN_SKIP)) && next(here, n - 1) >= 0);
     };
     int n = first_tile(here);
@@ -133,8 +134,8 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS) {
       const int batch = here.batch, first_row = here.first_row, row0 = first_row + wg * 64 + warp_in_group() * 16 + lane / 4;
       PARTS
       UNROLL for (int half = 0; half < 2; ++half) {
-        const bool inside = row0 + 8 * half >= 0;
-        const int row = max(row0 + 8 * half, 0);
+        const int row = min(max(row0 + 8 * half, 0), M - 1);
+        const bool inside = row == row0 + 8 * half;
         const float total = quad_sum(sum[half]);                            //@free
         const float highest = quad_max(top[half]), most = highest * FACTOR_OF_ROW, nothing = NAN_OF;  // NaN where a whole row is masked out  //@tops
         const float behind = pivot[half] == -EQ_INF ? 1.f : eq_ex2((pivot[half] - highest) * SCALE_OF_ROW), total = quad_sum(sum[half]) * behind;  //@tops

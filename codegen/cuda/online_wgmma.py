@@ -45,7 +45,7 @@ _LIVE = {1: 190, 2: 190, 3: 128, 4: 84}  # scores, weights and sums that a threa
 _COLUMNS = {1: 256, 2: 256, 3: 192, 4: 128}  # of one product: registers at the kernel's entry bound the instruction
 _BESIDE = {1: 0.035, 2: 0.0155, 3: 0.010, 4: 0.010}  # ns of a row and key beside the products, by consumer warpgroups
 _LIMIT = 256.0  # see OnlineWgmmaTile
-_OWN_ROWS = ("max(first_row + wg * 64, 0)", "max(first_row + wg * 64 + 63, 0)")  # of a warpgroup
+_OWN_ROWS = ("max(first_row + wg * 64, 0)", "max(min(first_row + wg * 64 + 63, M - 1), 0)")  # of a warpgroup
 _LOG2_E = math.log2(math.e)
 
 
@@ -182,7 +182,7 @@ def _constants(problem: OnlineProblem, layout: Layout, s: OnlineWgmmaTile) -> st
 
 
 def _kernel(problem: OnlineProblem, layout: Layout, s: OnlineWgmmaTile) -> str:
-    tile, row_lines, key_lines = box(problem, ("max(first_row, 0)", "first_row + BM - 1"), ("first", "last"))
+    tile, row_lines, key_lines = box(problem, ("max(first_row, 0)", "min(first_row + BM, M) - 1"), ("first", "last"))
     nothing = vanishes(layout.score, tile)
     own, own_row_lines, _ = box(problem, _OWN_ROWS, ("first", "last"))
     own_nothing = vanishes(layout.score, own)
@@ -264,7 +264,7 @@ def _scores(problem: OnlineProblem, layout: Layout, score: Expr, *, whole: bool)
     key = "first + 8 * j + 2 * (lane % 4) + e"
     return [
         "UNROLL for (int half = 0; half < 2; ++half) {",
-        "  const int row = max(row0 + 8 * half, 0);",
+        "  const int row = min(max(row0 + 8 * half, 0), M - 1);",
         *(f"  {line}" for line in (*before, *named)),
         "  UNROLL for (int j = 0; j < KEYS / 8; ++j)",
         "    UNROLL for (int e = 0; e < 2; ++e) {",

@@ -78,7 +78,8 @@ static void tma_load3(u32 dst, const TMap* t, u32 bar, int x, int y, int z) { tm
 struct Store { const TMap* map; u32 src; int x, y, z, group; };
 static Store stores[1024][64];
 static int store_first[1024], store_end[1024], store_group[1024];
-static void tma_store3(const TMap* t, u32 src, int x, int y, int z) { stores[current][store_end[current]++ % 64] = {t, src, x, y, z, store_group[current]}; }
+// A store, unlike a load, must not start before the first element: the device faults.
+static void tma_store3(const TMap* t, u32 src, int x, int y, int z) { if (x < 0 || y < 0 || z < 0) abort(); stores[current][store_end[current]++ % 64] = {t, src, x, y, z, store_group[current]}; }
 static void bulk_commit() { ++store_group[current]; }
 template <int N> static void bulk_wait_read() {
   for (int& i = store_first[current]; i < store_end[current] && stores[current][i % 64].group < store_group[current] - N; ++i) {

@@ -60,7 +60,12 @@ def normed(causally: bool) -> Program:
     )
 
 
-FOLDS = {**online_problems.FOLDS, "short-normed": normed(False), "short-normed-causal": normed(True)}
+FOLDS = {
+    **online_problems.FOLDS,
+    "short-normed": normed(False),
+    "short-normed-causal": normed(True),
+    "short-missing": attention(BF16, 210, 210, 16, 16, h=2, mask=causal),  # two of three warpgroups lack all rows of a tile
+}
 
 
 def fold(program: Program) -> OnlineProblem:
@@ -157,6 +162,7 @@ def test_blocks_that_draw_several_tiles_of_rows_are_right(tmp_path: Path) -> Non
         ("short-masked-rows", TILES[0]),
         ("short-normed", TILES[0]),
         ("short-normed-causal", TILES[3]),
+        ("short-missing", TILES[3]),
     ]
     assert wrong_on_matrix_units(cases, tmp_path, suites=1) == []
 
