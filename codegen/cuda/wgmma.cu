@@ -4,15 +4,19 @@ KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
   extern __shared__ u8 raw[];
   const u32 smem = (smem_u32(raw) + 1023) & ~1023u;
   In in(smem + STAGING);                                                    // the staging of y comes first
-  if (threadIdx.x == 0) in.init();
+  const int wg = warpgroup();
+  if (threadIdx.x == GROUPS * 128) {
+    PREFETCH
+    in.init();
+  }
   begin_dependent();
-  __syncthreads();                                                          //@alone
+  __syncwarp();                                                             //@alone
+  if (wg == GROUPS) named_arrive(12, THREADS); else named_sync(12, THREADS);  // who made the ring need not wait  //@alone
   cluster_sync();                                                           //@cluster
   Raster<BATCH, M, N, BM, BN, CM, CN, RASTER> tile;                         //@whole
   constexpr int k_first = 0, k_last = K, steps = STEPS;                     //@whole
   OneTile<BATCH, M, N, BM, BN, CM, CN, RASTER> tile(blockIdx.x / (CM * CN) / SLICES);  //@sliced
   const int slice = blockIdx.x / (CM * CN) % SLICES, k_first = slice * PER_SLICE, k_last = min(K, k_first + PER_SLICE), steps = (k_last - k_first + 63) / 64;  //@sliced
-  const int wg = warpgroup();
 
   if (wg == GROUPS) {                                                       // producer: one thread
     reg_dec<PRODUCER_REGISTERS>();                                          //@budget
@@ -20,7 +24,6 @@ KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
       const int rank = cluster_rank(), rm = rank / CN, rn = rank % CN;      //@cluster
       constexpr int rm = 0, rn = 0;                                         //@alone
       const u16 same_rows = ((1 << CN) - 1) << (rm * CN), same_columns = (((1 << CM * CN) - 1) / ((1 << CN) - 1)) << rn;
-      PREFETCH
       while (tile.next()) {
         SELECT
         for (int k = k_first; k < k_last; k += 64, in.next()) {
