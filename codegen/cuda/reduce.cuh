@@ -174,6 +174,7 @@ DEV void meet(u32* counter, u32 blocks, bool first) {
 // 16 bytes on their way to shared memory while the thread goes on; it takes them itself, so it alone waits for them.
 struct alignas(16) Chunk { u32 w[4]; };
 DEV void copy_ahead(Chunk* to, const void* from) { asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(smem_u32(to)), "l"(from) : "memory"); }
+DEV void copy_ahead_first(Chunk* to, const void* from) { asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" :: "r"(smem_u32(to)), "l"(from), "l"(policy_first()) : "memory"); }
 DEV void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 DEV void take_chunk(u32* to, const Chunk* from) {
   const Chunk c = *from;

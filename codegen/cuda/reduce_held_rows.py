@@ -70,7 +70,8 @@ class HeldGridPrinter(RowPrinter):
         for load in self.staged:
             at = f"(const u8*)({load.parameter} + {load_offset(load, self.elements.loops, self.names)})"
             chunks = self.lanes * load.dtype.bytes // CHUNK
-            lines.append(f"UNROLL for (int c = 0; c < {chunks}; ++c) copy_ahead({self._slot(load, 'c')}, {at} + {CHUNK} * c);")
+            copy = "copy_ahead_first" if self.elements.hint == "EVICT_FIRST" else "copy_ahead"
+            lines.append(f"UNROLL for (int c = 0; c < {chunks}; ++c) {copy}({self._slot(load, 'c')}, {at} + {CHUNK} * c);")
         return self._each_vector(lines)
 
     def prologue(self) -> list[str]:

@@ -123,12 +123,12 @@ class ElementPrinter:
             parts.append(f"{ctype} x{n}{suffix};")
         return " ".join(parts)
 
-    def fetch(self, loads: Sequence[tuple[int, Load]], prefix: str, *, hinted: bool) -> list[str]:
-        """Print the statements that fetch `loads` at the loops' position into `<prefix>x<n>`."""
+    def fetch(self, loads: Sequence[tuple[int, Load]], prefix: str, *, hinted: bool, other: str = "CACHED") -> list[str]:
+        """Print the statements that fetch `loads` at the loops' position into `<prefix>x<n>`; without the hint, as `other`."""
         lines: list[str] = []
         for n, load in loads:
             mode = self.shape.mode(load, self.inner, self.lanes)
-            wide = self.hint if hinted and self.lanes * load.dtype.bytes >= 16 else "CACHED"
+            wide = self.hint if hinted and self.lanes * load.dtype.bytes >= 16 else other
             offset, guard = load_offset(load, self.loops, self.names), load_guard(load, self.names)
             lines += print_fetch(load, mode, f"{prefix}x{n}", self.inner, self.lanes, wide, offset, guard)
         return lines

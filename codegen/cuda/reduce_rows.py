@@ -12,6 +12,8 @@ from eqsat.ir import Expr
 
 PARTS = ("prelude.cuh", "math.cuh", "reduce.cuh")
 REGISTERS = 65536  # of a multiprocessor
+BATCH_REGISTERS = 32  # of loads that are not held, in flight at once
+FAR_BYTES = 1 << 20  # a buffer so long does not stay in the nearest caches
 ACCUMULATORS = 4  # independent chains for each thread: hides the latency of an add
 
 
@@ -80,7 +82,8 @@ class RowPrinter:
         shape = self.shape
         wanted = {e.digest for e in walk_elements(roots, self.at_hand, shape)} - set(self.at_hand)
         side = choose(shape.loads, lambda x: x.expr.digest in wanted)
-        prefix = "" if self.resident else "g[i]."
+        far = any(x.buffer.bytes > FAR_BYTES for _, x in side)
+        prefix = "g[i]." if not self.resident else "q[h]." if far else ""
         scope = self.elements.scope(number, self.at_hand | self.elements.fields(side, prefix), self.row)
         if reductions:
             lane = accumulate(reductions, scope, self.elements.position(), slot)
@@ -98,10 +101,38 @@ class RowPrinter:
             stores = [line for name, x in made(shape.element_stores) for line in self._store(name, x)]
             work = [*declare_made, *work, *stores]
         before = [*self.row.scope.take(), *declared]
+        if self.resident and far:
+            return [*before, *self._in_batches(side, work)]
         if self.resident:
             local = [self.elements.members(side), *self.elements.fetch(side, "", hinted=False)] if side else []
             return [*before, *self._each_vector([*self.position(), *local, *work])]
         return [*before, "{", *indent(self._stream(side, work)), "}"]
+
+    def _in_batches(self, side: list[tuple[int, Load]], work: list[str]) -> list[str]:
+        """Print a pass with loads that are not held and come from far: those of a few vectors at once, before the first is used."""
+        inner, lanes = self.elements.inner, self.lanes
+        each = sum(
+            {"vector": lanes * x.dtype.bytes // 4, "uniform": 1}.get(self.shape.mode(x, inner, lanes), lanes) for _, x in side
+        )
+        batch = min(max(BATCH_REGISTERS // max(each, 1), 1), self.vectors)
+        vector = [
+            f"const {self.index} v = begin + thread + i * {self.stride};",
+            *([] if self.whole else ["if (v >= end) continue;"]),
+        ]
+        ragged = [f"if (i >= {self.vectors}) continue;"] if self.vectors % batch else []
+        head = [
+            f"UNROLL for (int h = 0; h < {batch}; ++h) {{",
+            *indent(["const int i = b + h;", *ragged, *vector, *self.position()]),
+        ]
+        return [
+            f"UNROLL for (int b = 0; b < {self.vectors}; b += {batch}) {{",
+            *indent([f"struct Side {{ {self.elements.members(side)} }} q[{batch}];", *head]),
+            *indent(self.elements.fetch(side, "q[h].", hinted=False, other="PLAIN"), 4),
+            *indent(["}", "__syncwarp();  // no load is moved behind this point, to its first use", *head]),
+            *indent(work, 4),
+            *indent(["}"]),
+            "}",
+        ]
 
     def _stream(self, side: list[tuple[int, Load]], work: list[str]) -> list[str]:
         """Print a pass that loads `vectors` at a time: all loads of a step before the first use."""

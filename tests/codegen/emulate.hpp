@@ -59,6 +59,7 @@ static void fault() { fprintf(stderr, "a wait never ends\n"); abort(); }
 static unsigned add_release(unsigned* p, unsigned v) { const unsigned old = *p; *p += v; return old; }
 static unsigned load_acquire(const unsigned* p) { return *p; }
 static void copy_ahead(void* to, const void* from) { memcpy(to, from, 16); }
+static void copy_ahead_first(void* to, const void* from) { memcpy(to, from, 16); }
 static void copies_done() {}
 static int min(int a, int b) { return a < b ? a : b; }
 static int max(int a, int b) { return a > b ? a : b; }
