@@ -111,11 +111,12 @@ def emit_held_columns(shape: ReduceShape, s: HeldColumnTile) -> KernelSource:
         lines += p.accumulate(number, group)
         for r in group:
             lines += [p.combine(r), *p.value(r)]
+    lines += ["cluster_done();"] if s.cluster > 1 else []
     write = p.output_rows()
     lines += [line.replace("group == 0)", "group == 0 && cluster_rank() == 0)") for line in write] if s.cluster > 1 else write
     lines += p.output_elements(len(shape.passes)) if problem.keeps else []
     if s.cluster > 1:
-        lines.append("cluster_sync();  // no block leaves while another reads its shared memory")
+        lines.append("cluster_leave();  // no block leaves while another reads its shared memory")
     bounds = f"__cluster_dims__({s.cluster}, 1, 1) " if s.cluster > 1 else ""
     threads = s.columns * s.groups
     text = [

@@ -136,11 +136,12 @@ def emit_parked_rows(shape: ReduceShape, s: ParkedRowTile) -> KernelSource:
     ]
     for number, group in enumerate(shape.passes):
         lines += p.statistics(number, group, s)
+    lines += ["cluster_done();"] if s.cluster > 1 else []
     write = p.near.store_row()
     lines += [line.replace("thread == 0", "thread == 0 && cluster_rank() == 0") for line in write] if s.cluster > 1 else write
     lines += p.output(len(shape.passes)) if problem.keeps else []
     if s.cluster > 1:
-        lines.append("cluster_sync();  // no block leaves while another reads its shared memory")
+        lines.append("cluster_leave();  // no block leaves while another reads its shared memory")
     bounds = f"__cluster_dims__({s.cluster}, 1, 1) " if s.cluster > 1 else ""
     text = [
         f'extern "C" __global__ void {bounds}__launch_bounds__({threads}, {s.resident}) eqsat_kernel({parameters(problem.program)}) {{',

@@ -192,8 +192,14 @@ def made(stores: Sequence[Load]) -> list[tuple[str, Load]]:
 
 def compute(stores: Sequence[Load], scope: Scope) -> list[str]:
     """Print the statements that make lane `j` of each output."""
-    values = [f"{name}[j] = {scope.value(x.expr)};" for name, x in made(stores)]
+    values = [f"{name}[j] = {scope.value(_unrounded(x.expr, x.dtype))};" for name, x in made(stores)]
     return [*scope.take(), *values]
+
+
+def _unrounded(e: Expr, stored: DType) -> Expr:
+    """Return the value without a last rounding to the type it is stored in: the store rounds."""
+    short = e.op == "cast" and e.dtype is stored and stored in (DType.F16, DType.BF16)
+    return e.args[0] if short and e.args[0].dtype.accumulator is DType.F32 else e
 
 
 def indent(lines: Sequence[str], by: int = 2) -> list[str]:

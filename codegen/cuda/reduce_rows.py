@@ -212,12 +212,13 @@ def emit_rows(shape: ReduceShape, s: RowTile) -> KernelSource:
             for r in group
         ]
         lines += p.statistics(number, group, combined)
+    lines += ["cluster_done();"] if s.cluster > 1 else []
     write = p.store_row()
     lines += [line.replace("thread == 0", "thread == 0 && cluster_rank() == 0") for line in write] if s.cluster > 1 else write
     if problem.keeps:
         lines += p.output(len(shape.passes))
     if s.cluster > 1:
-        lines.append("cluster_sync();  // no block leaves while another reads its shared memory")
+        lines.append("cluster_leave();  // no block leaves while another reads its shared memory")
     bounds = f"__cluster_dims__({s.cluster}, 1, 1) " if s.cluster > 1 else ""
     text = [
         f'extern "C" __global__ void {bounds}__launch_bounds__({threads * s.rows}) eqsat_kernel({parameters(problem.program)}) {{',
