@@ -21,8 +21,8 @@ class Mode:
     `over` are the reduced axes. For "reduce", `free` holds the axes of the reductions' results; for "contract" the axes of
     the products' sums, and `shared` the loads of each operand that all contractions have in common. What is reduced beside
     contractions is a statistic of such an operand, taken in the same pass: `summed` are the loads that reductions go over,
-    and `nested` says that one of them needs another's result. A sum of contractions over different axes is one accumulator, to
-    which each adds in turn: then `over` are the axes of all, and nothing is shared. "online" is a dependent fold: `score` says which class
+    and `nested` says that one of them needs another's result. A sum of contractions of different operands is one accumulator,
+    to which each adds in turn: then `over` are the axes of all, and nothing is shared. "online" is a dependent fold: `score` says which class
     the pivot is taken of, what that loads and what anchors it; all parts of one region have the same score.
     """
 
@@ -55,6 +55,13 @@ _POINT = Mode()
 _NOTHING_SHARED: frozenset[frozenset[Load]] = frozenset([frozenset()])
 
 
+def _sum(modes: list[Mode], axes: frozenset[str]) -> Mode | None:
+    """Return the mode of a sum of contractions with different operands or axes; None if it is of something else too."""
+    if any(m.family != "contract" or m.free != axes or m.summed for m in modes):
+        return None
+    return Mode("contract", frozenset().union(*(m.over for m in modes)), axes, _NOTHING_SHARED)
+
+
 def join(modes: list[Mode], axes: frozenset[str], *, small: bool = False, added: bool = False) -> Mode | None:
     """Return the mode of a pointwise node over parts of these modes, or None where no family could serve it.
 
@@ -73,9 +80,7 @@ def join(modes: list[Mode], axes: frozenset[str], *, small: bool = False, added:
         return _POINT
     lead = anchored[0]
     if any(m.over != lead.over for m in anchored):
-        alike = all(m.family == "contract" and m.free == axes and not m.summed for m in modes)
-        over = frozenset().union(*(m.over for m in modes))
-        return Mode("contract", over, axes, _NOTHING_SHARED) if added and alike else None
+        return _sum(modes, axes) if added else None
     free = frozenset().union(*(m.free for m in anchored))
     if any(m.family == "online" for m in anchored):
         same = all(m.family == "online" and m.score == lead.score for m in anchored)
@@ -88,6 +93,8 @@ def join(modes: list[Mode], axes: frozenset[str], *, small: bool = False, added:
         return Mode("reduce", lead.over, rows, summed=summed, nested=nested) if small or rows == free else None
     wide = contracts[0]
     shared = frozenset(loads for loads in frozenset.intersection(*(m.shared for m in contracts)) if summed <= loads)
+    if not shared and added:
+        return _sum(modes, axes)
     if not shared or nested or any(m.free != wide.free for m in contracts):
         return None
     if any(not m.free <= wide.free for m in anchored) or not axes <= wide.free:
