@@ -24,8 +24,8 @@ ACCUMULATORS = 128  # fp32 values a consumer thread can hold beside the loop's o
 HEAD_BYTES = 128  # of the workspace: three counters before the packed weights
 ALIGNMENT_BYTES = 256  # of shared memory: alignment, and the number of the part of the weights in hand
 SLOTS = 2  # tiles of input on the chip
-MOST_FLIGHT = 2
 MOST_CHUNK = 64
+MOST_CHAIN = 32  # products of first terms in a row that the matrix units add: a longer sum loses what they cut off
 MOST_STAGES = 16
 LEAST_STAGES = 3
 VECTOR = 8  # values of a 16-byte vector
@@ -36,37 +36,57 @@ class WindowContractTile(Schedule):
     """A tile of channels × positions.
 
     `bm` channels a block: 128, a warpgroup takes 64 of them for all positions of the tile, or 64, for half of the positions each;
-    at most `columns` positions for a warpgroup, in lines of at most `width`; `channels` are summed in blocks of so many.
+    at most `columns` positions for a warpgroup, in lines of at most `width`; `channels` are summed in blocks of so many. With
+    `copies` the input lies on the chip once for every tap along a line, each where its operand begins a line of memory's banks.
     """
 
     bm: int
     columns: int
     width: int
     channels: int
+    copies: int
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A tiled dimension of the output: `tile` positions of a block, of which there are `count` along it."""
+    """A tiled dimension of the output: `tile` positions of a block, of which there are `count` along it.
+
+    On the chip its input lies in planes: one for each remainder by the stride, or (`copied`) one for each tap.
+    """
 
     dim: WindowDim
     tile: int
     count: int
+    copied: bool = False
+
+    @property
+    def planes(self) -> int:
+        """Planes of the input on the chip."""
+        return self.dim.taps if self.copied else self.dim.stride
 
     @property
     def shifts(self) -> list[tuple[int, int]]:
-        """For each tap: which of `stride` interleaved planes it reads, and how many positions further on."""
+        """For each tap: which plane it reads, and how many positions further on."""
+        if self.copied:
+            return [(t, 0) for t in range(self.dim.taps)]
         return [(self.dim.shift(t) % self.dim.stride, self.dim.shift(t) // self.dim.stride) for t in range(self.dim.taps)]
 
     @property
     def pitch(self) -> int:
-        """Positions of a plane that a tile and its taps reach."""
-        return self.tile + self.dim.span // self.dim.stride
+        """Positions of a plane: what a tile and its taps reach, or in a copy whole lines of memory's banks."""
+        return -(-self.tile // 8) * 8 if self.copied else self.tile + self.dim.span // self.dim.stride
 
     @property
     def span(self) -> int:
         """Elements of the buffer that a tile and its taps reach."""
         return (self.tile - 1) * self.dim.stride + self.dim.span + 1
+
+    @property
+    def reached(self) -> tuple[int, int]:
+        """Elements of the buffer that tiles bring, counted from a tile's first: of a single tile those that there are."""
+        if self.count > 1:
+            return 0, self.span
+        return max(-self.dim.first, 0), max(min(self.span, self.dim.extent - self.dim.first), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +128,8 @@ class Layout:
 
     @property
     def points(self) -> int:
-        """Vectors for 8 channels of a tile of input: an odd number, so that vectors of 8 blocks of channels lie in different banks."""
-        planes = self.lines.dim.stride * self.columns.dim.stride
-        return (planes * self.lines.pitch * self.columns.pitch) | 1
+        """Vectors for 8 channels of a tile of input, whole lines of memory's banks."""
+        return -(-self.lines.planes * self.columns.planes * self.lines.pitch * self.columns.pitch // 8) * 8
 
     @property
     def planes(self) -> int:
@@ -133,6 +152,11 @@ class Layout:
     def taps(self) -> int:
         """Taps that one tile of input serves."""
         return self.lines.dim.taps * self.columns.dim.taps
+
+    @property
+    def chain(self) -> int:
+        """Taps whose products the matrix units add up before their sum is added to the totals, where values have several terms."""
+        return self.taps if self.planes == 1 else max(MOST_CHAIN // self.schedule.channels, 1)
 
     @property
     def blocks(self) -> int:
@@ -160,48 +184,42 @@ class Layout:
         return self.row_tiles * self.lines.count * self.columns.count * math.prod(d.positions for d in self.outer)
 
     @property
-    def span(self) -> int:
-        """Loads that make a line of a tile of input: single positions, or vectors along the columns."""
-        return self.columns.span if self.along_channels else self.first_column[1]
+    def across(self) -> int:
+        """Elements of the buffer along a line of a tile of input."""
+        first, end = self.columns.reached
+        return max(end - first, 0)
 
     @property
-    def first_column(self) -> tuple[int, int]:
-        """Where a line's vectors begin in the buffer (of one tile of columns), and how many there are."""
-        d = self.columns.dim
+    def line_pieces(self) -> int:
+        """Pieces of contiguous memory that bring a line of one channel, or (of neighbouring channels) of 8."""
+        if self.along_channels:
+            return self.across * self.operand.dtype.bytes // 2
+        first, end = self.columns.reached
         if self.columns.count > 1:
-            return 0, -(-(self.columns.span + self.width - 1) // self.width)
-        low = max(d.first, 0) // self.width * self.width
-        return low, max(-(-(min(d.first + self.columns.span, d.extent) - low) // self.width), 0)
-
-    @property
-    def loads(self) -> int:
-        """Loads that make a tile of input, of 8 channels each."""
-        return self.schedule.channels // VECTOR * self.lines.span * self.span
-
-    @property
-    def piece(self) -> int:
-        """Bytes of contiguous memory of a load: 8 of these, or, of 8 neighbouring channels, one or two."""
-        return 16 if self.along_channels else self.width * self.operand.dtype.bytes
+            return -(-(end - first + self.width - 1) // self.width)
+        start = self.columns.dim.first + first
+        return -(-(start % self.width + end - first) // self.width)
 
     @property
     def pieces(self) -> int:
-        """Pieces of a load."""
-        return VECTOR * self.operand.dtype.bytes // 16 if self.along_channels else VECTOR
+        """Pieces that make a tile of input."""
+        channels = self.schedule.channels // (VECTOR if self.along_channels else 1)
+        return channels * self.lines.span * self.line_pieces
+
+    @property
+    def piece(self) -> int:
+        """Bytes of a piece."""
+        return 16 if self.along_channels else self.width * self.operand.dtype.bytes
 
     @property
     def copied(self) -> bool:
-        """Whether loads go through shared memory, so that many are on their way: from 4 bytes on."""
+        """Whether the input comes to shared memory as it is, before it is laid out: in pieces from 4 bytes on."""
         return self.piece >= 4
 
     @property
-    def flight(self) -> int:
-        """Loads of a thread that are on their way at once."""
-        return min(MOST_FLIGHT if self.copied else 1, max(-(-self.loads // CONVERTERS), 1))
-
-    @property
     def raw_bytes(self) -> int:
-        """Shared memory for loads on their way."""
-        return self.flight * CONVERTERS * self.pieces * self.piece if self.copied else 0
+        """Shared memory for input as it comes."""
+        return -(-self.pieces * self.piece // 16) * 16 if self.copied else 0
 
     @property
     def places(self) -> int:
@@ -246,7 +264,7 @@ class Layout:
     @property
     def input_bytes(self) -> int:
         """Bytes of a tile of input."""
-        return self.planes * self.schedule.channels // VECTOR * self.points * 16
+        return self.planes * (self.schedule.channels // VECTOR) * self.points * 16
 
     @property
     def weight_bytes(self) -> int:
@@ -287,6 +305,8 @@ def window_layout(problem: ContractProblem, s: WindowContractTile) -> Layout | s
 def _schedule_refusal(s: WindowContractTile) -> str | None:
     if s.bm not in (64, 128) or not 8 <= s.columns <= 2 * ACCUMULATORS or s.columns % 8:
         return "a tile has 64 or 128 channels and 8 to 256 positions for a warpgroup, in steps of 8"
+    if s.copies not in (0, 1):
+        return "the input lies on the chip once, or once for every tap along a line"
     if s.width < 1 or s.channels % 16 or not 16 <= s.channels <= 128:
         return "lines have at least one position; blocks have 16 to 128 channels, in steps of 16"
     return None
@@ -294,6 +314,8 @@ def _schedule_refusal(s: WindowContractTile) -> str | None:
 
 def _fitted(problem: ContractProblem, s: WindowContractTile, f: Sides) -> Layout | str:
     """Return the layout with as many stages of weights as fit, or why none does."""
+    if s.copies and f.columns.taps == 1:
+        return "there is one tap along a line: copies are the input itself"
     tiles = _tiles(s, f.lines, f.columns)
     if tiles is None:
         return f"lines of {f.columns.positions} positions do not fit into {s.columns} columns"
@@ -312,7 +334,7 @@ def _fitted(problem: ContractProblem, s: WindowContractTile, f: Sides) -> Layout
 def _tiles(s: WindowContractTile, lines: WindowDim, columns: WindowDim) -> tuple[Line, Line] | None:
     """Return the tiles of lines and of columns: as many positions as a warpgroup's accumulators hold, alike in all tiles."""
     halves = GROUPS * 64 // s.bm
-    across = Line(columns, *_even(columns.positions, min(s.width, s.columns)))
+    across = Line(columns, *_even(columns.positions, min(s.width, s.columns)), copied=s.copies == 1)
     height = (s.columns - across.tile) // across.pitch + 1
     if across.tile > s.columns:
         return None

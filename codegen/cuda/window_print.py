@@ -41,8 +41,8 @@ def print_constants(layout: Layout) -> str:
     each = THREADS * max(1, -(-units // (THREADS * processors_of_grid())))
     values = {
         "BM": s.bm, "KC": s.channels, "N": layout.n, "GROUPS": GROUPS, "PLANES": layout.planes, "POINTS": layout.points,
-        "SLOTS": SLOTS, "STAGES": layout.stages, "LEAD": min(layout.stages, SLOTS * layout.taps) - 1, "TILES": layout.tiles, "X_STEPS": layout.steps, "TAPS": layout.taps,
-        "LOADS": layout.loads, "WIDTH": layout.width, "FLIGHT": layout.flight, "PIECE": layout.piece, "PIECES": layout.pieces, "THREADS": THREADS, "CONVERTERS": CONVERTERS,
+        "CHAIN": layout.chain, "SLOTS": SLOTS, "STAGES": layout.stages, "LEAD": min(layout.stages, SLOTS * layout.taps) - 1, "TILES": layout.tiles, "X_STEPS": layout.steps, "TAPS": layout.taps,
+        "WIDTH": layout.width, "PIECE": layout.piece, "PIECES": layout.pieces, "VECTORS": s.channels // VECTOR * layout.lines.span * layout.across, "THREADS": THREADS, "CONVERTERS": CONVERTERS,
         "PRODUCER_REGISTERS": REGISTERS[0], "CONSUMER_REGISTERS": REGISTERS[1], "HEAD": HEAD_BYTES,
         "WEIGHT_UNITS": units, "UNITS": each, "PARTS": -(-units // each),
         "GROUP_ROWS": 64 if layout.halves == 1 else 0,
@@ -65,9 +65,7 @@ def print_constants(layout: Layout) -> str:
 def _shifts(layout: Layout) -> list[int]:
     """Return for each tap of a tile of input the vector at which its operand begins."""
     lines, columns = layout.lines, layout.columns
-    return [
-        ((p * columns.dim.stride + q) * lines.pitch + i) * columns.pitch + j for p, i in lines.shifts for q, j in columns.shifts
-    ]
+    return [((p * columns.planes + q) * lines.pitch + i) * columns.pitch + j for p, i in lines.shifts for q, j in columns.shifts]
 
 
 def print_kernel(layout: Layout) -> str:
@@ -88,26 +86,18 @@ def print_kernel(layout: Layout) -> str:
         "WEIGHT": _weight(layout),
         "WEIGHT_TILE": [_weight_tile(layout)],
         "SPLIT_STEP": _split_step(layout),
-        "SPLIT_LOAD": _split_load(layout),
-        "WHOLE_PIECE": [_whole_piece(layout)],
-        "PIECE_STEP": [str(16 // layout.operand.dtype.bytes if layout.along_channels else layout.channel.step)],
-        "COLUMN_WANTED": [f"column >= 0 && column < {layout.columns.span}"],
-        "POINT": [f"({_point(layout)})"],
+        "SPLIT_PIECE": _split_piece(layout),
+        "SPLIT_VECTOR": _split_vector(layout),
+        "GATHER": _gather(layout),
+        "PUT_VECTOR": _put_vector(layout),
         "PRODUCTS": _multiply(layout),
         "TO_STAGING": _put(layout),
         "SPLIT_STORE": _split_store(layout),
-        "INSIDE": [_inside(layout)],
+        "INSIDE": [_stored_inside(layout)],
         "FINISH": _finish(layout),
     }
-    flags = {"channels" if layout.along_channels else "columns", "values" if layout.planes == 1 else "terms"}
-    return fill(part("window_wgmma.cu"), flags | {"async" if layout.copied else "plain"}, slots)
-
-
-def _whole_piece(layout: Layout) -> str:
-    """Print the condition under which piece `i` of a load is of channels that there are."""
-    if layout.along_channels or layout.channel.taps % layout.schedule.channels == 0:
-        return ""
-    return f"channel + vector * 8 + i < {layout.channel.taps} &&"
+    flags = {"values" if layout.planes == 1 else "terms", "async" if layout.copied else "plain"}
+    return fill(part("window_wgmma.cu"), flags, slots)
 
 
 def _buffer_name(load: Expr) -> str:
@@ -188,49 +178,105 @@ def _split_step(layout: Layout) -> list[str]:
     ]
 
 
-def _first_column(layout: Layout) -> str:
-    """Print the buffer column of a line's first vector."""
+def _start(layout: Layout) -> str:
+    """Print the buffer column at which the pieces of a line start."""
     d = layout.columns.dim
-    low = layout.first_column[0]
-    return str(low) if layout.columns.count == 1 else f"((tile.col * {d.stride} + {d.first}) & {-layout.width})"
+    if layout.columns.count > 1 and not layout.along_channels:
+        return f"((tile.col * {d.stride} + {d.first}) & {-layout.width})"
+    first = d.first + layout.columns.reached[0]
+    first -= 0 if layout.along_channels else first % layout.width
+    return f"(tile.col * {d.stride} + {first})" if layout.columns.count > 1 else str(first)
 
 
-def _split_load(layout: Layout) -> list[str]:
-    """Print which line, columns and channels a load is of, where that is in memory, and whether it is there."""
+def _inside(layout: Layout, columns: str) -> list[str]:
+    """Print the conditions under which line `y` and a column are in the buffer."""
+    lines, d = layout.lines.dim, layout.columns.dim
+    checks = ["there", *(["y >= 0", f"y < {lines.extent}"] if lines.leaves else [])]
+    return checks + ([f"{columns} >= 0", f"{columns} < {d.extent}"] if layout.columns.count > 1 and d.leaves else [])
+
+
+def _split_piece(layout: Layout) -> list[str]:
+    """Print which channel, line and columns a piece of the input is, where that is in memory, and whether it is there."""
     lines, columns, channel = layout.lines.dim, layout.columns.dim, layout.channel
-    across = layout.span
-    first = f"tile.col * {columns.stride} + {columns.first}"
-    out = [
-        f"const int vector = u % {layout.schedule.channels // VECTOR}, piece = u / {layout.schedule.channels // VECTOR} % {across};",
-        f"const int line = u / {layout.schedule.channels // VECTOR * across};",
-        f"const int y = tile.row * {lines.stride} + {lines.first} + line;",
-    ]
+    count, height = layout.line_pieces, layout.lines.span
     if layout.along_channels:
-        out += [f"const int x0 = {first} + piece, column = piece;"]
-    else:
-        out += [
-            f"const int x0 = {_first_column(layout)} + piece * WIDTH;",
-            f"const int first_column = x0 - ({first});",
+        halves, blocks = layout.operand.dtype.bytes // 2, layout.schedule.channels // VECTOR
+        out = [
+            f"const int half = q % {halves}, x0 = {_start(layout)} + q / {halves} % {layout.across};",
+            f"const int line = q / {count} % {height}, c = q / {count * height} * {VECTOR} + half * {VECTOR // halves};",
         ]
-    inside = ["there"]
-    inside += ["y >= 0", f"y < {lines.extent}"]
-    inside += ["x0 >= 0", f"x0 < {columns.extent}"]
-    if channel.taps % layout.schedule.channels:
-        inside.append(f"channel + vector * 8 < {channel.taps}")
+        assert blocks * height * count == layout.pieces
+    else:
+        out = [
+            f"const int x0 = {_start(layout)} + q % {count} * WIDTH;",
+            f"const int line = q / {count} % {height}, c = q / {count * height};",
+        ]
+    inside = _inside(layout, "x0")
+    if not layout.along_channels and layout.columns.count == 1:
+        inside += [f"x0 < {columns.extent}"] if columns.extent % layout.width else []
+    inside += [f"channel + c < {channel.taps}"] if channel.taps % layout.schedule.channels else []
     return [
         *out,
+        f"const int y = tile.row * {lines.stride} + {lines.first} + line;",
         f"const bool within = {' && '.join(inside)};",
-        f"const i64 at = (i64)y * {lines.step} + (i64)x0 * {columns.step} + (i64)(channel + vector * 8 + {channel.offset}) * {channel.step};",
+        f"const i64 at = (i64)y * {lines.step} + (i64)x0 * {columns.step} + (i64)(channel + c + {channel.offset}) * {channel.step};",
     ]
 
 
-def _point(layout: Layout) -> str:
-    """Print the vector at which the input at `line` and `column` lies, counted from a tile's first for the same channels."""
+def _split_vector(layout: Layout) -> list[str]:
+    """Print which line, column (counted from the tile's first) and 8 channels a vector of the laid out input is."""
+    across, height = layout.across, layout.lines.span
+    return [
+        f"const int column = u % {across} + {layout.columns.reached[0]}, line = u / {across} % {height}, vector = u / {across * height};"
+    ]
+
+
+def _gather(layout: Layout) -> list[str]:
+    """Print how 8 channels of one place are read: from the input as it came, or from memory."""
+    lines, columns, channel = layout.lines.dim, layout.columns.dim, layout.channel
+    size, row = layout.operand.dtype.bytes, layout.line_pieces * layout.piece
+    first = f"tile.col * {columns.stride} + {columns.first} + column"
+    if not layout.copied:
+        inside = " && ".join(_inside(layout, "x0"))
+        tail = f" && channel + vector * 8 + i < {channel.taps}" if channel.taps % layout.schedule.channels else ""
+        return [
+            f"const int x0 = {first}, y = tile.row * {lines.stride} + {lines.first} + line;",
+            f"const bool within = {inside};",
+            f"const i64 at = (i64)y * {lines.step} + (i64)x0 * {columns.step} + (i64)(channel + vector * 8 + {channel.offset}) * {channel.step};",
+            f"UNROLL for (int i = 0; i < 8; ++i) v[i] = within{tail} ? load_one(source + at + (i64)i * {channel.step}) : 0.f;",
+        ]
+    if layout.along_channels:
+        place = f"((vector * {layout.lines.span} + line) * {layout.across} + column - {layout.columns.reached[0]}) * {8 * size}"
+        lines_ = [f"const u32 from = raw_tile + {place};"]
+        for half in range(size // 2):
+            lines_ += [
+                f"{{ const Raw<16> r = shared16(from + {16 * half}); "
+                f"UNROLL for (int i = 0; i < {16 // size}; ++i) v[{half * (16 // size)} + i] = Element<S>::get(r, i); }}"
+            ]
+        return lines_
+    return [
+        f"const u32 from = raw_tile + (vector * 8 * {layout.lines.span} + line) * {row} + ({first} - {_start(layout)}) * {size};",
+        f"UNROLL for (int i = 0; i < 8; ++i) v[i] = shared_one<S>(from + i * {layout.lines.span * row});",
+    ]
+
+
+def _put_vector(layout: Layout) -> list[str]:
+    """Print where a vector goes: to its place, or to its place for every tap along the line that reads it."""
     lines, columns = layout.lines, layout.columns
-    s, t = lines.dim.stride, columns.dim.stride
-    plane, across = ("0", "line") if s == 1 else (f"line % {s}", f"line / {s}")
-    part_, along = ("0", "column") if t == 1 else (f"column % {t}", f"column / {t}")
-    return f"(({plane} * {t} + {part_}) * {lines.pitch} + {across}) * {columns.pitch} + {along}"
+    plane, height = ("0", "line") if lines.planes == 1 else (f"line % {lines.planes}", f"line / {lines.planes}")
+    rows = f"(({plane}) * {columns.planes} + PLANE) * {lines.pitch} + {height}"
+    if not columns.copied:
+        t = columns.dim.stride
+        part_, along = ("0", "column") if t == 1 else (f"column % {t}", f"column / {t}")
+        return [f"shared_put16(to + (({rows.replace('PLANE', part_)}) * {columns.pitch} + {along}) * 16, r);"]
+    out = []
+    for tap in range(columns.dim.taps):
+        shift, stride = columns.dim.shift(tap), columns.dim.stride
+        guard = f"column >= {shift} && column < {shift + (columns.tile - 1) * stride + 1}"
+        guard += f" && (column - {shift}) % {stride} == 0" if stride > 1 else ""
+        place = f"(column - {shift}) / {stride}" if stride > 1 else f"column - {shift}"
+        out.append(f"if ({guard}) shared_put16(to + (({rows.replace('PLANE', str(tap))}) * {columns.pitch} + {place}) * 16, r);")
+    return out
 
 
 def _multiply(layout: Layout) -> list[str]:
@@ -238,7 +284,7 @@ def _multiply(layout: Layout) -> list[str]:
     *small, large = layout.products
     if not small:
         return _each_16([large], "step + tap + k > 0")
-    return [*_each_16(small, "k > 0"), "wg_commit();", *_each_16([large], "true")]
+    return [*_each_16(small, "tap - head + k > 0"), "wg_commit();", *_each_16([large], "true")]
 
 
 def _each_16(pairs: list[tuple[int, int]], more: str) -> list[str]:
@@ -274,7 +320,7 @@ def _split_store(layout: Layout) -> list[str]:
     return ["const int row = u / (CHUNK / STORED), index = begin + u % (CHUNK / STORED) * STORED;"]
 
 
-def _inside(layout: Layout) -> str:
+def _stored_inside(layout: Layout) -> str:
     """Print the condition under which a vector is part of the output."""
     guards = [f"y_row < {layout.problem.extent(layout.rows)}"]
     if layout.lines.dim.positions % layout.lines.tile:

@@ -1,7 +1,8 @@
 // window_wgmma.cu: convolutions on the matrix units. A tile of input positions comes to the chip once and serves every tap: it lies
 // as 16-byte vectors of 8 channels, positions beside each other, so that a tap is the same matrix some vectors further on.
 // PLANES 16-bit terms of each value; POINTS vectors (an odd number: no bank conflicts) for each 8 channels of a term.
-#define ONE_BY_ONE _Pragma("unroll 1")  // where addresses made anew take less than the registers that keep them
+#define UNROLL_BY_TWO _Pragma("unroll 2")
+// Tiles begin at multiples of 128 bytes: the matrix units fetch 8 rows of 16 bytes at once if they are one line of the banks.
 constexpr u32 TERM_BYTES = (KC / 8) * POINTS * 16, X_BYTES = PLANES * TERM_BYTES;
 constexpr u32 W_TERM = BM * KC * 2, W_BYTES = PLANES * W_TERM;
 using Weights = Ring<STAGES, W_BYTES, 4 * GROUPS, 1>;
@@ -21,6 +22,12 @@ template <int N> DEV void shared_floats(u32 at, float (&v)[N]) {
     const Raw<EACH * 4> r = shared_get<EACH * 4>(at + i * 4);
     UNROLL for (int e = 0; e < EACH; ++e) v[i + e] = __uint_as_float(r.w[e]);
   }
+}
+template <class S> DEV float shared_one(u32 at) {
+  Raw<(int)sizeof(S)> r;
+  if constexpr (sizeof(S) == 4) asm volatile("ld.shared.u32 %0, [%1];" : "=r"(r.w[0]) : "r"(at) : "memory");
+  else { u16 h; asm volatile("ld.shared.u16 %0, [%1];" : "=h"(h) : "r"(at) : "memory"); r.w[0] = h; }
+  return Element<S>::get(r, 0);
 }
 DEV void shared_put4(u32 at, float a) { asm volatile("st.shared.f32 [%0], %1;" :: "r"(at), "f"(a) : "memory"); }
 DEV void shared_put8(u32 at, float a, float b) { asm volatile("st.shared.v2.f32 [%0], {%1,%2};" :: "r"(at), "f"(a), "f"(b) : "memory"); }
@@ -124,8 +131,8 @@ DEV void await_weights(u8* workspace) {
 KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS, u8* __restrict__ workspace) {
   extern __shared__ u8 raw[];
   const u32 smem = (smem_u32(raw) + 127) & ~127u;
-  Inputs x(smem + 16, smem + 16 + SLOTS * X_BYTES + STAGES * (W_BYTES + 16));
-  Weights w(smem + 16 + SLOTS * X_BYTES);
+  Inputs x(smem + 128, smem + 128 + SLOTS * X_BYTES + STAGES * (W_BYTES + 16));
+  Weights w(smem + 128 + SLOTS * X_BYTES);
   if (threadIdx.x == 0) { x.init(); w.init(); }
   for (u32 at = threadIdx.x * 16; at < SLOTS * X_BYTES; at += THREADS * 16) shared_put16(x.data + at, zero_raw<16>());
   pack_weights(WEIGHT_ARGUMENTS, workspace, (u32*)(raw + (smem - smem_u32(raw))));
@@ -150,41 +157,23 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS, u8* __restrict__ workspace) {
       while (tile.next()) {
         for (int step = 0; step < X_STEPS; ++step) {
           SPLIT_STEP
-          u32 slot = 0;
-          for (int group = 0; group < LOADS; group += FLIGHT * CONVERTERS) {
-            ONE_BY_ONE for (int r = 0; r < FLIGHT; ++r) {                     //@async
-              const int u = group + r * CONVERTERS + me;                     //@async
-              if (u >= LOADS) break;                                         //@async
-              SPLIT_LOAD                                                     //@async
-              const S* const from = within ? source + at : origin;           //@async
-              const u32 to = raw_tile + (r * PIECES * CONVERTERS + me) * PIECE;  //@async
-              UNROLL for (int i = 0; i < PIECES; ++i) async_copy<PIECE>(to + i * CONVERTERS * PIECE, from + i * (i64)PIECE_STEP, WHOLE_PIECE within);  //@async
-            }                                                                //@async
-            if (group == 0) slot = x.acquire();
-            async_wait();                                                    //@async
-            ONE_BY_ONE for (int r = 0; r < FLIGHT; ++r) {
-              const int u = group + r * CONVERTERS + me;
-              if (u >= LOADS) break;
-              SPLIT_LOAD
-              const u32 in_tile = raw_tile + (r * PIECES * CONVERTERS + me) * PIECE;  //@async
-              Raw<PIECE> in[PIECES];
-              UNROLL for (int i = 0; i < PIECES; ++i) in[i] = shared_get<PIECE>(in_tile + i * CONVERTERS * PIECE);  //@async
-              UNROLL for (int i = 0; i < PIECES; ++i) in[i] = WHOLE_PIECE within ? load_raw<PIECE, PLAIN>(source + at + i * (i64)PIECE_STEP) : zero_raw<PIECE>();  //@plain
-              UNROLL for (int e = 0; e < WIDTH; ++e) {                       //@columns
-                const int column = first_column + e;                         //@columns
-                if (!(COLUMN_WANTED)) continue;                              //@columns
-                float v[8];                                                  //@columns
-                UNROLL for (int i = 0; i < 8; ++i) v[i] = Element<S>::get(in[i], e);  //@columns
-                const u32 to = slot + (vector * POINTS + POINT) * 16;        //@columns
-                each_term(v, [&](int p, const Raw<16>& r) { shared_put16(to + p * TERM_BYTES, r); });  //@columns
-              }                                                              //@columns
-              float v[8];                                                    //@channels
-              constexpr int EACH = PIECE / (int)sizeof(S);                   //@channels
-              UNROLL for (int i = 0; i < 8; ++i) v[i] = Element<S>::get(in[i / EACH], i % EACH);  //@channels
-              const u32 to = slot + (vector * POINTS + POINT) * 16;          //@channels
-              each_term(v, [&](int p, const Raw<16>& r) { shared_put16(to + p * TERM_BYTES, r); });  //@channels
-            }
+          for (int q = me; q < PIECES; q += CONVERTERS) {                    //@async
+            SPLIT_PIECE                                                      //@async
+            async_copy<PIECE>(raw_tile + q * PIECE, within ? source + at : origin, within);  //@async
+          }                                                                  //@async
+          const u32 slot = x.acquire();
+          async_wait();                                                      //@async
+          named_sync(2, CONVERTERS);                                         //@async
+          UNROLL_BY_TWO for (int u = me; u < VECTORS; u += CONVERTERS) {
+            SPLIT_VECTOR
+            float v[8];
+            GATHER
+            each_term(v, [&](int p, const Raw<16>& r) {
+              const u32 to = slot + p * TERM_BYTES + vector * POINTS * 16;
+              PUT_VECTOR
+            });
           }
+          named_sync(2, CONVERTERS);                                         //@async
           x.filled();
         }
       }
@@ -193,7 +182,6 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS, u8* __restrict__ workspace) {
     reg_inc<CONSUMER_REGISTERS>();
     const int first_row = wg * GROUP_ROWS, first_point = wg * GROUP_POINTS;
     // One warpgroup goes some steps ahead, and stays ahead: while it stores its tile, the other has the matrix units.
-    // So it does where each step ends with additions: the other starts when most products of one step are made.   //@terms
     int lead = wg == 0 ? LEAD : 0;
     if (wg == 1) named_sync(1, GROUPS * 128);
     while (tile.next()) {
@@ -202,18 +190,17 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS, u8* __restrict__ workspace) {
       UNROLL for (int i = 0; i < N / 2; ++i) total[i] = 0.f;                 //@terms
       for (int step = 0; step < X_STEPS; ++step) {
         const u32 input = x.wait() + first_point * 16;
-        for (int tap = 0; tap < TAPS; ++tap) {
-          const u32 weights = w.wait() + first_row * 16, shifted = input + SHIFT[tap] * 16;
-          wg_fence();
-          PRODUCTS
-          wg_commit();
-          w.advance();                                                       //@values
-          wg_wait<1>();                                                      //@terms
-          if (lead > 0 && --lead == 0) named_arrive(1, GROUPS * 128);
-          if (tap == 0) x.release();                                         //@values
+        for (int head = 0; head < TAPS; head += CHAIN) {
+          for (int tap = head; tap < min(head + CHAIN, TAPS); ++tap) {
+            const u32 weights = w.wait() + first_row * 16, shifted = input + SHIFT[tap] * 16;
+            wg_fence();
+            PRODUCTS
+            wg_commit();
+            w.advance();
+            if (lead > 0 && --lead == 0) named_arrive(1, GROUPS * 128);
+            if (tap == 0) x.release();                                       //@values
+          }
           // The matrix units cut off what does not fit when they add: long sums are made of short ones, by rounded additions.
-          w.last = w.s;                                                      //@terms
-          w.next();                                                          //@terms
           w.drain();                                                         //@terms
           pin(acc.v);                                                        //@terms
           UNROLL for (int i = 0; i < N / 2; ++i) total[i] += acc.v[i];       //@terms

@@ -16,6 +16,7 @@ template <int N> static Raw<N> shared_get(u32 at) { Raw<N> r; memcpy(&r, here(at
 template <int N, class P> static Raw<N * (int)sizeof(P)> free_load(const P* p) { return ordered<N>(p); }
 static void shared_put4(u32 at, float a) { memcpy(here(at), &a, 4); }
 static void shared_put8(u32 at, float a, float b) { if (at % 8) abort(); shared_put4(at, a); shared_put4(at + 4, b); }
+template <class S> static float shared_one(u32 at) { if (at % sizeof(S)) abort(); Raw<4> r; r.w[0] = 0; memcpy(&r, here(at), sizeof(S)); return Element<S>::get(r, 0); }
 // Copies of a thread are done when it waits for them.
 struct Copied { u32 to; const void* from; int bytes; };
 static Copied copied[1024][256];
@@ -59,6 +60,7 @@ def emulated_window(source: KernelSource) -> KernelSource:
     done = emulated_wgmma(source)
     assert SWIZZLED in done.text
     ours = r"^template <int N> DEV (?:Raw<N> shared_get|void async_copy)\(.*?^}\n"
+    ours += r"|^template <class S> DEV float shared_one\(.*?^}\n"
     text = re.sub(ours, "", done.text, flags=re.DOTALL | re.MULTILINE)
     head, mark, tail = text.replace(SWIZZLED, EITHER).partition("// tile.cuh:")
     for name in ("void begin_dependent", "u64 globaltimer"):

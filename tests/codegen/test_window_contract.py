@@ -32,7 +32,7 @@ from tests.codegen.test_wgmma import hgmma_shapes
 
 FAMILY = WindowWgmmaFamily()
 Tile = WindowContractTile
-HALF = Tile(64, 64, 64, 16)
+HALF = Tile(64, 64, 64, 16, 0)
 
 
 def program(f: Callable[..., Array], dtype: str, *shapes: tuple[int, ...]) -> Program:
@@ -146,11 +146,11 @@ BOARD = convolution((64, 128, 56, 56), (128, 128, 3, 3), padding=1)
 @pytest.mark.parametrize(
     ("p", "s", "why"),
     [
-        (BOARD, Tile(96, 64, 64, 64), "64 or 128 channels"),
-        (BOARD, Tile(128, 64, 64, 24), "16 to 128 channels"),
-        (convolution((1, 16, 9, 300), (16, 16, 3, 3), padding=1), Tile(64, 8, 1, 16), None),
-        (convolution((1, 512, 256, 256), (16, 512, 3, 3), "f32", padding=1), Tile(64, 128, 128, 128), "bytes of shared memory"),
-        (convolution((1, 16, 32, 32), (16, 16, 3, 3), "f32", padding=1), Tile(64, 256, 256, 16), "twice the registers"),
+        (BOARD, Tile(96, 64, 64, 64, 0), "64 or 128 channels"),
+        (BOARD, Tile(128, 64, 64, 24, 0), "16 to 128 channels"),
+        (convolution((1, 16, 9, 300), (16, 16, 3, 3), padding=1), Tile(64, 8, 1, 16, 0), None),
+        (convolution((1, 512, 256, 256), (16, 512, 3, 3), "f32", padding=1), Tile(64, 128, 128, 128, 0), "bytes of shared memory"),
+        (convolution((1, 16, 32, 32), (16, 16, 3, 3), "f32", padding=1), Tile(64, 256, 256, 16, 0), "twice the registers"),
         (convolution((1, 3, 32, 32), (16, 3, 3, 3), "f32", padding=1), HALF, "no room"),
         (program(lambda a, b: a @ b, "bf16", (64, 64), (64, 64)), HALF, "plain matrices"),
         (program(lambda a, b: enp.exp(a) @ b, "bf16", (64, 64), (64, 64)), HALF, "computed"),
@@ -169,20 +169,20 @@ def test_what_a_schedule_cannot_serve_is_refused_with_a_reason(p: Program, s: Wi
 
 
 def test_lines_of_positions_are_divided_evenly_and_padded_to_eight() -> None:
-    found = layout(BOARD, Tile(128, 256, 256, 64))
+    found = layout(BOARD, Tile(128, 256, 256, 64, 0))
     assert (found.lines.tile, found.columns.tile, found.n, found.tiles) == (4, 56, 232, 64 * 14)
     assert found.taps == 9
     assert found.steps == 2
-    narrow = layout(BOARD, Tile(64, 128, 32, 64))
+    narrow = layout(BOARD, Tile(64, 128, 32, 64, 0))
     assert (narrow.columns.tile, narrow.columns.count, narrow.halves) == (28, 2, 2)
     assert narrow.lines.tile % 2 == 0
 
 
 COMPILED = [
-    (BOARD, Tile(128, 256, 256, 64), "64x232x16", 4),
-    (program(lambda a, b: enp.relu(conv(a, b, padding=1)), "f32", (64, 128, 56, 56), (128, 128, 3, 3)), Tile(128, 128, 256, 32), "64x120x16", 12),
-    (transposed((16, 32, 32, 32, 32), (32, 64, 3, 3, 3), "f32"), Tile(64, 128, 256, 16), "64x112x16", 6),
-    (finished((8, 64, 28, 28), (64, 64, 3, 3)), Tile(64, 256, 256, 32), "64x208x16", 2),
+    (BOARD, Tile(128, 256, 256, 64, 0), "64x232x16", 4),
+    (program(lambda a, b: enp.relu(conv(a, b, padding=1)), "f32", (64, 128, 56, 56), (128, 128, 3, 3)), Tile(128, 128, 256, 32, 0), "64x120x16", 12),
+    (transposed((16, 32, 32, 32, 32), (32, 64, 3, 3, 3), "f32"), Tile(64, 128, 256, 16, 0), "64x112x16", 6),
+    (finished((8, 64, 28, 28), (64, 64, 3, 3)), Tile(64, 256, 256, 32, 0), "64x208x16", 2),
 ]  # fmt: skip
 
 
@@ -198,25 +198,34 @@ def test_a_kernel_compiles_without_spills_and_issues_the_matrix_instructions_of_
 
 
 EMULATED: list[tuple[str, Program, WindowContractTile]] = [
-    ("two tiles of lines", convolution((2, 24, 9, 8), (72, 24, 3, 3), padding=1), Tile(128, 64, 8, 16)),
-    ("bias and residual, half the lines each", finished((1, 64, 11, 16), (40, 64, 3, 3)), Tile(64, 64, 16, 64)),
+    ("two tiles of lines", convolution((2, 24, 9, 8), (72, 24, 3, 3), padding=1), Tile(128, 64, 8, 16, 0)),
+    ("bias and residual, half the lines each", finished((1, 64, 11, 16), (40, 64, 3, 3)), Tile(64, 64, 16, 64, 0)),
     (
         "strides, two tiles of columns",
         convolution((2, 20, 10, 10), (20, 20, 3, 3), "f16", stride=2, padding=1),
-        Tile(64, 96, 4, 32),
+        Tile(64, 96, 4, 32, 0),
     ),
-    ("dilation, odd taps and columns", convolution((1, 16, 12, 13), (16, 16, 3, 2), dilation=2), Tile(64, 128, 64, 16)),
-    ("a line", convolution((2, 32, 37), (24, 32, 5), padding=2), Tile(128, 64, 16, 32)),
+    ("dilation, odd taps and columns", convolution((1, 16, 12, 13), (16, 16, 3, 2), dilation=2), Tile(64, 128, 64, 16, 0)),
+    ("a line", convolution((2, 32, 37), (24, 32, 5), padding=2), Tile(128, 64, 16, 32, 0)),
     ("three dimensions", convolution((1, 16, 5, 6, 7), (24, 16, 3, 3, 3), padding=1), HALF),
     ("three strides", convolution((1, 16, 7, 7, 9), (16, 16, 3, 3, 3), stride=(2, 2, 3), padding=1), HALF),
     ("transposed", transposed((2, 16, 6, 7), (16, 24, 3, 3)), HALF),
     ("f32", convolution((1, 8, 6, 8), (16, 8, 3, 3), "f32", padding=1), HALF),
-    ("f32, several steps", convolution((1, 40, 5, 6), (8, 40, 3, 3), "f32"), Tile(128, 64, 64, 16)),
-    ("channels last", channels_last((2, 7, 6, 24), (3, 3, 24, 40)), Tile(64, 64, 64, 16)),
-    ("channels last, odd channels", channels_last((1, 6, 6, 20), (3, 3, 20, 17)), Tile(64, 64, 64, 32)),
+    ("f32, several steps", convolution((1, 40, 5, 6), (8, 40, 3, 3), "f32"), Tile(128, 64, 64, 16, 0)),
+    ("channels last", channels_last((2, 7, 6, 24), (3, 3, 24, 40)), Tile(64, 64, 64, 16, 0)),
+    ("channels last, odd channels", channels_last((1, 6, 6, 20), (3, 3, 20, 17)), Tile(64, 64, 64, 32, 0)),
     ("channels last of f32", channels_last((1, 6, 6, 16), (3, 3, 16, 24), "f32"), HALF),
     ("groups", grouped((2, 3, 16, 6, 9), (3, 24, 16, 3, 3)), HALF),
     ("groups of channels", split_groups((1, 24, 6, 7), (3, 20, 8, 3, 3)), HALF),
+    ("copies for every tap", convolution((2, 24, 9, 8), (72, 24, 3, 3), padding=1), Tile(128, 64, 8, 16, 1)),
+    (
+        "copies, strides, tiles of columns",
+        convolution((2, 20, 10, 11), (20, 20, 3, 4), "f16", stride=(1, 2), padding=2),
+        Tile(64, 96, 4, 32, 1),
+    ),
+    ("copies, dilation, half the lines each", finished((1, 40, 11, 16), (40, 40, 3, 3)), Tile(64, 64, 16, 16, 1)),
+    ("copies of f32, backwards", transposed((1, 16, 3, 4, 5), (16, 8, 2, 3, 3), "f32"), Tile(64, 64, 64, 16, 1)),
+    ("copies, channels last", channels_last((2, 7, 6, 24), (3, 3, 24, 40)), Tile(64, 64, 64, 16, 1)),
     ("one tap", convolution((2, 24, 6, 10), (40, 24, 1, 1)), HALF),
 ]
 
@@ -265,7 +274,7 @@ def test_f32_values_beyond_bf16_and_those_that_are_not_finite_come_out_as_ieee_s
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator is built with g++")
 def test_the_emulator_sees_input_overwritten_too_early(tmp_path: Path) -> None:
-    p, s = convolution((1, 64, 6, 8), (72, 64, 3, 3), padding=1), Tile(128, 64, 64, 16)
+    p, s = convolution((1, 64, 6, 8), (72, 64, 3, 3), padding=1), Tile(128, 64, 64, 16, 0)
     source = FAMILY.emit(problem(p), s)
     waited = "const u32 input = x.wait() + first_point * 16;"
     assert waited in source.text
@@ -281,8 +290,9 @@ def test_the_emulator_sees_input_overwritten_too_early(tmp_path: Path) -> None:
 def test_the_menu_of_the_rules_is_legal_for_a_convolution_of_the_board() -> None:
     menu = Path(__file__).parents[2].joinpath("rules", "schedule-window-contract-sm90.egg").read_text(encoding="utf-8")
     tiles = [tuple(map(int, t)) for t in re.findall(r"\(window-contract-tile (\d+) (\d+) (\d+)\)", menu)]
-    channels = [int(c) for c in re.findall(r"\(window-contract-channels (\d+)\)", menu)]
+    inputs = [tuple(map(int, t)) for t in re.findall(r"\(window-contract-input (\d+) (\d)\)", menu)]
     assert tiles
-    assert channels
     q = problem(BOARD)
-    assert {t: w for t in tiles if (w := FAMILY.legal(q, Tile(*t, channels[0])))} == {}
+    legal = {(t, i) for t in tiles for i in inputs if FAMILY.legal(q, Tile(*t, *i)) is None}
+    assert {t for t, _ in legal} == set(tiles)
+    assert {i for _, i in legal} == set(inputs)
