@@ -1,4 +1,4 @@
-"""Shorter evaluations of expensive functions, where the running error allows them: in 16 bits, and in sums that hide the rest."""
+"""Shorter evaluations of expensive functions, where the running error allows them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ def short_functions(root: Expr, stored: DType) -> dict[str, str]:
     root : Expr
         The value that is stored.
     stored : DType
-        The type it is stored in. 16-bit floats hide the difference everywhere; wider ones where an exponential relative to
-        the maximum is summed: among terms of which one is 1, what is flushed below 2^-126 is nothing.
+        The type it is stored in. 16-bit floats hide the difference everywhere. In f32 an exponential relative to the maximum,
+        e^(x − max x), is short too: rounding the difference costs |x − max x| units already, which the scaled argument costs
+        once more; and what is flushed is 2^-126 beside the 1 at the maximum.
     """
     users: dict[str, list[Expr]] = {}
     nodes = list(root.walk())
@@ -35,7 +36,7 @@ def short_functions(root: Expr, stored: DType) -> dict[str, str]:
         if e.dtype.accumulator is not DType.F32:
             continue
         if stored not in (DType.F16, DType.BF16):
-            if _is_summed_beside_one(e, users.get(e.digest, ())):
+            if _is_beside_one(e):
                 out[e.digest] = f"eq_{e.op}_short"
             continue
         if e.op in _RELATIVE or (e.op in _ABSOLUTE and all(_beside_constant(u) for u in users.get(e.digest, [root]))):
@@ -50,12 +51,12 @@ def short_in_all(outputs: Sequence[Output]) -> dict[str, str]:
     return {d: name for d, name in names.items() if all(d in short for short, nodes in found if d in nodes)}
 
 
-def _is_summed_beside_one(e: Expr, users: Sequence[Expr]) -> bool:
-    """Whether `e` is e^(x − max x), and nothing but sums uses it."""
-    if e.op != "exp" or e.args[0].op != "sub" or not users:
+def _is_beside_one(e: Expr) -> bool:
+    """Whether `e` is e^(x − max x)."""
+    if e.op != "exp" or e.args[0].op != "sub":
         return False
     x, top = e.args[0].args
-    return top.op == "max" and nest(top)[1] == x and all(u.op == "sum" for u in users)
+    return top.op == "max" and nest(top)[1] == x
 
 
 def _beside_constant(user: Expr) -> bool:
