@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+from eqsat.codegen.cuda.mma import MmaFamily
 from eqsat.codegen.cuda.online_simt import OnlineSimtFamily
 from eqsat.codegen.cuda.online_split import OnlineSplitFamily
 from eqsat.codegen.cuda.online_split_wgmma import OnlineSplitWgmmaFamily
@@ -31,6 +32,7 @@ FAMILIES: tuple[Family, ...] = (
     StreamFamily(),
     WindowWgmmaFamily(),
     SplitFamily(),
+    MmaFamily(),
     SimtFamily(),
     OnlineWgmmaFamily(),
     OnlineSplitWgmmaFamily(),
