@@ -38,6 +38,8 @@ class OnlineProblem:
     Rows are the axes of the maximum: `batch` those on which keys or values depend, `m` the others (a tile of them shares
     its keys). `score` may hold one contraction over the axes `d`: `a` varies over rows, `b` over keys. `shift` is what the
     exponents subtract: the maximum `pivot`, or the greater of it and the constant `floor` (-inf if there is none).
+    `statistics` are reductions over the axes `d` that the score needs beside the contraction; they read what `a` reads, and vary with
+    the rows alone.
     """
 
     program: Program
@@ -51,6 +53,7 @@ class OnlineProblem:
     floor: float
     contraction: Contraction | None
     accumulators: tuple[Accumulated, ...]
+    statistics: tuple[Expr, ...] = ()
     family: str = "online"
 
     @property
@@ -218,22 +221,24 @@ def _checked(program: Program, found: list[_Weighted], maxima: list[Expr]) -> On
         return f"the score is {score.dtype}, not a float"
     if over & score.axes != over:
         return "the score does not vary over all keys"
-    contraction = _inner(score, over)
-    if isinstance(contraction, str):
-        return contraction
+    inner = _inner(score, over)
+    if isinstance(inner, str):
+        return inner
+    contraction, statistics = inner
     rows = score.axes - over
     refusal = _value_refusal(found, contraction, rows | over) or _output_refusal(program, found, rows)
-    return refusal or _problem(program, found, contraction, pivot, floor)
+    return refusal or _problem(program, found, contraction, statistics, pivot, floor)
 
 
-def _inner(score: Expr, over: frozenset[str]) -> Contraction | str | None:
-    """Return the one contraction inside the score, with the operand of the rows first; None if there is none."""
+def _inner(score: Expr, over: frozenset[str]) -> tuple[Contraction | None, tuple[Expr, ...]] | str:
+    """Return the one contraction inside the score (None if there is none), the rows' operand first, and statistics of that."""
     found = outer_reductions([score])
     if not found:
-        return None
-    if len(found) > 1:
+        return None, ()
+    products = [e for e in found if e.axes & over]
+    if len(products) != 1:
         return "the score holds more than one reduction"
-    node = found[0]
+    (node,) = products
     axes, body = nest(node)
     if node.op != "sum" or any(e.row.kind is Kind.REDUCE for e in body.walk()):
         return "the reduction inside the score is not a plain sum of products"
@@ -245,7 +250,15 @@ def _inner(score: Expr, over: frozenset[str]) -> Contraction | str | None:
     a, b = (_product(side) for side in sides)
     if not (set(axes) <= a.axes and set(axes) <= b.axes):
         return "an operand of the contraction inside the score does not vary over the summed axes"
-    return Contraction(node, a, b)
+    statistics = tuple(e for e in found if e != node)
+    read = {e for e in a.walk() if e.op in ("read", "access")}
+    for s in statistics:
+        along, inside = nest(s)
+        if set(along) != set(axes) or any(e.row.kind is Kind.REDUCE for e in inside.walk()):
+            return "a statistic beside the contraction inside the score is over other axes, or needs another"
+        if any(e.op in ("read", "access") and e not in read for e in inside.walk()):
+            return "a statistic beside the contraction inside the score reads something else than the rows' operand"
+    return Contraction(node, a, b), statistics
 
 
 def _product(factors: list[Expr]) -> Expr:
@@ -280,7 +293,12 @@ def _output_refusal(program: Program, found: list[_Weighted], rows: frozenset[st
 
 
 def _problem(
-    program: Program, found: list[_Weighted], contraction: Contraction | None, pivot: Expr, floor: float
+    program: Program,
+    found: list[_Weighted],
+    contraction: Contraction | None,
+    statistics: tuple[Expr, ...],
+    pivot: Expr,
+    floor: float,
 ) -> OnlineProblem:
     first = found[0]
     over, score = first.over, first.score
@@ -297,7 +315,8 @@ def _problem(
 
     accumulators = tuple(Accumulated(f.node, f.weight, f.value, sort(axes)) for f, axes in zip(found, own, strict=True))
     return OnlineProblem(
-        program, sort(over), sort(batch), sort(rows - batch), sort(d), score, pivot, first.shift, floor, contraction, accumulators
+        program, sort(over), sort(batch), sort(rows - batch), sort(d), score, pivot, first.shift, floor, contraction, accumulators,
+        statistics,
     )  # fmt: skip
 
 

@@ -309,7 +309,8 @@ class Cuts:
     def _fold(self, c: int, n: Node) -> Iterator[Cut]:
         """Dependent folds: the maximum of a score, or sums of exponentials relative to it, weighted by a value.
 
-        The score may be the epilogue of one contraction over other axes; it is computed once for all folds of a region.
+        The score may be the epilogue of one contraction over other axes, with statistics of the operand that does not vary over
+        the fold's own axes; it is computed once for all folds of a region.
         """
         kind, axes = n.literals
         assert isinstance(axes, tuple)
@@ -320,14 +321,20 @@ class Cuts:
             self._met += 1
             loads = s.loads | v.loads
             inner = s.mode.family in ("point", "contract") or (s.mode.family == "reduce" and not s.mode.nested)
-            single = inner and not s.mode.over & over and len(s.anchors) <= 1
-            if not single or v.mode.family != "point" or len(loads) > self.limits.loads:
+            statistics = s.mode.family == "contract" and not self._vary(s.mode.summed, over)
+            single = sum(a[0] == "contract" for a in s.anchors) <= 1 if statistics else len(s.anchors) <= 1
+            if not (inner and single) or s.mode.over & over or v.mode.family != "point" or len(loads) > self.limits.loads:
                 continue
             key = (score, s.loads, s.anchors)
             body, work = self._scores.setdefault(key, (s.form, s.work))
             anchors = s.anchors | {("fold", kind, over, score, value)}
             form = _fold_form(str(kind), axes, body, v.form)
             yield self._cut(Mode("online", over, free, score=key), anchors, loads, work + v.work + 2 * elements, form)
+
+    def _vary(self, loads: frozenset[Load], over: frozenset[str]) -> bool:
+        """Whether one of these loads varies over one of the axes."""
+        axes = (str(x[2]).split() if x[0] == "read" else self.frozen.axes[int(x[1])] for x in loads)  # type: ignore[misc]
+        return any(over.intersection(a) for a in axes)
 
 
 _SMALL = 1 << 20  # elements of a combination of parts: reducing them again for each position of an axis takes no time

@@ -172,3 +172,11 @@ def test_the_weights_of_a_fold_are_of_their_own_type_beside_statistics_that_are_
     for p in found:
         inputs = {i.name: rng.random(i.shape) for i in p.program.inputs}
         assert all(np.isfinite(x).all() for x in evaluate(p.program, inputs))
+
+
+def test_the_norm_of_a_folds_rows_can_be_a_statistic_of_its_kernel(graph_of: Callable[[Array], KernelGraph]) -> None:
+    q, k, v = (tensor(n, (48, 64), "bf16") for n in "qkv")
+    unit = q * np_.rsqrt(np_.mean(q * q, axis=-1, keepdims=True) + 1e-6)
+    graph = graph_of(np_.softmax(unit @ k.mT) @ v)
+    folds = [online_problem(n.program) for n in graph.kernels if n.family == "online" and not n.needs]
+    assert any(isinstance(p, OnlineProblem) and len(p.statistics) == 1 and p.wide for p in folds)

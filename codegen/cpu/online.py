@@ -58,6 +58,8 @@ class OnlineFamily:
         """Return why the schedule cannot serve the problem, or None."""
         if not isinstance(problem, OnlineProblem) or not isinstance(schedule, CpuOnlineTile):
             return f"expected a dependent fold and a CpuOnlineTile; got {problem.family} and {type(schedule).__name__}"
+        if problem.statistics:
+            return "it takes no statistics of the rows' operand"
         s = schedule
         if refusal := common_refusal(s.vector_bytes, s.vectors, s.threads, s.compiler):
             return refusal

@@ -95,10 +95,24 @@ def layout_of(problem: OnlineProblem) -> Layout | str:
         return f"its operands are {left.dtype}, {right.dtype} and {values.dtype}"
     if wide.weight.dtype is not values.dtype:
         return f"its weights are {wide.weight.dtype}; the matrix units would round them to {values.dtype}"
+    if refusal := _statistics_refusal(problem, left):
+        return refusal
     if left.inner > 256 or values.inner > 256:
         return f"{left.inner} contracted and {values.inner} value positions; the template holds up to 256"
     score, factor, row_factors = _unscaled(problem.score, frozenset(problem.over))
     return Layout(left, right, values, wide, score, factor, row_factors)
+
+
+def _statistics_refusal(problem: OnlineProblem, left: Sheet) -> str | None:
+    """Return why statistics of the rows' operand cannot be taken of the rows in shared memory, or None."""
+    if problem.statistics and left.inner % 64:
+        return f"statistics are taken of whole panels of 64 elements; a row has {left.inner}"
+    for s in problem.statistics:
+        if s.op not in ("sum", "max", "min") or s.dtype.accumulator is not DType.F32:
+            return f"a statistic is {s.op} in {s.dtype}; it takes sum, max and min in f32"
+        if any(e.op == "iota" for e in s.walk()):
+            return "a statistic depends on positions"
+    return None
 
 
 def _unscaled(score: Expr, over: frozenset[str]) -> tuple[Expr, float, tuple[Expr, ...]]:

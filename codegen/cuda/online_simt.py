@@ -42,6 +42,8 @@ class OnlineSimtFamily:
         """Return why the schedule cannot serve the problem, or None."""
         if not isinstance(problem, OnlineProblem) or not isinstance(schedule, OnlineSimtTile):
             return f"expected a dependent fold and an OnlineSimtTile; got {problem.family} and {type(schedule).__name__}"
+        if problem.statistics:
+            return "it takes no statistics of the rows' operand"
         s = schedule
         if s.threads % 32 or not 32 <= s.threads <= 1024 or s.rows < 1 or s.rows % (s.threads // 32):
             return "a block has 32 to 1024 threads, and each of its warps the same number of rows"

@@ -77,6 +77,8 @@ class OnlineSplitFamily:
         """Return why the schedule cannot serve the problem, or None."""
         if not isinstance(problem, OnlineProblem) or not isinstance(schedule, OnlineSplitTile):
             return f"expected a dependent fold and an OnlineSplitTile; got {problem.family} and {type(schedule).__name__}"
+        if problem.statistics:
+            return "it takes no statistics of the rows' operand"
         found = _layout(problem)
         return found if isinstance(found, str) else _schedule_refusal(problem, found, schedule)
 

@@ -101,6 +101,13 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS) {
     SCORE_PARTS
     auto begin = [&]() {  // the rows at `here`
       const int batch = here.batch, first_row = here.first_row, row0 = first_row + wg * 64 + warp_in_group() * 16 + lane / 4;
+      float stat[STATISTICS][2], gathered[STATISTICS];                      //@statistics
+      NEUTRAL
+      UNROLL for (int p = 0; p < DP; ++p)                                   //@statistics
+        row_values<T>(rows.data + rows.s * ROWS_BYTES + (wg * DP + p) * 8192, [&](float x) {  //@statistics
+          GATHER
+        });                                                                 //@statistics
+      TOTAL
       UNROLL for (int half = 0; half < 2; ++half) {
         const int row = min(max(row0 + 8 * half, 0), M - 1);
         SCORE_PART_VALUES

@@ -35,7 +35,7 @@ from eqsat.codegen.kernel import Arg, BufferArg, KernelSource, Rates, Schedule, 
 from eqsat.codegen.masks import ALWAYS, NEVER, both, unmasked, vanishes
 from eqsat.codegen.online import OnlineProblem, bare
 from eqsat.codegen.printer import is_load
-from eqsat.codegen.problem import Problem
+from eqsat.codegen.problem import Problem, nest
 from eqsat.codegen.targets import Target
 from eqsat.ir import Expr
 
@@ -174,9 +174,9 @@ def _constants(problem: OnlineProblem, layout: Layout, s: OnlineWgmmaTile) -> st
         "BATCH": batch, "M": m, "KEYS_ALL": k, "KEYS": s.keys, "GROUPS": s.groups, "STAGES": s.stages, "HEADS": s.heads,
         "DP": layout.panels[0], "VP": layout.panels[1], "NV": layout.columns, "STEPS": -(-d // 16), "THREADS": _threads(s),
         "PRODUCER_REGISTERS": producer, "CONSUMER_REGISTERS": consumer, "KEYS_AT": shared.keys_at, "VALUES_AT": shared.values_at,
-        "ROW_STAGES": shared.rows, "BUFFERS": shared.staging, "STAGING_AT": shared.staging_at,
+        "STATISTICS": len(problem.statistics), "ROW_STAGES": shared.rows, "BUFFERS": shared.staging, "STAGING_AT": shared.staging_at,
     }  # fmt: skip
-    lines = [f"constexpr int {name} = {value};" for name, value in values.items()]
+    lines = [f"using T = {layout.left.dtype};", *(f"constexpr int {name} = {value};" for name, value in values.items())]
     scale = layout.factor * _LOG2_E
     return "\n".join([*lines, f"constexpr float SCALE = {scale!r}f, FACTOR = {layout.factor!r}f, LIMIT = {_LIMIT!r}f;"])
 
@@ -193,6 +193,7 @@ def _kernel(problem: OnlineProblem, layout: Layout, s: OnlineWgmmaTile) -> str:
         *(["pingpong"] if s.pingpong else []),
         *(["budget"] if _REGISTERS[s.groups][0] else []),
         *(["staged"] if shared.staging else []),
+        *(["statistics"] if problem.statistics else []),
         "tops" if pivot_matters(problem) else "free",
     }
     slots = {
@@ -211,6 +212,7 @@ def _kernel(problem: OnlineProblem, layout: Layout, s: OnlineWgmmaTile) -> str:
         "SCALE_OF_ROW": ["scale[half]" if layout.row_factors else "SCALE"],
         "FACTOR_OF_ROW": [f"(scale[half] * {1 / _LOG2_E!r}f)" if layout.row_factors else "FACTOR"],
         **_score_parts(problem, layout),
+        **_statistics(problem),
         "STORE_ROW": store_rows(problem),
         **store_values(problem, layout, shared),
     }
@@ -285,10 +287,28 @@ def _kept_parts(problem: OnlineProblem, layout: Layout) -> list[Expr]:
     return [e for e in parts if set(problem.m) & e.axes and any(is_load(x) for x in e.walk())]
 
 
+def _statistics(problem: OnlineProblem) -> dict[str, list[str]]:
+    """Print the statistics of the rows in shared memory: two threads gather each row's elements `x`."""
+    c = problem.contraction
+    assert c is not None
+    combine = [e.op.capitalize() for e in problem.statistics]
+    body = Code(problem, {}, {bare(c.a): "x"}, "g")
+    lines, values = body.lines([nest(e)[1] for e in problem.statistics])
+    return {
+        "NEUTRAL": [f"gathered[{n}] = {op}::neutral();" for n, op in enumerate(combine)],
+        "GATHER": [
+            *lines,
+            *(f"gathered[{n}] = {op}::of(gathered[{n}], {v});" for n, (op, v) in enumerate(zip(combine, values, strict=True))),
+        ],
+        "TOTAL": [f"row_total<{op}>(gathered[{n}], stat[{n}]);" for n, op in enumerate(combine)],
+    }
+
+
 def _score_parts(problem: OnlineProblem, layout: Layout) -> dict[str, list[str]]:
     """Print what a row's scores need beside the products: parts that do not vary with the keys, and the row's scale."""
     parts = _kept_parts(problem, layout)
-    lines, values = Code(problem, places(problem, row=problem.m), {}, "w", "at").lines([*parts, *layout.row_factors])
+    at_hand = {e: f"stat[{n}][half]" for n, e in enumerate(problem.statistics)}
+    lines, values = Code(problem, places(problem, row=problem.m), at_hand, "w", "at").lines([*parts, *layout.row_factors])
     named = [f"score_part{n}[half] = {v};" for n, v in enumerate(values[: len(parts)])]
     factors = values[len(parts) :]
     return {
