@@ -69,9 +69,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) eqsat_kernel(PARAM
   extern __shared__ u8 raw[];
   const u32 smem = (smem_u32(raw) + 1023) & ~1023u, full = smem + BARRIERS_AT, empty = full + 8 * STAGES, raw_full = empty + 8 * STAGES, verdict = raw_full + 8 * STAGES;
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = lane_id(), begin = first_unit(blockIdx.x), end = first_unit(blockIdx.x + 1);
-  if (threadIdx.x == THREADS - 32) {
-    PREFETCH
-    for (int i = 0; i < STAGES; ++i) { mbar_init(full + 8 * i, STAGERS ? 2 : 1); mbar_init(empty + 8 * i, WARPS); mbar_init(raw_full + 8 * i, 1); }
+  if (threadIdx.x >= THREADS - 32) {                                        // a lane for each slot: one after the other takes half a µs
+    if (lane == 0) { PREFETCH }
+    for (int i = lane; i < STAGES; i += 32) { mbar_init(full + 8 * i, STAGERS ? 2 : 1); mbar_init(empty + 8 * i, WARPS); mbar_init(raw_full + 8 * i, 1); }
     mbar_init_fence();
   }
   begin_dependent();
