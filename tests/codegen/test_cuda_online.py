@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from tests.codegen.emulate_mma import emulated_wgmma, run_maps
 from tests.codegen.online_problems import BF16, F16, F32, attend, attention, causal, scores, several
 from tests.codegen.online_problems import fold as weighted
 from tests.codegen.problems import PROBLEMS, array
+from tests.codegen.test_cuda_compile import disassemble, needs_disassembler
 
 SIMT, WGMMA = OnlineSimtFamily(), OnlineWgmmaFamily()
 MENU = (
@@ -282,3 +285,34 @@ def test_the_compiler_takes_it_without_spills() -> None:
         assert isinstance(made, KernelBinary), made
         assert made.resources.spill_bytes == made.resources.stack_bytes == 0
         assert not made.resources.warnings
+
+
+def innermost_products(text: str) -> Counter[str]:
+    """Count the instructions of the least loop that holds matrix products, in disassembled machine code."""
+    found: list[tuple[str, str]] = []
+    labels: dict[str, int] = {}
+    for line in text.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(found)
+        elif ins := re.search(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P[T\d]+ )?([A-Z0-9]+)\S*(.*)", line):
+            found.append((ins[1], ins[2]))
+    loops = []
+    for i, (op, rest) in enumerate(found):
+        to = re.search(r"`\((\.L_x_\d+)\)", rest)
+        if op == "BRA" and to and labels.get(to[1], len(found)) <= i:
+            loops.append(Counter(op for op, _ in found[labels[to[1]] : i + 1]))
+    return min((c for c in loops if c["HGMMA"]), key=lambda c: c.total())
+
+
+@needs_disassembler
+@pytest.mark.parametrize("d", [64, 128])
+def test_descriptors_of_the_main_loop_stay_in_uniform_registers(d: int, tmp_path: Path) -> None:
+    tile = OnlineWgmmaTile(64, 3, 3, 0, 8)
+    source = WGMMA.emit(fold(attention(BF16, 4096, 4096, d, d, h=16, mask=causal)), tile)
+    ((_, made),) = compile_many([source], parse_target("sm_90"))
+    assert isinstance(made, KernelBinary), made
+    loop = innermost_products(disassemble(made.image, tmp_path))
+    assert loop["HGMMA"] == d // 16 + tile.keys // 16
+    assert loop["MUFU"] >= tile.keys // 2
+    assert loop["R2UR"] <= 4
+    assert loop["MEMBAR"] == 0
