@@ -71,8 +71,10 @@ def matrix(problem: ContractProblem, found: Expr, rows: tuple[str, ...]) -> Oper
     if found.dtype not in MATRIX_DTYPES:
         return f"an operand is {found.dtype}; the matrix units take bf16 and f16"
     buffer = buffers(problem.program)[found.attrs[0]]
-    steps = axis_strides(found, buffer)
-    groups = [joined_stride(g, steps, problem.program.extents) for g in (rows, problem.k, problem.batch)]
+    extents, steps = problem.program.extents, axis_strides(found, buffer)
+    if missing := {a for a in (*rows, *problem.k, *problem.batch) if extents[a] > 1} - steps.keys():
+        return f"{buffer.name!r} does not vary along {sorted(missing)}"
+    groups = [joined_stride(g, steps, extents) for g in (rows, problem.k, problem.batch)]
     if any(s is None for s in groups):
         return f"the axes of {buffer.name!r} do not join into rows, columns and batch"
     row, k, batch = (s or 0 for s in groups)
