@@ -95,10 +95,11 @@ template <class Op, int SLOT, int WARPS, int ROWS, int CLUSTER> DEV typename Op:
   }
   return v;
 }
-// A block says that it reads no other block's shared memory any more, and before it leaves waits until all have said so. Relaxed:
-// nothing is handed over, and a release would wait for the stores of the output.
-DEV void cluster_done() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
-DEV void cluster_leave() { asm volatile("barrier.cluster.wait;" ::: "memory"); }
+// A block says that it reads no other block's shared memory any more, and before it leaves waits until all have said so. A release,
+// since the reads must have ended (a relaxed one let blocks leave under a reader); it comes before the output is stored, as it
+// would wait for those stores too.
+DEV void cluster_done() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+DEV void cluster_leave() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 // The same for teams of blocks that take row after row: the values of one row are read while those of the next are written.
 template <class Op, int SLOT, int WARPS, int CLUSTER> DEV typename Op::type combine_team(typename Op::type v, int turn) {
   typedef typename Op::type T;
