@@ -69,23 +69,23 @@ class ScanFamily:
         return target.kind == "cuda"
 
 
-def _held(shape: ScanShape, count: int, lanes: int) -> int:
-    """Return the registers of a thread's vectors: what was loaded and what is added up."""
+def _held(shape: ScanShape, count: int, lanes: int, ahead: int = 0) -> int:
+    """Return the registers of a thread's vectors: what was loaded (twice with the next tile `ahead`) and what is added up."""
     loaded = sum(max(x.dtype.bytes, 4 if lanes == 1 else 1) for x in shape.loads)
     summed = sum(max(s.node.dtype.accumulator.bytes, 4) for s in shape.scans)
     plain = all(s.operand.digest in {x.expr.digest for x in shape.loads} for s in shape.scans)  # a load is what is added up
-    return count * lanes * (max(loaded, summed) if plain else loaded + summed) // 4
+    return count * lanes * ((max(loaded, summed) if plain else loaded + summed) + ahead * loaded) // 4
 
 
-def _common_refusal(shape: ScanShape, count: int, width: int) -> str | None:
-    if count not in (1, 2, 4, 8, 16, 32) or width not in WIDTHS:
-        return f"a thread holds 1 to 32 vectors, a power of two, and the width is one of {WIDTHS}"
+def _common_refusal(shape: ScanShape, count: int, width: int, ahead: int) -> str | None:
+    if count not in (1, 2, 4, 8, 16, 32) or width not in WIDTHS or ahead not in (0, 1):
+        return f"a thread holds 1 to 32 vectors, a power of two, the width is one of {WIDTHS}, and one tile is ahead or none"
     lanes = shape.lanes(width)
     if lanes > 1 and shape.inner.extent % lanes:
         return f"the innermost extent {shape.inner.extent} is not a multiple of the {lanes} elements of a vector"
     if width > 1 and lanes == 1:
         return "a vector of this width holds a single element: it is the schedule of width 1"
-    held = _held(shape, count, lanes)
+    held = _held(shape, count, lanes, ahead)
     return f"{held} registers for each thread; {HELD_REGISTERS} are there" if held > HELD_REGISTERS else None
 
 
@@ -96,12 +96,14 @@ def _row_refusal(shape: ScanShape, s: ScanRowTile) -> str | None:
         return "15 rows have barriers of their own"
     if not shape.rowwise:
         return "the outputs are not contiguous along the scanned axis"
-    if why := _common_refusal(shape, s.count, s.width):
+    if why := _common_refusal(shape, s.count, s.width, s.ahead):
         return why
     vectors = shape.along.extent // shape.lanes(s.width)
-    held = _held(shape, s.count, shape.lanes(s.width)) + 24
+    held = _held(shape, s.count, shape.lanes(s.width), s.ahead) + 24
     if held * 32 * s.warps * s.rows > 65536:
         return "a block's vectors do not fit into the registers"
+    if s.ahead and vectors <= 32 * s.warps * s.count:
+        return "a row is one tile: none is ahead"
     return "the block has more vectors than the row" if 32 * s.warps * s.count >= 2 * max(vectors, 32) else None
 
 
@@ -121,13 +123,15 @@ def _column_refusal(shape: ScanShape, s: ScanColumnTile) -> str | None:
         return "columns are 8 to 128, groups 1 to 32, powers of two, 32 to 1024 threads in all"
     if shape.rowwise:
         return "the outputs are contiguous along the scanned axis"
-    if why := _common_refusal(shape, s.count, s.width):
+    if why := _common_refusal(shape, s.count, s.width, s.ahead):
         return why
     lanes = shape.lanes(s.width)
     shared = sum(2 * threads * lanes * max(x.node.dtype.accumulator.bytes, 1) for x in shape.scans)
     if shared > STATIC_SHARED_BYTES:
         return f"{shared} bytes of shared memory; {STATIC_SHARED_BYTES} are there without asking for more"
-    if (_held(shape, s.count, lanes) + 2 * lanes * len(shape.scans) + 24) * threads > 65536:
+    if s.ahead and shape.along.extent <= s.groups * s.count:
+        return "a scan is one tile: none is ahead"
+    if (_held(shape, s.count, lanes, s.ahead) + 2 * lanes * len(shape.scans) + 24) * threads > 65536:
         return "a block's vectors do not fit into the registers"
     return "the block has more positions than the axis" if s.groups * s.count >= 2 * shape.along.extent else None
 
@@ -144,10 +148,18 @@ def _model_factor(shape: ScanShape, s: Tile, rates: Rates) -> float:
     else:
         blocks, threads = rows * shape.inner.extent / (s.columns * lanes), s.columns * s.groups
         tiles = shape.along.extent / (s.groups * s.count)
-    resident = min(blocks / processors(rates), 65536 / ((_held(shape, s.count, lanes) + 24) * threads), 2048 / threads)
-    waiting = latency_factor(rates, resident * threads * processors(rates), s.count * lanes * size)
+    ahead = 0 if isinstance(s, ScanGridTile) else s.ahead
+    resident = min(blocks / processors(rates), 65536 / ((_held(shape, s.count, lanes, ahead) + 24) * threads), 2048 / threads)
+    waiting = latency_factor(rates, resident * threads * processors(rates), (1 + ahead) * s.count * lanes * size)
     narrow = 0.03 * math.log2(max(16 / (lanes * size), 1))
     whole = math.ceil(tiles) / tiles  # a last tile that is partly empty
-    return (
-        1.03 + 0.06 * isinstance(s, ScanGridTile) + narrow + 0.03 * min(tiles, 4) + 0.05 * (resident < 2) + 0.3 * (whole - 1)
-    ) * waiting
+    # Slopes of a sweep on an H200 (cumulative sums of 4096 rows of 16384 floats): barriers for each tile, a long chain in each
+    # thread, few or all threads of a multiprocessor in one block, streaming stores.
+    factor = 1.03 + narrow + 0.3 * (whole - 1) + 0.012 * math.log2(max(math.ceil(tiles), 1)) - 0.01 * ahead
+    factor += 0.04 * (s.count * lanes * size > 128) + 0.1 * max(1 - resident, 0)
+    factor += 0.01 * max(math.log2(512 / threads), 0) + 0.03 * (threads > 512)
+    if not isinstance(s, ScanColumnTile):
+        factor += 0.03 * (s.hint > 0)
+    if isinstance(s, ScanGridTile):
+        factor += 0.06  # waiting for the tiles before
+    return factor * waiting

@@ -65,7 +65,9 @@ class ScanPrinter:
             across = -(-shape.inner.extent // (s.columns * self.lanes))
             threads, blocks, lines = s.columns * s.groups, rows * across, self._column_start(rows, across)
         lines += self._carries()
-        body = self._tile()
+        ahead = not isinstance(s, ScanGridTile) and bool(s.ahead)
+        lines += self._first_fetch(ahead)
+        body = self._tile(ahead)
         if workspace:
             lines += [*body, f"reset_tickets<{threads}>(tickets, tickets + 1, flags, {blocks});"]
         elif tiles == 1:
@@ -150,11 +152,11 @@ class ScanPrinter:
             f"const {self.index} {along.var} = {f'{place} * {self.lanes}' if self.shape.rowwise and self.lanes > 1 else place};"
         ]
 
-    def _each(self, lines: Sequence[str], whole: bool, otherwise: Sequence[str] = ()) -> list[str]:
+    def _each(self, lines: Sequence[str], otherwise: Sequence[str] = (), tile: str = "tile") -> list[str]:
         """Wrap statements for vector `i` in the loop over the vectors of a thread."""
         s = self.s
         q = f"group * {s.count} + i" if isinstance(s, ScanColumnTile) else f"(warp * {s.count} + i) * 32 + lane_id()"
-        conditions = [] if whole else [f"q < {self.length}"]
+        conditions = [f"q < {self.length}"] if self.length % self.step else []
         conditions += ["inside"] if self._ragged() else []
         work = [*self._position(), *lines]
         if conditions:
@@ -164,7 +166,7 @@ class ScanPrinter:
                 *(["} else {", *indent(list(otherwise))] if otherwise else []),
                 "}",
             ]
-        return [f"UNROLL for (int i = 0; i < {s.count}; ++i) {{", f"  const {self.index} q = tile + {q};", *indent(work), "}"]
+        return [f"UNROLL for (int i = 0; i < {s.count}; ++i) {{", f"  const {self.index} q = {tile} + {q};", *indent(work), "}"]
 
     def _ragged(self) -> bool:
         """Whether some threads stand outside the rows or columns."""
@@ -175,23 +177,34 @@ class ScanPrinter:
             return math.prod(x.extent for x in shape.outer) % s.rows != 0
         return shape.inner.extent % (s.columns * self.lanes) != 0
 
-    def _tile(self) -> list[str]:
-        """Print what happens to a tile: load, add up what each thread holds, exchange, finish and store."""
-        shape, s = self.shape, self.s
-        whole = self.length % self.step == 0
-        members = []
-        fetch: list[str] = []
+    def _first_fetch(self, ahead: bool) -> list[str]:
+        """Print what holds the loads of a thread, and (`ahead`) those of the first tile."""
+        kinds = [field_type(x, mode, self.lanes) for x, mode in zip(self.shape.loads, self.modes, strict=True)]
+        members = " ".join(f"{ctype} x{n}{suffix};" for n, (ctype, suffix) in enumerate(kinds))
+        lines = [f"struct Fetched {{ {members} }};"]
+        return [*lines, f"Fetched g[{self.s.count}];", *self._fetch("g", "0")] if ahead else lines
+
+    def _fetch(self, into: str, tile: str) -> list[str]:
+        """Print the loads of a tile."""
+        shape, fetch = self.shape, list[str]()
         for n, (x, mode) in enumerate(zip(shape.loads, self.modes, strict=True)):
-            ctype, suffix = field_type(x, mode, self.lanes)
-            members.append(f"{ctype} x{n}{suffix};")
             hint = self.hint if self.lanes * x.dtype.bytes >= 16 else "PLAIN"
             offset, guard = load_offset(x, shape.loops, self.names), load_guard(x, self.names)
-            fetch += print_fetch(x, mode, f"g[i].x{n}", shape.inner, self.lanes, hint, offset, guard)
-        lines = [f"struct Fetched {{ {' '.join(members)} }};", f"Fetched g[{s.count}];", *self._each(fetch, whole)]
-        lines += [f"{operator(x)}::type a{x.number}[{s.count}][{self.lanes}];" for x in shape.scans]
-        lines += self._each(self._lift(), whole, self._nothing())
-        lines += self._exchange()
-        return [*lines, *self._finish(whole)]
+            fetch += print_fetch(x, mode, f"{into}[i].x{n}", shape.inner, self.lanes, hint, offset, guard)
+        return self._each(fetch, tile=tile)
+
+    def _tile(self, ahead: bool) -> list[str]:
+        """Print what happens to a tile: load it (or the next), add up what each thread holds, exchange, finish and store."""
+        shape, count = self.shape, self.s.count
+        lines = [f"Fetched {'h' if ahead else 'g'}[{count}];"]
+        if ahead:
+            lines += [f"if (tile + {self.step} < {self.length}) {{", *indent(self._fetch("h", f"tile + {self.step}")), "}"]
+        else:
+            lines += self._fetch("g", "tile")
+        lines += [f"{operator(x)}::type a{x.number}[{count}][{self.lanes}];" for x in shape.scans]
+        lines += self._each(self._lift(), self._nothing())
+        lines += [*self._exchange(), *self._finish()]
+        return [*lines, f"UNROLL for (int i = 0; i < {count}; ++i) g[i] = h[i];"] if ahead else lines
 
     def _scope(self, prefix: str, results: Mapping[str, str]) -> Scope:
         return Scope(partial(self._leaf, results=results), prefix, call=partial(call_short, self.short))
@@ -261,7 +274,7 @@ class ScanPrinter:
             f"scan_groups<{op}, {n}, {s.columns}, {s.groups}, {self.lanes}>(t{n}, carry{n}, across, group, turn);",
         ]
 
-    def _finish(self, whole: bool) -> list[str]:
+    def _finish(self) -> list[str]:
         """Print the running values of vector `i`, the outputs that follow from them, and the stores."""
         shape = self.shape
         running = "t{0}[i]" if shape.rowwise else "t{0}[j]"
@@ -282,4 +295,4 @@ class ScanPrinter:
             at = load_offset(out, shape.loops, self.names)
             pack = f"Pack<{stored_type(out.dtype)}>::template from<{self.lanes}>(o{n})"
             body.append(f"store_raw<{size}, {hint}>({out.parameter} + {at}, {pack});")
-        return self._each(body, whole)
+        return self._each(body)

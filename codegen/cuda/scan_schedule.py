@@ -15,7 +15,7 @@ class ScanRowTile(Schedule):
     """For outputs contiguous along the scanned axis: `warps` warps to a row, `rows` rows to a block.
 
     A thread holds `count` vectors of `width` bytes of the widest stored type (1: single elements). A longer row comes tile by
-    tile, and what was added up so far is carried on.
+    tile, and what was added up so far is carried on; with `ahead`, a tile is on its way while the one before it is summed.
     """
 
     warps: int
@@ -23,19 +23,22 @@ class ScanRowTile(Schedule):
     count: int
     width: int
     hint: int
+    ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ScanColumnTile(Schedule):
     """For outputs contiguous along another axis: blocks of `columns` threads across by `groups` along the scanned axis.
 
-    A thread holds `count` vectors of `width` bytes, one position after another; the groups follow each other, tile by tile.
+    A thread holds `count` vectors of `width` bytes, one position after another; the groups follow each other, tile by tile;
+    `ahead` as for rows.
     """
 
     columns: int
     groups: int
     count: int
     width: int
+    ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)

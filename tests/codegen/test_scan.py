@@ -30,6 +30,7 @@ from eqsat.trace import trace
 
 TILES: tuple[Schedule, ...] = (
     ScanRowTile(1, 1, 1, 1, 0), ScanRowTile(1, 3, 2, 4, 0), ScanRowTile(2, 2, 1, 16, 1), ScanRowTile(4, 1, 1, 8, 0), ScanRowTile(8, 1, 2, 16, 0),
+    ScanRowTile(1, 2, 2, 4, 0, 1), ScanRowTile(2, 1, 1, 8, 0, 1), ScanRowTile(1, 1, 1, 1, 0, 1), ScanColumnTile(16, 4, 2, 4, 1), ScanColumnTile(32, 1, 4, 1, 1),
     ScanGridTile(2, 1, 1, 0), ScanGridTile(4, 1, 4, 0), ScanGridTile(1, 1, 16, 1),
     ScanColumnTile(32, 1, 1, 1), ScanColumnTile(8, 4, 2, 16), ScanColumnTile(16, 8, 1, 4), ScanColumnTile(32, 2, 8, 8),
 )  # fmt: skip
@@ -106,7 +107,13 @@ def test_kernels_of_every_kind_compile_without_spills_or_stack() -> None:
     found = [
         (p, s)
         for p in (board, down)
-        for s in (ScanRowTile(16, 1, 8, 16, 0), ScanColumnTile(32, 16, 8, 16), ScanGridTile(8, 4, 16, 0))
+        for s in (
+            ScanRowTile(16, 1, 8, 16, 0),
+            ScanColumnTile(32, 16, 8, 16),
+            ScanGridTile(8, 4, 16, 0),
+            ScanRowTile(8, 1, 4, 16, 0, 1),
+            ScanColumnTile(32, 16, 4, 16, 1),
+        )
         if family.legal(problem(p), s) is None
     ]
     sources = [family.emit(problem(p), s) for p, s in found] + [
@@ -123,6 +130,7 @@ def test_kernels_of_every_kind_compile_without_spills_or_stack() -> None:
         (lambda x: x.sum(-1), [array(8, 9)], ScanRowTile(1, 1, 1, 1, 0), "not one of every prefix"),
         (lambda x: fn.cumsum(x, 0), [array(64, 64)], ScanRowTile(1, 1, 1, 1, 0), "not contiguous along"),
         (lambda x: fn.cumsum(x, 1), [array(64, 64)], ScanColumnTile(32, 1, 1, 1), "are contiguous along"),
+        (lambda x: fn.cumsum(x, 1), [array(64, 64)], ScanRowTile(1, 1, 1, 16, 0, 1), "none is ahead"),
         (lambda x: fn.cumsum(x, 1), [array(64, 62)], ScanRowTile(1, 1, 1, 16, 0), "not a multiple"),
         (lambda x: fn.cumsum(x, 1), [array(64, 64)], ScanRowTile(4, 1, 2, 16, 0), "more vectors than the row"),
         (lambda x: fn.cumsum(x, 1), [array(64, 65536)], ScanRowTile(32, 1, 32, 16, 0), "registers"),
@@ -154,4 +162,4 @@ def test_the_rule_files_offer_schedules_for_every_scan() -> None:
         found = session.schedule_points([space_term("cuda", space_of(p)) for p in problems], rules.rules, declarations=text)
     for p, listed in zip(problems, found, strict=True):
         mine = [s for s in points(listed) if type(s) in ScanFamily.schedules]
-        assert 1 <= sum(ScanFamily().legal(p, s) is None for s in mine) <= 60
+        assert 1 <= sum(ScanFamily().legal(p, s) is None for s in mine) <= 90
