@@ -158,3 +158,13 @@ def test_the_compiler_takes_it_without_spills() -> None:
         assert made.resources.spill_bytes == made.resources.stack_bytes == 0
         assert not made.resources.warnings
         assert made.resources.registers * sources[index].block <= 65536
+
+
+@pytest.mark.skipif(not _usable(), reason="NVRTC is not installed")
+def test_without_clusters_it_runs_on_older_parts() -> None:
+    source = FAMILY.emit(fold(grouped(BF16, 64, 8, 1, 8192, 128)), OnlineSplitTile(8, 16, 4, 8, 1, 3))
+    assert source.requires == "sm_80"
+    assert FAMILY.serves(parse_target("sm_80"))
+    ((_, made),) = compile_many([source], parse_target("sm_80"))
+    assert isinstance(made, KernelBinary), made
+    assert made.resources.spill_bytes == made.resources.stack_bytes == 0
