@@ -100,5 +100,8 @@ def _predict_ns(shape: WindowShape, s: WindowTile, rates: Rates) -> float:
     waiting = latency_factor(rates, min(tiles, resident * processors(rates)), 4 * held)
     loaded = tiles * sum(math.prod(map(len, x.places)) * x.windowed.load.dtype.bytes for x in found)
     halo = loaded / max(sum(i.bytes for i in program.inputs), 1)
-    moved = traffic_ns(program, rates) * (1 + 0.02 * max(halo - 1, 0) + 0.01 * (s.columns == 1)) * waiting
-    return max(moved, issued) * (1 + 0.001 * s.hint + 0.0001 * (s.threads // 128))
+    # Slopes of sweeps on an H200: accesses of a neighbour's bytes (a thread's own 16 are best), rows that registers hold, hints.
+    wide = math.log2(s.columns * max(o.dtype.bytes for o in program.outputs) / 16)
+    shaped = 1 + 0.003 * max(halo - 1, 0) + (0.02 * wide if wide > 0 else -0.005 * wide) + 0.004 * math.log2(s.rows)
+    moved = traffic_ns(program, rates) * shaped * waiting
+    return max(moved, issued) * (1 + 0.01 * s.hint + 0.002 * math.log2(max(s.threads / 128, 1)))
