@@ -31,8 +31,8 @@ class Left:
     scalars: tuple[Expr, ...]
 
     def registers(self, tiles: int) -> int:
-        """Return the registers of a thread for the fragments of two steps, 64 rows `tiles` times, and for the vectors of one step."""
-        return 32 * tiles + 8 * tiles * len(self.staged) + sum(16 if v.dtype.bytes > 2 else 8 for v in self.vectors)
+        """Return the registers of a thread for fragments, computed ones of two steps, of 64 rows `tiles` times, and for the vectors."""
+        return 32 * tiles + 8 * tiles * len(self.staged) + sum(v.dtype.bytes // 2 for v in self.vectors)
 
 
 def computed_left(problem: ContractProblem) -> Left | str:
@@ -100,19 +100,33 @@ def print_scalars(problem: ContractProblem, left: Left) -> list[str]:
             f"const {register_type(e.dtype)} s{i} = ordered_one({pointers[name]} + {print_offset(e, known[name], names)});"
         )
     out += [f"Raw<16> x{i}[TILES][4];" for i in range(len(left.staged))]
-    return out + [f"Raw<{2 * e.dtype.bytes}> v{i}[4][2];" for i, e in enumerate(left.vectors)]
+    return out + [f"Raw<{2 * e.dtype.bytes}> g{i};" for i, e in enumerate(left.vectors)]
 
 
 def print_fetch(problem: ContractProblem, left: Left) -> list[str]:
-    """Print the loads of the vectors for the step that begins at `k0`: two neighbours for each register of a fragment."""
+    """Print the loads of the vectors for the step that begins at `k0`: two neighbours for each lane, which has the step in the warp.
+
+    Shared memory is busy every cycle with what the matrix units read, so that each load of a warp costs one of theirs: eight
+    loads of two neighbours for each vector, straight to where they are needed, took 7 % of the time (measured on an H200).
+    """
     known, pointers = buffers(problem.program), parameter_names(problem.program)
     names = axis_names({"tile.batch": problem.batch, "k": problem.k}, problem.program.extents)
     body = [
-        f"v{i}[q][h] = ordered<2>({pointers[e.attrs[0]]} + {print_offset(e, known[e.attrs[0]], names)});"
+        f"g{i} = ordered<2>({pointers[e.attrs[0]]} + {print_offset(e, known[e.attrs[0]], names)});"
         for i, e in enumerate(left.vectors)
     ]
-    at = "const int k = k0 + 16 * q + 8 * h + 2 * (lane_id() % 4);"
-    return [f"UNROLL for (int h = 0; h < 2; ++h) {{ {at} {' '.join(body)} }}"] if body else []
+    return ["const int k = k0 + 2 * lane_id();", *body] if body else []
+
+
+def print_spread(left: Left) -> list[str]:
+    """Print how the lanes that need them get the vectors' elements for fragment `q`."""
+    out = []
+    for i, e in enumerate(left.vectors):
+        words = "; ".join(
+            f"v{i}[h].w[{w}] = __shfl_sync(~0u, g{i}.w[{w}], 8 * q + 4 * h + lane_id() % 4)" for w in range(e.dtype.bytes // 2)
+        )
+        out += [f"Raw<{2 * e.dtype.bytes}> v{i}[2];", f"UNROLL for (int h = 0; h < 2; ++h) {{ {words}; }}"]
+    return out
 
 
 def print_fragments(left: Left) -> list[str]:
@@ -140,7 +154,7 @@ def print_words(problem: ContractProblem, left: Left, combine: list[str]) -> lis
         words = [_word(left, a) for a in e.args]
         return [f"to[i][q][r] = pair_{e.op}<T>({', '.join(words)});"]
     leaves = {x: f"Element<{stored_type(x.dtype)}>::get(x{i}[i][q], 2 * r + e)" for i, (x, _) in enumerate(left.staged)}
-    leaves |= {x: f"Element<{stored_type(x.dtype)}>::get(v{i}[q][r / 2], e)" for i, x in enumerate(left.vectors)}
+    leaves |= {x: f"Element<{stored_type(x.dtype)}>::get(v{i}[r / 2], e)" for i, x in enumerate(left.vectors)}
     lines, values = _statements([e, *(body for _, (_, body) in stats)], leaves, left)
     added = [
         f"stat[i][{j}][r % 2] = {op}::of(stat[i][{j}][r % 2], {v});" for (j, (op, _)), v in zip(stats, values[1:], strict=True)
@@ -177,7 +191,7 @@ _PAIRS = ("mul", "add", "sub")
 def _word(left: Left, e: Expr) -> str:
     """Return the C expression of the pair of neighbours that a leaf has in register `r`."""
     if e in left.vectors:
-        return f"v{left.vectors.index(e)}[q][r / 2].w[0]"
+        return f"v{left.vectors.index(e)}[r / 2].w[0]"
     return f"x{[x for x, _ in left.staged].index(e)}[i][q].w[r]"
 
 

@@ -69,21 +69,21 @@ KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
 //@begin computed
       SCALARS
       auto fetch = [&](int k0) {                                            //@vectors
-        repeat<4>([&](auto q) {                                             //@vectors
-          FETCH
-        });                                                                 //@vectors
+        FETCH
       };                                                                    //@vectors
       u32 left[2][TILES][4][4];                                             // fragments of this step and of the next one
       auto compute = [&](u32 slot, u32 (&to)[TILES][4][4]) {
-        UNROLL for (int i = 0; i < TILES; ++i)
-          repeat<4>([&](auto q) {
+        repeat<4>([&](auto q) {
+          SPREAD
+          UNROLL for (int i = 0; i < TILES; ++i) {
             FRAGMENTS
             UNROLL for (int r = 0; r < 4; ++r) {
               WORD
             }
-          });
+          }
+        });
       };
-      fetch(k_first);                                                            //@vectors
+      fetch(k_first);                                                       //@vectors
       u32 slot = in.wait();
       compute(slot, left[0]);
       fetch(min(k_first + 64, K - 64));                                              //@vectors

@@ -24,6 +24,7 @@ from eqsat.codegen.cuda.left import (
     print_fragments,
     print_riding,
     print_scalars,
+    print_spread,
     print_words,
     rides,
 )
@@ -266,6 +267,7 @@ def _computed(problem: Served, left: Left) -> dict[str, list[str]]:
         "TOTAL": [" ".join(f"quad_total<{op}>(stat[i][{j}]);" for j, op in enumerate(combine))],
         "SCALARS": print_scalars(lead, left),
         "FETCH": print_fetch(lead, left),
+        "SPREAD": print_spread(left),
         "FRAGMENTS": print_fragments(left),
         "WORD": print_words(lead, left, combine),
         "RIDE": print_riding(lead, left, combine) if combine and rides(lead, left) else [],
