@@ -30,6 +30,7 @@ from eqsat.search.store import Store, default_path
 from eqsat.search.workloads import Workload, workloads_of
 
 MODES = ("eager", "compile", "max-autotune")
+ANSWER = "eqsat-answer "  # begins a line of the timing process that is for its parent
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -112,30 +113,85 @@ def _run(
     modes: Sequence[str],
 ) -> dict[str, Any]:
     kept = Store(store or default_path())
-    found: dict[str, dict[str, Any]] = {}
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            for w in rows:
-                found[w.name] = _search(w, target, budget, kept, Path(folder) / w.name)
-            timed = _time_rows([w for w in rows if "error" not in found[w.name]], source, place, Path(folder), modes)
-    finally:
-        kept.close()
-    for name, times in timed["rows"].items():
-        found[name] |= times | {"rates": timed["rates"]}
-        if "eqsat" in times.get("times", {}) and found[name]["bound"] == "memory":
-            found[name]["ceiling"] = _share_of_ceiling(found[name], timed["rates"])
-    record = {
-        "device": place.name,
-        "fingerprint": place.fingerprint,
-        "source": source,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "environment": timed["environment"],
-        "rates": timed["rates"],
-        "rows": found,
-    }
-    if out is not None:
-        record = _written(record, out)
-    return record | {"table": table(record)}
+    record: dict[str, Any] = {"device": place.name, "fingerprint": place.fingerprint, "source": source, "rows": {}}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.closing(kept),
+        contextlib.closing(Timer(source, place, Path(folder), modes)) as timer,
+    ):
+        for w in rows:
+            row = _search(w, target, budget, kept, Path(folder) / w.name)
+            if "error" not in row:
+                row |= timer.time(w.name) | {"rates": timer.rates}
+            if "eqsat" in row.get("times", {}) and row["bound"] == "memory":
+                row["ceiling"] = _share_of_ceiling(row, timer.rates)
+            created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            record["rows"][w.name] = row | {"created": created}
+            record |= {"created": created, "environment": timer.environment, "rates": timer.rates}
+            if out is not None:
+                record["rows"] |= {w.name: _written(record, w.name, out)}  # what is measured is kept, whatever happens next
+    shown = record if out is None else json.loads((out / f"{_file_name(place.name, source)}.json").read_text())
+    return shown | {"table": table(shown)}
+
+
+class Timer:
+    """The process in which results are timed beside their baselines: not the one that searched, and without misleading variables.
+
+    It is started anew if a row kills it; that row is left without times, with a note.
+    """
+
+    def __init__(self, source: str, place: Place, folder: Path, modes: Sequence[str]) -> None:
+        where = source if source == "board" or source.startswith("sweep-") else str(Path(source).resolve())
+        self._request = json.dumps({"source": where, "kind": place.target.kind, "modes": list(modes)})
+        self._folder = folder
+        self._process: subprocess.Popen[str] | None = None
+        self.environment: dict[str, Any] = {}
+        self.rates: dict[str, Any] = {}
+
+    def time(self, name: str) -> dict[str, Any]:
+        """Return the times of the row whose bundle lies in the folder under its name."""
+        if self._process is None:
+            self._start()
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{name}\n")
+        self._process.stdin.flush()
+        found = self._answer()
+        if found is None:
+            self._process.communicate()
+            status, self._process = self._process.returncode, None
+            return {"times": {}, "note": f"the timing process ended with status {status}"}
+        return found
+
+    def _start(self) -> None:
+        env = {k: v for k, v in os.environ.items() if k not in MISLEADING} | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-m", "eqsat.search.bench_timing", self._request]
+        self._process = subprocess.Popen(
+            command, cwd=self._folder, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        first = self._answer()
+        if first is None:
+            raise EnvironmentMissingError(
+                f"the timing process ended with status {self._process.wait()} before it began; its output is above"
+            )
+        self.environment, self.rates = first["environment"], first["rates"]
+
+    def _answer(self) -> dict[str, Any] | None:
+        """Return the next answer; other lines that the process prints go to stderr; None if it ended."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(ANSWER):
+                found: dict[str, Any] = json.loads(line.removeprefix(ANSWER))
+                return found
+            if line.strip():
+                sys.stderr.write(line)
+        return None
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.communicate()  # closes what it reads, waits for it, and closes what it writes
 
 
 def _share_of_ceiling(row: dict[str, Any], rates: dict[str, Any]) -> float:
@@ -181,38 +237,15 @@ def _search(w: Workload, target: str, budget: str | float, store: Store, folder:
     }
 
 
-def _time_rows(rows: Sequence[Workload], source: str, place: Place, folder: Path, modes: Sequence[str]) -> dict[str, Any]:
-    """Time all rows in a fresh process; a row whose process dies is left without times."""
-    env = {k: v for k, v in os.environ.items() if k not in MISLEADING}
-    answer = folder / "timed.json"
-    where = source if source == "board" or source.startswith("sweep-") else str(Path(source).resolve())
-    request = {
-        "source": where,
-        "kind": place.target.kind,
-        "rows": [w.name for w in rows],
-        "modes": list(modes),
-        "answer": str(answer),
-    }
-    command = [sys.executable, "-m", "eqsat.search.bench_timing", json.dumps(request)]
-    code = subprocess.run(
-        command, cwd=folder, env=env | {"PYTHONPATH": os.pathsep.join(sys.path)}, stdin=subprocess.DEVNULL
-    ).returncode
-    if not answer.exists():
-        raise EnvironmentMissingError(f"the timing process ended with status {code} before it had a result; its output is above")
-    found: dict[str, Any] = json.loads(answer.read_text())
-    return found
-
-
-def _written(record: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Write the record to the device's file for its source, keeping rows of an earlier run that were not run now."""
+def _written(record: dict[str, Any], name: str, out: Path) -> dict[str, Any]:
+    """Write a row to the device's file for its source, keeping the rows that are there; return the row."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{_file_name(record['device'], record['source'])}.json"
-    record["rows"] = {k: {**v, "created": record["created"]} for k, v in record["rows"].items()}
+    row: dict[str, Any] = record["rows"][name]
     with _locked(out):
-        if path.exists():
-            record["rows"] = {**json.loads(path.read_text()).get("rows", {}), **record["rows"]}
-        path.write_text(json.dumps(record, indent=1) + "\n")
-    return record
+        rows = json.loads(path.read_text()).get("rows", {}) if path.exists() else {}
+        path.write_text(json.dumps(record | {"rows": {**rows, name: row}}, indent=1) + "\n")
+    return row
 
 
 @contextlib.contextmanager

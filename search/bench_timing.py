@@ -1,6 +1,7 @@
 """The timing process of the bench: load saved results, run them beside the baselines, interleaved, and write JSON.
 
-Run as a module with one JSON argument by `eqsat.search.bench`; the working folder holds one bundle a row.
+Run as a module with one JSON argument by `eqsat.search.bench`; the working folder holds one bundle a row, and names of rows come in on
+standard input.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from eqsat.search import machine
-from eqsat.search.bench import interval
+from eqsat.search.bench import ANSWER, interval
 from eqsat.search.beside import misled, time_calls
 from eqsat.search.result import load
 from eqsat.search.statistics import summarize
@@ -33,15 +34,18 @@ _FLUSH_BYTES = 256 << 20  # several times any last-level cache
 
 
 def main(request: dict[str, Any]) -> None:
-    """Time every row of the request and write the answer."""
-    rows = [w for w in workloads_of(request["source"], request["kind"]) if w.name in request["rows"]]
+    """Time the rows whose names come in, a line each; the first answer is the environment and the ceilings."""
+    rows = {w.name: w for w in workloads_of(request["source"], request["kind"])}
     timing = time_on_cuda if request["kind"] == "cuda" else time_on_cpu
-    answer: dict[str, Any] = {"environment": environment(), "rates": rates(request["kind"]), "rows": {}}
-    Path(request["answer"]).write_text(json.dumps(answer))
-    for w in rows:
-        print(f"time {w.name}", file=sys.stderr, flush=True)  # noqa: T201 - progress of a long run
-        answer["rows"][w.name] = timing(w, Path(w.name), request["modes"])
-        Path(request["answer"]).write_text(json.dumps(answer))  # what is measured is kept, whatever happens next
+    _answer({"environment": environment(), "rates": rates(request["kind"])})
+    for line in sys.stdin:
+        name = line.strip()
+        print(f"time {name}", file=sys.stderr, flush=True)  # noqa: T201 - progress of a long run
+        _answer(timing(rows[name], Path(name), request["modes"]))
+
+
+def _answer(found: dict[str, Any]) -> None:
+    print(f"\n{ANSWER}{json.dumps(found)}", flush=True)  # noqa: T201 - the parent reads it
 
 
 def environment() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The bench: rows are real programs, a run writes what it measured, and tables say no more than the record does."""
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 from eqsat.errors import EnvironmentMissingError, UsageError
 from eqsat.oracle import evaluate
 from eqsat.search import beside, machine
-from eqsat.search.bench import run_rows, table
+from eqsat.search.bench import Timer, run_rows, table
 from eqsat.search.bench_timing import draw, numpy_baseline
 from eqsat.search.beside import MISLEADING, time_calls
+from eqsat.search.optimize import optimize
 from eqsat.search.workloads import SWEEPS, Workload, board, workloads_of
 
 
@@ -160,3 +162,23 @@ def test_integer_inputs_are_drawn_from_the_row_s_range() -> None:
         assert drawn[name].dtype.kind == "i"
         assert drawn[name].min() >= 0
         assert drawn[name].max() < limit
+
+
+@pytest.mark.slow
+def test_a_row_that_kills_the_timing_process_costs_only_itself(tmp_path: Path, own_cache: Path) -> None:
+    """The bundle of the first row is taken away: its times cannot be had, those of the second can."""
+    place = machine.resolve("cpu")
+    (w,) = (w for w in board("cpu") if w.name.startswith("gelu_fused"))
+    optimize(w.program(), target="cpu", budget="5s", store=tmp_path / "s.sqlite", progress=False).save(tmp_path / w.name)
+    with contextlib.closing(Timer("board", place, tmp_path, ())) as timer:
+        lost, found = timer.time("softmax_1024x1024_f32"), timer.time(w.name)
+    assert lost["times"] == {}
+    assert "ended with status" in lost["note"]
+    assert found["times"]["eqsat"]["median_ns"] > 0
+
+
+@pytest.mark.slow
+def test_rows_of_an_earlier_run_stay_when_others_run(tmp_path: Path, own_cache: Path) -> None:
+    for name in ("gelu_fused", "softmax_1024"):
+        found = run_rows([name], target="cpu", budget="5s", store=tmp_path / "s.sqlite", out=tmp_path / "results")
+    assert set(found["rows"]) == {"gelu_fused_512x512_f32", "softmax_1024x1024_f32"}
