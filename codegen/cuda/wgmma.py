@@ -140,9 +140,9 @@ class WgmmaFamily:
         products = 2 * s.bm * columns * 64 / (_SUSTAINED * rates.rate("bf16") / all_of_them) * s.resident
         shared = (2 * s.bm + columns + s.bm * columns / 64) / clock * s.resident
         filled = 128 * (s.bm / s.cn + columns / s.cm) * min(clusters, places) * cluster / (_FILL_SHARE * rates.issue)
-        step = max(products * (1.07 if computed else 1.0), shared, filled) * (
-            1.0 if (s.bm + columns) * 128 <= 50 * 1024 else 1.12
-        )
+        step = max(products * (1.07 if computed else 1.0), shared, filled)
+        # Three stages are few; and blocks of neighbouring rows share what is longer, the right operand.
+        step *= (1.0 if (s.bm + columns) * 128 <= 50 * 1024 else 1.12) * (1.01 if s.cn > 1 else 1.0)
         tile = math.ceil(k / 64 / s.slices) * step + _EPILOGUE_NS
         sharing = _SHARING_NS + 8 * clusters * cluster * s.bm * columns / rates.copy if s.slices > 1 else 0.0
         arithmetic = -(-clusters // places) * tile + sharing
