@@ -1,5 +1,16 @@
 using In = Ring<STAGES, A::bytes + B::bytes, GROUPS * 4, 1>;
 using P = Planes<B, A::k_major>;
+constexpr int TILE_ROWS = (M + BM - 1) / BM, TILE_COLUMNS = (N + BN - 1) / BN, TILES = BATCH * TILE_ROWS * TILE_COLUMNS;
+// A block makes every GRID-th tile, or one slice of one. RASTER rows of tiles run together, so that they share L2.
+DEV int tile_of(int i) { return (int)(this_block() / SLICES) + i * GRID; }
+struct Tile {
+  int m, n, batch;
+  DEV Tile(int t) : batch(t / (TILE_ROWS * TILE_COLUMNS)) {
+    const int at = t % (TILE_ROWS * TILE_COLUMNS), first = at / (RASTER * TILE_COLUMNS) * RASTER, height = min(TILE_ROWS - first, RASTER), r = at - first * TILE_COLUMNS;
+    m = (first + r % height) * BM;
+    n = r / height * BN;
+  }
+};
 constexpr int PANELS = BN / 32, WORDS = (PANELS + 3) / 4, PASSES = BN / COLUMNS;
 
 KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS) {
@@ -7,36 +18,36 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS) {
   const u32 smem = (smem_u32(raw) + 1023) & ~1023u;
   In in(smem);
   const u32 converted = in.empty(STAGES), notes = converted + 8 * STAGES;   // a barrier and the panels' exponents (bytes) for each slot
-  if (threadIdx.x == 0) {
+  if (this_thread() == 0) {
     for (int i = 0; i < STAGES; ++i) mbar_init(converted + 8 * i, min(PANELS, 4));
     in.init();
   }
   __syncthreads();
-  Raster<BATCH, M, N, BM, BN, 1, 1, RASTER> tile;
 //@begin slices
   __shared__ u32 finished;
-  tile.t = (int)(blockIdx.x / SLICES) - (int)gridDim.x;                     // one slice of one tile for each block
-  const int slice = blockIdx.x % SLICES, first_step = slice * SHARE, steps = min(STEPS - first_step, SHARE);
+  const int first_step = this_block() % SLICES * SHARE, steps = min(STEPS - first_step, SHARE);
 //@end
   constexpr int first_step = 0, steps = STEPS;                              //@whole
-  const int wg = warpgroup();
+  const int wg = __shfl_sync(~0u, this_thread() / 128, 0);                  // uniform
 
   if (wg == GROUPS + 1) {                                                   // producer: one thread
     reg_dec<PRODUCER_REGISTERS>();
-    if (threadIdx.x == (GROUPS + 1) * 128) {
+    if (this_thread() == (GROUPS + 1) * 128) {
       tma_prefetch(&map_a);
       tma_prefetch(&map_b);
-      while (tile.next())
+      for (int i = 0; tile_of(i) < TILES; ++i) {
+        const Tile tile(tile_of(i));
         for (int k = 0; k < steps; ++k, in.next()) {
           const u32 slot = in.acquire(), full = in.full(in.s);
           A::load(slot, &map_a, full, tile.m, (first_step + k) * 32, tile.batch);
           B::load(slot + A::bytes, &map_b, full, tile.n, (first_step + k) * 32, tile.batch);
         }
+      }
     }
   } else if (wg == GROUPS) {                                                // converter: a warp for each panel
     reg_dec<CONVERTER_REGISTERS>();                                         //@fewer
     reg_inc<CONVERTER_REGISTERS>();                                         //@more
-    while (warp_in_group() < PANELS && tile.next()) {
+    for (int i = 0; warp_in_group() < PANELS && tile_of(i) < TILES; ++i) {
       u32 exponents[WORDS];
       UNROLL for (int w = 0; w < WORDS; ++w) exponents[w] = UNKNOWN;
       for (int k = 0; k < steps; ++k, in.next()) {
@@ -56,7 +67,8 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS) {
     }
   } else {                                                                  // consumers: 64 rows each
     reg_inc<CONSUMER_REGISTERS>();
-    while (tile.next()) {
+    const u32 counts = notes + STAGES * WORDS * 4;                          // of tiles, a word for each thread: the registers are full
+    for (put_word(counts + this_thread() * 4, 0); tile_of(word_at(counts + this_thread() * 4)) < TILES;) {
       // Sums of h·h' go to `total` after each step, by rounded additions; those of h·l' + l·h' wait in `low`, under the scales that
       // they were made with, until these change.
       float total[BN / 2];
@@ -66,13 +78,15 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS) {
         UNROLL for (int i = 0; i < COLUMNS / 2; ++i) low[p].v[i] = 0.f;
       u32 panels[WORDS];
       UNROLL for (int w = 0; w < WORDS; ++w) panels[w] = 0;
-      Left<A> left;
-      left.rows[0] = left.rows[1] = UNKNOWN;
+      u32 rows = UNKNOWN | UNKNOWN << 8;                                    // the exponents of this lane's two rows
+      Fragments left;                                                       //@plain
+      Fragments left, next;                                                 //@ahead
+      bool ready = false;  // whether `next` is what the units want         //@ahead
       auto fold = [&]() {
         repeat<PANELS>([&](auto panel) {
           const u32 exponent = panels[panel / 4] >> panel % 4 * 8 & 255;
           if (exponent) {
-            const float scale[2] = {product_scale(left.rows[0], exponent) * 0x1p-11f, product_scale(left.rows[1], exponent) * 0x1p-11f};
+            const float scale[2] = {product_scale(rows & 255, exponent) * 0x1p-11f, product_scale(rows >> 8, exponent) * 0x1p-11f};
             UNROLL for (int i = 0; i < 16; ++i) {
               float& part = low[panel * 32 / COLUMNS].v[panel * 32 % COLUMNS / 2 + i];
               total[panel * 16 + i] = fmaf(part, scale[i >> 1 & 1], total[panel * 16 + i]);
@@ -81,35 +95,36 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS) {
           }
         });
       };
-      left.load(in.wait());
       for (int k = 0; k < steps; ++k) {
-        const u32 slot = in.data + in.s * (A::bytes + B::bytes), right = slot + A::bytes, note = notes + in.s * WORDS * 4;
+        const u32 slot = in.wait(), right = slot + A::bytes, note = notes + in.s * WORDS * 4;
         const int here = in.s;
-        bool served = left.split() && k > 0;
-        u32 rows[2] = {left.rows[0], left.rows[1]};
-        if (!served) served = left.choose(rows);
+        // Whether `left` is what the matrix units want.
+        bool served = Left<A>::split(slot, rows, left) && k;                //@plain
+        bool served = ready;                                                //@ahead
+        ready = false;                                                      //@ahead
         mbar_wait(converted + 8 * here, in.parity);
         u32 now[WORDS];
-        bool same = rows[0] == left.rows[0] && rows[1] == left.rows[1], whole = true;  // the matrix units serve all panels
+        bool same = true, whole = true;                                     // whole: the matrix units serve all panels
         UNROLL for (int w = 0; w < WORDS; ++w) {
           now[w] = word_at(note + 4 * w) & (4 * w + 4 <= PANELS ? ~0u : (1u << PANELS % 4 * 8) - 1);
           same = same && now[w] == panels[w];
           UNROLL for (int p = 4 * w; p < min(4 * w + 4, PANELS); ++p) whole = whole && (now[w] >> p % 4 * 8 & 255);
         }
-        if (!__all_sync(~0u, same)) {
+        if (!__all_sync(~0u, same && served)) {
+          const u32 found = served ? rows : Left<A>::choose(slot, rows);
+          served = found;
           fold();
           UNROLL for (int w = 0; w < WORDS; ++w) panels[w] = now[w];
           if (served) {
-            left.rows[0] = rows[0]; left.rows[1] = rows[1];
-            left.split();
+            rows = found;
+            Left<A>::split(slot, rows, left);
+          } else {
+            left.clear();
           }
         }
-        if (!served) left.clear();
         const u64 planes = P::descriptor(right);
-        auto rest = [&]() {                                                 // meanwhile: the next rows
-          in.next();
-          if (k + 1 < steps) left.load(in.wait());
-        };
+        in.next();
+        auto look_ahead = [&]() { if (k + 1 < steps) ready = Left<A>::split(in.wait(), rows, next); }; //@ahead
         if (whole) {
           repeat<PASSES>([&](auto pass) {
             const u64 at = planes + pass * (COLUMNS / 32 * P::column);
@@ -127,41 +142,45 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS) {
             repeat<COLUMNS / 32>([&](auto p) {
               const int panel = pass * (COLUMNS / 32) + p;
               const u32 exponent = panels[panel / 4] >> panel % 4 * 8 & 255;
-              const float scale[2] = {product_scale(left.rows[0], exponent), product_scale(left.rows[1], exponent)};
+              const float scale[2] = {product_scale(rows & 255, exponent), product_scale(rows >> 8, exponent)};
               UNROLL for (int i = 0; i < 16; ++i) total[panel * 16 + i] = fmaf(high.v[p * 16 + i], scale[i >> 1 & 1], total[panel * 16 + i]);
             });
           });
-          rest();
+          look_ahead();  // while the small products are made               //@ahead
           wg_wait<0>();
           UNROLL for (int p = 0; p < PASSES; ++p) pin(low[p].v);
-        } else {
-          rest();
         }
+//@begin ahead
+        else {
+          look_ahead();
+        }
+//@end
         if (!whole || !served)
           repeat<PANELS>([&](auto panel) {
             const u32 exponent = panels[panel / 4] >> panel % 4 * 8 & 255;
             by_hand<A, B, P>(*(float(*)[16])(total + panel * 16), slot, right, panel * 32, exponent != 0, unscale_of(exponent));
           });
         __syncwarp();
-        in.release(here);
+        if (this_thread() % 32 == 0) mbar_arrive(in.empty(here));
+        left = next;                                                        //@ahead
       }
       fold();
 //@begin slices
       // The blocks that share a tile leave their sums in memory; the last of them to finish adds all, in the order of the slices.
       constexpr int VECTORS = BN / 8, SLOT = BM * BN;
-      const int tile_number = blockIdx.x / SLICES;
-      float* const sums = workspace + COUNTERS + (i64)tile_number * SLICES * SLOT + threadIdx.x * 4;
+      const u32 tile_number = this_block() / SLICES, slice = this_block() % SLICES;
+      float* const sums = workspace + COUNTERS + (i64)tile_number * SLICES * SLOT + this_thread() * 4;
       UNROLL for (int v = 0; v < VECTORS; ++v)
         st_plain(sums + slice * SLOT + v * (GROUPS * 512), V4{__float_as_uint(total[4 * v]), __float_as_uint(total[4 * v + 1]), __float_as_uint(total[4 * v + 2]), __float_as_uint(total[4 * v + 3])});
       __threadfence();
       named_sync(1, GROUPS * 128);
-      if (threadIdx.x == 0) {
+      if (this_thread() == 0) {
         u32* const counter = (u32*)workspace + tile_number;
         finished = atomicAdd(counter, 1u) + 1;
         if (finished == SLICES) *counter = 0;
       }
       named_sync(1, GROUPS * 128);
-      if (finished != SLICES) continue;
+      if (finished != SLICES) return;
       __threadfence();
       UNROLL for (int i = 0; i < BN / 2; ++i) total[i] = 0.f;
       for (int s = 0; s < SLICES; ++s)
@@ -171,13 +190,16 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS) {
           total[4 * v + 2] += __uint_as_float(x.z); total[4 * v + 3] += __uint_as_float(x.w);
         }
 //@end
-      const int row = row_of(this_thread());
-      Acc<BN>::each_pair([&](int v, int half, int column) {
-        const int y_row = tile.m + row + 8 * half, y_col = tile.n + column, batch = tile.batch;
-        float y[2];
-        EPILOGUE
-        STORE
-      });
+      const u32 t = this_thread(), i = word_at(counts + t * 4);
+      put_word(counts + t * 4, i + 1);
+      const Tile tile(tile_of(i));
+      UNROLL for (int j = 0; j < BN / 8; ++j)
+        UNROLL for (int half = 0; half < 2; ++half) {
+          const int v = 4 * j + 2 * half, y_row = tile.m + row_of(t) + 8 * half, y_col = tile.n + 8 * j + 2 * (t & 3), batch = tile.batch;
+          float y[2];
+          EPILOGUE
+          STORE
+        }
     }
   }
 }

@@ -3,9 +3,11 @@
 // h + l/2048 is x·s to 2^-22. What no scale serves stays as it is.
 DEV u32 word_at(u32 at) { u32 v; asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory"); return v; }
 DEV u32 half_at(u32 at) { u16 v; asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(at) : "memory"); return v; }
-// The thread's number, asked for anew: an address made from it is not kept in a register between uses.
+// The numbers of the thread and of the block, asked for anew: what is made from them is not kept in registers between uses.
 DEV u32 this_thread() { u32 t; asm volatile("mov.u32 %0, %%tid.x;" : "=r"(t)); return t; }
+DEV u32 this_block() { u32 b; asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(b)); return b; }
 DEV u32 row_of(u32 t) { return (t >> 5) * 16 + (t >> 2 & 7); }  // the first of a consumer's two rows in the tile
+DEV void put_word(u32 at, u32 v) { asm volatile("st.shared.u32 [%0], %1;" :: "r"(at), "r"(v) : "memory"); }
 DEV void put_byte(u32 at, u32 v) { asm volatile("st.shared.u8 [%0], %1;" :: "r"(at), "r"(v) : "memory"); }
 DEV void put16(u32 at, u32 a, u32 b, u32 c, u32 d) { asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" :: "r"(at), "r"(a), "r"(b), "r"(c), "r"(d) : "memory"); }
 DEV u32 warp_max(u32 v) { u32 r; asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(r) : "r"(v)); return r; }
@@ -150,48 +152,54 @@ template <int N, bool MIXED> struct Planes<MnMajor32<N>, MIXED> {
   }
 };
 
-// 64×32 of the left operand in the registers of a warpgroup, and as fragments of two instructions. `rows`: the exponents of a
-// lane's two rows.
-template <class A> struct Left {
-  float x[2][8];
-  u32 h[2][4], l[2][4], rows[2];
-  DEV void load(u32 tile) {
-    const u32 t = this_thread(), first = A::at(tile, row_of(t), (A::k_major ? 8 : 2) * (t & 3));
-    UNROLL for (int half = 0; half < 2; ++half)
-      if constexpr (A::k_major) {
-        UNROLL for (int c = 0; c < 2; ++c) {
-          const Raw<16> v = shared16((first ^ c * 16) + half * 1024);
-          UNROLL for (int i = 0; i < 4; ++i) x[half][4 * c + i] = __uint_as_float(v.w[i]);
-        }
-      } else {
-        UNROLL for (int e = 0; e < 8; ++e) x[half][e] = __uint_as_float(word_at((first ^ (half * 32 + e % 2 * 16)) + e % 2 * 128 + e / 2 * 1024));
-      }
+// 64×32 of the left operand as fragments of two instructions, in the registers of a warpgroup; `x` is one of a lane's two rows.
+struct Fragments {
+  u32 h[2][4], l[2][4];
+  DEV void clear() {
+    UNROLL for (int i = 0; i < 8; ++i) h[i / 4][i % 4] = l[i / 4][i % 4] = 0;
   }
-  DEV bool split() {  // whether all is well with the scales of before
+};
+template <class A> struct Left {
+  DEV static void load(u32 tile, int half, float (&x)[8]) {
+    const u32 t = this_thread(), first = A::at(tile, row_of(t), (A::k_major ? 8 : 2) * (t & 3));
+    if constexpr (A::k_major) {
+      UNROLL for (int c = 0; c < 2; ++c) {
+        const Raw<16> v = shared16((first ^ c * 16) + half * 1024);
+        UNROLL for (int i = 0; i < 4; ++i) x[4 * c + i] = __uint_as_float(v.w[i]);
+      }
+    } else {
+      UNROLL for (int e = 0; e < 8; ++e) x[e] = __uint_as_float(word_at((first ^ (half * 32 + e % 2 * 16)) + e % 2 * 128 + e / 2 * 1024));
+    }
+  }
+  DEV static bool split(u32 tile, u32 rows, Fragments& to) {  // by the exponents of both rows; whether they serve
     u32 most = 0, least = 0x7bff7bffu;
     UNROLL for (int half = 0; half < 2; ++half) {
-      const float scale = scale_of(rows[half]);
+      const float scale = scale_of(rows >> 8 * half & 255);
+      float x[8];
+      if (half) __syncwarp();  // keeps ptxas from loading all at once
+      load(tile, half, x);
       UNROLL for (int i = 0; i < 4; ++i) {
-        halves(x[half][2 * i], x[half][2 * i + 1], scale, h[i / 2][i % 2 * 2 + half], l[i / 2][i % 2 * 2 + half]);
-        most = halves_most(most, h[i / 2][i % 2 * 2 + half]);
-        least = halves_least(least, h[i / 2][i % 2 * 2 + half]);
+        u32& h = to.h[i / 2][i % 2 * 2 + half];
+        halves(x[2 * i], x[2 * i + 1], scale, h, to.l[i / 2][i % 2 * 2 + half]);
+        most = halves_most(most, h);
+        least = halves_least(least, h);
       }
     }
     return __all_sync(~0u, are_normal(most, least));
   }
-  DEV bool choose(u32 (&found)[2]) const {  // scales for these rows; whether there are any
+  DEV static u32 choose(u32 tile, u32 before) {  // exponents for these rows, 0 if there are none for a row of the warp
+    u32 found[2];
     UNROLL for (int half = 0; half < 2; ++half) {
-      u32 most = most_bits(x[half]), least = least_bits(x[half]);
+      float x[8];
+      load(tile, half, x);
+      u32 most = most_bits(x), least = least_bits(x);
       UNROLL for (int away = 1; away < 4; away *= 2) {
         most = max(most, shuffle_xor(most, away));
         least = min(least, shuffle_xor(least, away));
       }
-      found[half] = exponent_for(most, least, rows[half]);
+      found[half] = exponent_for(most, least, before >> 8 * half & 255);
     }
-    return __all_sync(~0u, found[0] && found[1]);
-  }
-  DEV void clear() {
-    UNROLL for (int i = 0; i < 8; ++i) h[i / 4][i % 4] = l[i / 4][i % 4] = 0;
+    return __all_sync(~0u, found[0] && found[1]) ? found[0] | found[1] << 8 : 0;
   }
 };
 

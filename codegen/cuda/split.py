@@ -56,6 +56,7 @@ class SplitTile(Schedule):
     """A tile of `bm` × `bn`, 64 rows for each consumer warpgroup, `columns` of which are multiplied at a time.
 
     `slices` blocks share the summed axis of a tile; the last to finish adds their sums. `raster` rows of tiles run together.
+    With `ahead`, the rows of the next step are split while this one's small products are made.
     """
 
     bm: int
@@ -63,6 +64,7 @@ class SplitTile(Schedule):
     columns: int
     slices: int
     raster: int
+    ahead: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,6 @@ class SplitFamily:
         assert isinstance(schedule, SplitTile)
         layout = _layout(problem, schedule)
         assert isinstance(layout, _Layout)
-        tiles = _tiles(problem, schedule)
         return assemble(
             problem.program,
             schedule,
@@ -108,7 +109,7 @@ class SplitFamily:
             ),
             args=_arguments(problem, schedule, layout),
             workspace_bytes=_workspace_bytes(problem, schedule),
-            grid=(tiles * schedule.slices if schedule.slices > 1 else min(tiles, parse_target("sm_90").processors), 1, 1),
+            grid=(_grid(problem, schedule), 1, 1),
             block=_threads(schedule),
             shared_bytes=_shared_bytes(schedule, layout.stages),
             requires="sm_90a",
@@ -183,8 +184,8 @@ def _schedule_refusal(problem: ContractProblem, s: SplitTile) -> str | None:
     held = s.bn + s.columns // 2
     if held > _registers(s)[1] - REST:
         return f"{held} totals and accumulators a thread do not fit into {_registers(s)[1]} registers"
-    if s.raster < 1 or s.slices < 1:
-        return "a raster has at least one row, and a sum at least one slice"
+    if s.raster < 1 or s.slices < 1 or s.ahead not in (0, 1):
+        return "a raster has at least one row, a sum at least one slice, and the next step is split ahead or not"
     steps = -(-problem.shape[3] // STEP)
     if _share(problem.shape[3], s) * (s.slices - 1) >= steps:
         return f"{steps} steps of k do not give every one of {s.slices} blocks its share"
@@ -206,10 +207,16 @@ def _tiles(problem: ContractProblem, s: SplitTile) -> int:
     return batch * -(-m // s.bm) * -(-n // s.bn)
 
 
+def _grid(problem: ContractProblem, s: SplitTile) -> int:
+    """Return the blocks: one for each slice of a tile, or one for each multiprocessor, which makes tile after tile."""
+    tiles = _tiles(problem, s)
+    return tiles * s.slices if s.slices > 1 else min(tiles, parse_target("sm_90").processors)
+
+
 def _registers(s: SplitTile) -> tuple[int, int]:
     """Return the registers of a thread of the converter and of the consumers, which share what the producer leaves."""
     if s.bm == 64:
-        return 152, 232
+        return 152, 208
     return (72, 208) if s.bn > 96 else (104, 192)
 
 
@@ -219,8 +226,8 @@ def _threads(s: SplitTile) -> int:
 
 
 def _shared_bytes(s: SplitTile, stages: int) -> int:
-    """Return what the slots take, each with three barriers and the exponents of its panels, and the alignment."""
-    return 1024 + stages * ((s.bm + s.bn) * 4 * STEP + 24 + -(-s.bn // 128) * 4)
+    """Return what the slots take, each with three barriers and the exponents of its panels, the alignment, and a word a consumer."""
+    return 1024 + s.bm * 8 + stages * ((s.bm + s.bn) * 4 * STEP + 24 + -(-s.bn // 128) * 4)
 
 
 def _stages(s: SplitTile) -> int:
@@ -254,7 +261,7 @@ def _constants(problem: ContractProblem, s: SplitTile, layout: _Layout) -> str:
     converter, consumer = _registers(s)
     values = {
         "BATCH": batch, "M": m, "N": n, "STEPS": -(-k // STEP), "BM": s.bm, "BN": s.bn, "GROUPS": s.bm // 64, "COLUMNS": s.columns,
-        "RASTER": s.raster, "STAGES": layout.stages, "SLICES": s.slices, "SHARE": _share(k, s),
+        "RASTER": s.raster, "GRID": _grid(problem, s), "STAGES": layout.stages, "SLICES": s.slices, "SHARE": _share(k, s),
         "COUNTERS": _counters(problem, s), "THREADS": _threads(s),
         "PRODUCER_REGISTERS": PRODUCER_REGISTERS, "CONVERTER_REGISTERS": converter, "CONSUMER_REGISTERS": consumer,
     }  # fmt: skip
@@ -270,7 +277,11 @@ def _constants(problem: ContractProblem, s: SplitTile, layout: _Layout) -> str:
 
 def _kernel(problem: ContractProblem, s: SplitTile) -> str:
     at_entry = 65536 // _threads(s) // 8 * 8
-    flags = {"slices" if s.slices > 1 else "whole", "more" if _registers(s)[0] > at_entry else "fewer"}
+    flags = {
+        "slices" if s.slices > 1 else "whole",
+        "ahead" if s.ahead else "plain",
+        "more" if _registers(s)[0] > at_entry else "fewer",
+    }
     slots = {
         "PARAMETERS": [_parameters(problem, s)],
         "EPILOGUE": epilogue(problem, ["total[v + e]"], []),

@@ -1,7 +1,9 @@
 // emulate_split.hpp: what split kernels need beyond emulate_wgmma.hpp, inside the kernel's namespace.
 static u32 this_thread() { return threadIdx.x; }
+static u32 this_block() { return blockIdx.x; }
 static u32 word_at(u32 at) { u32 v; memcpy(&v, here(at), 4); return v; }
 static u32 half_at(u32 at) { u16 v; memcpy(&v, here(at), 2); return v; }
+static void put_word(u32 at, u32 v) { memcpy(here(at), &v, 4); }
 static void put_byte(u32 at, u32 v) { *here(at) = (u8)v; }
 static void put16(u32 at, u32 a, u32 b, u32 c, u32 d) { const u32 v[4] = {a, b, c, d}; memcpy(here(at), v, 16); }
 template <class F> static u32 of_warp(u32 v, F f) {

@@ -25,7 +25,7 @@ from tests.codegen.emulate_split import emulated_split, run_split
 from tests.codegen.test_wgmma import hgmma_shapes
 
 FAMILY = SplitFamily()
-TILE = SplitTile(128, 128, 64, 1, 8)
+TILE = SplitTile(128, 128, 64, 1, 8, 0)
 
 
 def problem(program: Program) -> ContractProblem:
@@ -50,14 +50,14 @@ def with_epilogue(m: int, n: int, k: int) -> Program:
 
 
 EMULATED: list[tuple[str, Program, SplitTile]] = [
-    ("nn", f32(136, 136, 100), SplitTile(64, 64, 32, 1, 2)),
-    ("nt", f32(72, 136, 96, w="jk"), SplitTile(64, 128, 64, 1, 8)),
-    ("tn, two warpgroups", f32(132, 68, 72, x="ki"), SplitTile(128, 64, 64, 1, 8)),
-    ("tt, odd rows", f32(68, 76, 128, x="ki", w="jk"), SplitTile(64, 96, 32, 1, 8)),
-    ("slices", f32(70, 72, 400), SplitTile(64, 64, 64, 5, 8)),
-    ("the ring wraps, epilogue", with_epilogue(70, 76, 640), SplitTile(64, 32, 32, 1, 8)),
-    ("odd columns", f32(70, 77, 128, w="jk"), SplitTile(64, 64, 32, 2, 8)),
-    ("batched", batched(2, 40, 72, 64), SplitTile(64, 32, 32, 1, 8)),
+    ("nn", f32(136, 136, 100), SplitTile(64, 64, 32, 1, 2, 1)),
+    ("nt", f32(72, 136, 96, w="jk"), SplitTile(64, 128, 64, 1, 8, 0)),
+    ("tn, two warpgroups", f32(132, 68, 72, x="ki"), SplitTile(128, 64, 64, 1, 8, 0)),
+    ("tt, odd rows", f32(68, 76, 128, x="ki", w="jk"), SplitTile(64, 96, 32, 1, 8, 1)),
+    ("slices", f32(70, 72, 400), SplitTile(64, 64, 64, 5, 8, 0)),
+    ("the ring wraps, epilogue", with_epilogue(70, 76, 640), SplitTile(64, 32, 32, 1, 8, 1)),
+    ("odd columns", f32(70, 77, 128, w="jk"), SplitTile(64, 64, 32, 2, 8, 1)),
+    ("batched", batched(2, 40, 72, 64), SplitTile(64, 32, 32, 1, 8, 1)),
 ]
 SPOILS = ("nothing", "rows and columns of many sizes", "infinite, NaN and huge")
 
@@ -99,7 +99,7 @@ def test_emulated_kernels_are_as_exact_as_f32_arithmetic_whatever_the_sizes(tmp_
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator is built with g++")
 def test_ordinary_numbers_stay_on_the_matrix_units_and_spoiled_ones_do_not(tmp_path: Path) -> None:
-    program, tile = f32(64, 64, 128), SplitTile(64, 64, 64, 1, 8)
+    program, tile = f32(64, 64, 128), SplitTile(64, 64, 64, 1, 8, 0)
     source = FAMILY.emit(problem(program), tile)
     call = re.search(r"by_hand<A, B, P>\(.*?\);", source.text)
     assert call is not None
@@ -111,11 +111,11 @@ def test_ordinary_numbers_stay_on_the_matrix_units_and_spoiled_ones_do_not(tmp_p
 
 
 COMPILED = [
-    ("nn", f32(4096, 4096, 4096), SplitTile(128, 128, 32, 1, 8), "64x32x16"),
-    ("nt", f32(1024, 8192, 8192, w="jk"), SplitTile(128, 64, 64, 1, 8), "64x64x16"),
-    ("tn", f32(4096, 4096, 4096, x="ki"), SplitTile(128, 96, 96, 1, 8), "64x96x16"),
-    ("slices", f32(256, 256, 524288), SplitTile(64, 128, 64, 33, 8), "64x64x16"),
-    ("epilogue", with_epilogue(4096, 4096, 4096), SplitTile(64, 64, 64, 1, 8), "64x64x16"),
+    ("nn", f32(4096, 4096, 4096), SplitTile(128, 128, 32, 1, 8, 1), "64x32x16"),
+    ("nt", f32(1024, 8192, 8192, w="jk"), SplitTile(128, 64, 64, 1, 8, 0), "64x64x16"),
+    ("tn", f32(4096, 4096, 4096, x="ki"), SplitTile(128, 96, 96, 1, 8, 0), "64x96x16"),
+    ("slices", f32(256, 256, 524288), SplitTile(128, 128, 32, 33, 8, 1), "64x32x16"),
+    ("epilogue", with_epilogue(4096, 4096, 4096), SplitTile(64, 64, 64, 1, 8, 0), "64x64x16"),
 ]
 
 
@@ -154,18 +154,18 @@ def test_short_sums_are_refused_because_their_bound_leaves_no_room_for_split_pro
 
 def test_tiles_that_the_template_has_not_are_refused() -> None:
     long = f32(512, 512, 4096)
-    assert "a tile is" in refusal(long, SplitTile(192, 128, 64, 1, 8))
-    assert "divide the tile" in refusal(long, SplitTile(128, 96, 64, 1, 8))
-    assert "registers" in refusal(long, SplitTile(128, 256, 64, 1, 8))
-    assert "raster" in refusal(long, SplitTile(128, 128, 64, 1, 0))
-    assert "its share" in refusal(long, SplitTile(128, 128, 64, 100, 8))
-    assert "workspace" in refusal(f32(4096, 4096, 4096), SplitTile(128, 128, 64, 8, 8))
+    assert "a tile is" in refusal(long, SplitTile(192, 128, 64, 1, 8, 0))
+    assert "divide the tile" in refusal(long, SplitTile(128, 96, 64, 1, 8, 0))
+    assert "registers" in refusal(long, SplitTile(128, 256, 64, 1, 8, 0))
+    assert "raster" in refusal(long, SplitTile(128, 128, 64, 1, 0, 0))
+    assert "its share" in refusal(long, SplitTile(128, 128, 64, 100, 8, 0))
+    assert "workspace" in refusal(f32(4096, 4096, 4096), SplitTile(128, 128, 64, 8, 8, 0))
     with pytest.raises(IllegalScheduleError, match="a tile is"):
-        FAMILY.emit(problem(long), SplitTile(96, 128, 64, 1, 8))
+        FAMILY.emit(problem(long), SplitTile(96, 128, 64, 1, 8, 0))
 
 
 def test_operands_are_copied_as_words_because_a_copy_of_floats_would_round_them() -> None:
-    source = FAMILY.emit(problem(f32(512, 512, 4096)), SplitTile(128, 128, 64, 4, 8))
+    source = FAMILY.emit(problem(f32(512, 512, 4096)), SplitTile(128, 128, 64, 4, 8, 0))
     assert {a.dtype.value for a in source.args if isinstance(a, TensorMapArg)} == {"i32"}
     assert source.args[-1] == WorkspaceArg(zeroed=True)
     assert source.workspace_bytes == 4 * (16 + 16 * 4 * 128 * 128)
