@@ -242,10 +242,19 @@ DEV void meet(u32* counter, int blocks, bool first) {
 DEV void leave4(float* p, const float* v) {
   asm volatile("st.global.v4.f32 [%0], {%1,%2,%3,%4};" :: "l"(p), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]) : "memory");
 }
-DEV void add4(float (&to)[4], const float* p) {
-  float v[4];
+DEV void load4(float (&v)[4], const float* p) {
   asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3]) : "l"(p) : "memory");
-  UNROLL for (int i = 0; i < 4; ++i) to[i] += v[i];
+}
+// The sum of what `COUNT` blocks left, in order; sixteen loads at a time are under way.
+template <int COUNT, int STRIDE> DEV void add_parts(float (&to)[4], const float* p) {
+  constexpr int AHEAD = COUNT < 16 ? COUNT : 16;
+  UNROLL for (int e = 0; e < 4; ++e) to[e] = 0.f;
+  for (int s = 0; s < COUNT; s += AHEAD) {
+    float v[AHEAD][4];
+    UNROLL for (int i = 0; i < AHEAD; ++i) load4(v[i], p + (i64)min(s + i, COUNT - 1) * STRIDE);
+    UNROLL for (int i = 0; i < AHEAD; ++i)
+      if (s + i < COUNT) UNROLL for (int e = 0; e < 4; ++e) to[e] += v[i][e];
+  }
 }
 
 // Row statistics ride the k-major tile that the matrix units read: two threads for each of 64 rows, in the warp that holds these

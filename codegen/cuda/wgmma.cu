@@ -133,9 +133,7 @@ KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
       for (int unit = slice; unit < BN / 8; unit += SLICES) {               // 8 columns at a time
         Acc<8> sum[COUNT][TILES];
         repeat<COUNT * TILES>([&](auto ci) {
-          auto& v = sum[ci / TILES][ci % TILES].v;
-          UNROLL for (int e = 0; e < 4; ++e) v[e] = 0.f;
-          _Pragma("unroll 8") for (int s = 0; s < SLICES; ++s) add4(v, parts + s * PART + (ci * (BN / 8) + unit) * GROUPS * 512);
+          add_parts<SLICES, PART>(sum[ci / TILES][ci % TILES].v, parts + (ci * (BN / 8) + unit) * GROUPS * 512);
         });
         FINISH
       }

@@ -48,7 +48,7 @@ static int rank_here() { return (int)threadIdx.x / BLOCK; }
 static int sent[8], expected[8];
 static void cluster_arrive() {}
 static void cluster_wait() { barrier(0, threads); }
-static void mbar_init(u32, int) {}
+static void mbar_init(u32 at, int) { if (at % 8) { fprintf(stderr, "misaligned barrier\n"); abort(); } }
 static void mbar_init_fence() {}
 static void mbar_expect(u32, int bytes) { expected[rank_here()] = bytes; }
 static void mbar_wait(u32, u32) {
@@ -115,7 +115,7 @@ def emulated_wgmma(source: KernelSource) -> KernelSource:
     text = re.sub(r"^DEV (u32 smem_u32|void named_arrive).*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^DEV Raw<16> (?:shared16|fragment|fragment_transposed)\(.*?^}\n", "", text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(
-        r"^DEV (?:u32 add_release|u32 load_acquire|void leave4|void add4)\(.*?^}\n", "", text, flags=re.DOTALL | re.MULTILINE
+        r"^DEV (?:u32 add_release|u32 load_acquire|void leave4|void load4)\(.*?^}\n", "", text, flags=re.DOTALL | re.MULTILINE
     )
     text = re.sub(r"^template <> DEV u32 pair_\w+<\w+>\(.*?^}\n", "", text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"^template <class T> DEV u32 pair_.*\n", "", text, flags=re.MULTILINE)
