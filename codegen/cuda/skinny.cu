@@ -107,7 +107,7 @@ eqsat_kernel(PARAMETERS) {
 //@begin cluster
   float* const inbox = (float*)(raw + INBOX_AT);                            // sums that the blocks of the cluster send for this one to finish
   const int first = rank * OWN, end = min(POSITIONS, first + OWN);
-  const u32 all_here = smem_u32(inbox + INBOX + CK * STATISTICS * M);
+  const u32 all_here = smem_u32(inbox + (INBOX + CK * STATISTICS * M + 1) / 2 * 2);  // a barrier lies at a multiple of 8 bytes
   if (threadIdx.x == 0) {
     mbar_init(all_here, 1);
     mbar_init_fence();

@@ -30,6 +30,8 @@ from eqsat.types import DType
 
 SHARED_LIMIT = 232448  # bytes a block may ask for on sm_90; sm_86 and sm_89 give the least of the mma parts, 99 KB
 SHARED_EVERYWHERE = 101376
+# To add the sums of blocks that split k: through memory, and in clusters of two and of more (measured on an H200).
+MEMORY_NS, CLUSTER_NS = 2000.0, {2: 700.0, 3: 3000.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +98,18 @@ class SkinnyFamily:
         assert isinstance(schedule, SkinnyTile)
         s = schedule
         blocks = problem.shape[0] * s.ck * _slabs(problem, s)[-1]
+        # Blocks that are all resident share memory's rate, however few a multiprocessor has; else the last wave is partly idle.
+        resident = min(s.blocks, blocks / processors(rates))
+        waves = wave_factor(rates, blocks, s.blocks) if blocks > processors(rates) * s.blocks else max(1.0, 0.8 / resident)
         # About 32 KB must be in flight on each multiprocessor to reach the read rate (measured on an H200).
-        in_flight = s.blocks * s.wn * s.wk * s.nt * s.depth * 8 * 32 * 2
+        in_flight = max(resident, 1.0) * s.wn * s.wk * s.nt * s.depth * 8 * 32 * 2
         starved = max(1.0, 32768 / max(in_flight, 1))
         # Every block reads its share of x from the caches, at 44 bytes a ns for each multiprocessor: straight to registers that
         # goes on beside the stream, through shared memory before it.
         left = 2 * blocks * problem.shape[1] * problem.shape[3] / s.ck / (44 * processors(rates))
-        stream = traffic_ns(problem.program, rates) * starved * wave_factor(rates, blocks, s.blocks)
-        return stream + left * (0.25 * s.wn if s.straight else 1.0) + rates.launch_ns
+        stream = traffic_ns(problem.program, rates) * starved * waves
+        sums = 0.0 if s.ck == 1 else MEMORY_NS if s.memory else CLUSTER_NS[min(s.ck, 3)]
+        return stream + left * (0.25 * s.wn if s.straight else 1.0) + sums + rates.launch_ns
 
     def serves(self, target: Target) -> bool:
         """Return whether its kernels run on a target: mma.sync of bf16 came with sm_80."""

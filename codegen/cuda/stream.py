@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eqsat.codegen.cuda.bounds import traffic_ns
+from eqsat.codegen.cuda.bounds import processors, traffic_ns
 from eqsat.codegen.cuda.emit import assemble, output_names, parameter_names, part, refuse_illegal, stored_type, used_inputs
 from eqsat.codegen.cuda.few_rows import big_matrices, combine, few_rows_refusal, stage_left
 from eqsat.codegen.cuda.left import computed_left
@@ -37,7 +37,9 @@ HOPPER = TARGETS["sm_90"]
 PANEL = 64  # elements in the 128 bytes of a swizzled row
 MOST_STAGES = 64
 RESERVED = 1024  # shared memory that the system takes of each block
-SHARING_NS = 1500.0  # to leave sums in memory, count, and read those of others: three trips to the L2
+CLUSTER_NS = 700.0  # to send sums within a cluster
+START_NS = 700.0  # until the first copy by a tensor map arrives, more than a load takes
+SHARING_NS = 1800.0  # to leave sums in memory, count, and read those of others: three trips to the L2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,9 @@ class StreamTile(Schedule):
     """How the matrices are cut into units, and the roles of a block's warps.
 
     A unit is `kb` of k by `cols` columns of every matrix of a part. `warps` multiply, `stagers` make x where it is not copied; `ring` KiB at the most
-    of units are on their way for each of the `blocks` that share a multiprocessor. Of a tile that several blocks share, the last to
-    finish adds all sums or, in a `team`, each waits for the others and adds its part.
+    of units are on their way for each of the `blocks` that share a multiprocessor. Either the blocks take equal shares of all units
+    (`cluster` 0), and the last to finish adds what several have of a tile, through memory; or the blocks of a cluster share the k of a
+    tile, and add their sums through shared memory.
     """
 
     cols: int
@@ -55,7 +58,7 @@ class StreamTile(Schedule):
     stagers: int
     ring: int
     blocks: int
-    team: int = 0
+    cluster: int = 0
 
     @property
     def threads(self) -> int:
@@ -86,12 +89,12 @@ class StreamFamily:
             "stream",
             "\n".join([part("tile.cuh"), _constants(problem, schedule), _kernel(problem, schedule)]),
             args=_arguments(problem, schedule),
-            workspace_bytes=4 * (_counters(problem, schedule) + 2 * _grid(problem, schedule) * _slot_floats(problem, schedule)),
+            workspace_bytes=_workspace_bytes(problem, schedule),
             grid=(_grid(problem, schedule), 1, 1),
             block=schedule.threads,
             shared_bytes=_shared_bytes(problem, schedule),
             requires="sm_90",
-            cooperative=bool(schedule.team),
+            cluster=max(1, schedule.cluster),
         )
 
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
@@ -105,14 +108,18 @@ class StreamFamily:
         assert isinstance(schedule, StreamTile)
         s, grid = schedule, _grid(problem, schedule)
         units = _units(problem, s)
-        uneven = -(-units // grid) * grid / units
+        uneven = -(-units // grid) * grid / units if not s.cluster else max(1.0, 0.8 * processors(rates) / grid)
         starved = max(1.0, 65536 / (s.blocks * _stages(problem, s) * _unit_bytes(problem, s)))
+        # Blocks that begin at different k read stretches of a row that are far apart in time: 128 bytes alone cost 30 % (measured).
+        narrow = 1.3 if not s.cluster and not _matrix(problem).k_major and s.cols < 2 * PANEL else 1.0
         lead = problem.parts[0]
         # x comes from the L2 with every unit: it takes its share of what a multiprocessor can receive.
         beside = 1 + 0.2 * _rows(problem) / (s.cols * len(lead.contractions))
         shared_by = max(1.0, grid * s.cols / (sum(p.shape[2] for p in problem.parts) * problem.shape[0]))
-        finish = SHARING_NS + 4 * (1 if s.team else shared_by) * _slot_floats(problem, s) / 60
-        return traffic_ns(problem.program, rates) * uneven * starved * beside + finish + rates.launch_ns
+        finish = (
+            (CLUSTER_NS if s.cluster > 1 else 0.0) if s.cluster else SHARING_NS + 4 * shared_by * _slot_floats(problem, s) / 60
+        )
+        return traffic_ns(problem.program, rates) * uneven * starved * narrow * beside + finish + START_NS + rates.launch_ns
 
     def serves(self, target: Target) -> bool:
         """Return whether its kernels run on a target: TMA came with sm_90, and the ring wants its shared memory."""
@@ -178,8 +185,12 @@ def _splits(problem: Served, s: StreamTile) -> tuple[int, ...]:
 
 def _schedule_refusal(problem: Served, s: StreamTile) -> str | None:
     count, k_major = len(problem.parts[0].contractions), _matrix(problem).k_major
-    if s.team not in (0, 1):
-        return "blocks that share a tile work as a team (1) or do not (0)"
+    if not 0 <= s.cluster <= 8:
+        return "a cluster has at most 8 blocks"
+    if _splits(problem, s)[-1] < s.cluster:
+        return f"{_splits(problem, s)[-1]} units of a tile do not give each of {s.cluster} blocks one"
+    if s.cluster > 1 and problem.shape[0] * _tiles(problem, s)[-1] > HOPPER.processors * s.blocks // s.cluster:
+        return "a cluster that adds sums takes one tile, and there are more tiles than clusters"
     if any(t.shape[3] % 8 for t in _terms(problem)):
         return "x comes in vectors of 8 along k"
     if min(s.cols, s.kb, s.warps, s.ring, s.blocks) < 1 or s.stagers < 0 or s.threads > 1024:
@@ -229,7 +240,10 @@ def _units(problem: Served, s: StreamTile) -> int:
 
 
 def _grid(problem: Served, s: StreamTile) -> int:
-    return min(HOPPER.processors * s.blocks, _units(problem, s))
+    most = HOPPER.processors * s.blocks
+    if s.cluster:
+        return min(most // s.cluster, problem.shape[0] * _tiles(problem, s)[-1]) * s.cluster
+    return min(most, _units(problem, s))
 
 
 def _vectors_at(problem: Served, s: StreamTile) -> list[int]:
@@ -251,12 +265,21 @@ def _unit_bytes(problem: Served, s: StreamTile) -> int:
 
 
 def _stages(problem: Served, s: StreamTile) -> int:
-    room = min(HOPPER.shared_bytes // s.blocks - (s.blocks - 1) * RESERVED, 1024 * s.ring) - 1024 - 16
+    room = min(HOPPER.shared_bytes // s.blocks - (s.blocks - 1) * RESERVED - _inbox_bytes(problem, s), 1024 * s.ring) - 1024 - 16
     return min(MOST_STAGES, room // (_unit_bytes(problem, s) + 24))
 
 
 def _shared_bytes(problem: Served, s: StreamTile) -> int:
-    return 1024 + _stages(problem, s) * (_unit_bytes(problem, s) + 24) + 16
+    return 1024 + _stages(problem, s) * (_unit_bytes(problem, s) + 24) + 16 + _inbox_bytes(problem, s)
+
+
+def _inbox_bytes(problem: Served, s: StreamTile) -> int:
+    """Bytes for the sums that the blocks of a cluster send for one of them to add."""
+    if not s.cluster:
+        return 0
+    fragments = s.cols // 16 * (_rows(problem) // 8)
+    sums = 512 * s.cluster * -(-fragments // s.cluster) * len(problem.parts[0].contractions)
+    return 16 + sums + 4 * s.cluster * len(problem.statistics) * _rows(problem) + 16
 
 
 def _slot_floats(problem: Served, s: StreamTile) -> int:
@@ -266,7 +289,11 @@ def _slot_floats(problem: Served, s: StreamTile) -> int:
 
 def _counters(problem: Served, s: StreamTile) -> int:
     """Words at the start of the workspace that count the blocks that have left their sums of each tile, in whole vectors."""
-    return -(-problem.shape[0] * _tiles(problem, s)[-1] * (1 + s.team) // 4) * 4
+    return -(-problem.shape[0] * _tiles(problem, s)[-1] // 4) * 4
+
+
+def _workspace_bytes(problem: Served, s: StreamTile) -> int:
+    return 0 if s.cluster else 4 * (_counters(problem, s) + 2 * _grid(problem, s) * _slot_floats(problem, s))
 
 
 def _constants(problem: Served, s: StreamTile) -> str:
@@ -275,7 +302,7 @@ def _constants(problem: Served, s: StreamTile) -> str:
         "BATCH": batch, "M": m, "K": k, "COUNT": len(problem.parts[0].contractions), "STATISTICS": len(problem.statistics),
         "TILES": _tiles(problem, s)[-1], "COLS": s.cols, "KB": s.kb, "WARPS": s.warps, "STAGERS": s.stagers,
         "STAGES": _stages(problem, s), "BLOCKS": s.blocks, "GRID": _grid(problem, s), "THREADS": s.threads,
-        "COUNTERS": _counters(problem, s), "SPLITS": _splits(problem, s)[-1], "LEFT_BYTES": _left_bytes(problem, s),
+        "COUNTERS": _counters(problem, s), "CK": max(1, s.cluster), "SPLITS": _splits(problem, s)[-1], "LEFT_BYTES": _left_bytes(problem, s),
     }  # fmt: skip
     return "\n".join(
         [*(f"constexpr int {name} = {v};" for name, v in values.items()), f"using T = {stored_type(_matrix(problem).dtype)};"]
@@ -289,15 +316,19 @@ def _kernel(problem: Served, s: StreamTile) -> str:
     kind = {"copied"} if copies.plain else {"made", "computed", "copied"} if copies.matrices else {"made", "fetched"}
     flags = {
         "k_major" if big.k_major else "n_major",
-        "team" if s.team else "last",
+        *({"cluster", "shared" if s.cluster > 1 else "alone"} if s.cluster else {"even"}),
+        "shared" if s.cluster > 1 else "single",
+        *({"shared_made"} if s.cluster > 1 and s.stagers else {}),
+        *({"even_statistics"} if problem.statistics and not s.cluster else {}),
         *kind,
         *(["statistics"] if problem.statistics else []),
     }
     ops = [combine(lead, j) for j in range(len(problem.statistics))]
     at = "smem + STATISTICS_AT + s * STATISTIC_BYTES"
+    neutral = "".join(f"threadIdx.x < {j + 1} * ROWS ? {op}::neutral() : " for j, op in enumerate(ops)) + "0.f"
     first = f"(slab - {_by_part(problem, s, _tiles(problem, s)[:-1])}) * COLS" if several else "slab * COLS"
     slots = {
-        "PARAMETERS": [_parameters(problem)],
+        "PARAMETERS": [_parameters(problem, s)],
         "PREFETCH": [f"tma_prefetch(&{name});" for name in _map_names(problem)],
         "LOAD_LEFT": _load_computed(problem, s, copies) if s.stagers and copies.matrices else [],
         "SELECT": [f"const int n0 = {first};", *_select(problem, s)],
@@ -312,7 +343,7 @@ def _kernel(problem: Served, s: StreamTile) -> str:
         "LEAVE_ROWS": [
             f"if (lane < 8) put_slot_word({at} + ({j} * ROWS + 8 * t + lane) * 4, __float_as_uint(found[t][{j}]));" for j in range(len(ops))
         ],
-        "STATISTIC_NEUTRAL": ["".join(f"threadIdx.x < {j + 1} * ROWS ? {op}::neutral() : " for j, op in enumerate(ops)) + "0.f"],
+        "STATISTIC_NEUTRAL": [neutral],
         "ADD_STATISTICS": [
             f"if (threadIdx.x / ROWS == {j}) stat = {op}::of(stat, __uint_as_float(slot_word({at} + threadIdx.x * 4)));"
             for j, op in enumerate(ops)
@@ -320,15 +351,35 @@ def _kernel(problem: Served, s: StreamTile) -> str:
         "PLACE": [f"const int n0 = {first};"],
         "STATISTICS_HERE": [f"float all{j}[MINE]; UNROLL for (int i = 0; i < MINE; ++i) all{j}[i] = {op}::neutral();" for j, op in enumerate(ops)],
         "GATHER_STATISTICS": [
-            f"UNROLL for (int i = 0; i < MINE; ++i) all{j}[i] = {op}::of(all{j}[i], far_one(from + COUNT * COLS * ROWS + {j} * ROWS + "
-            "(from_fragment + i * WARPS) % MT * 8 + lane % 4 * 2 + lane / 4 % 2));"
+            f"UNROLL for (int i = 0; i < MINE; ++i) all{j}[i] = {op}::of(all{j}[i], {_part_of_statistic(s, j)});"
             for j, op in enumerate(ops)
         ],
+        "STATISTIC_AGAIN": [f"stat = {neutral};"] if problem.statistics else [],
+        "PUSH_STATISTICS": _push_statistics(problem, s),
         "STATISTICS_OF_ROW": [f"const float stat{j} = all{j}[i];" for j in range(len(ops))],
         "EPILOGUE": _finish(problem, s),
         "MMA": ["mma16816_f16" if big.dtype is DType.F16 else "mma16816"],
     }  # fmt: skip
     return fill(part("stream.cu"), flags, slots)
+
+
+def _part_of_statistic(s: StreamTile, j: int) -> str:
+    """Print what block `c` has of a statistic, for the row of fragment `i`."""
+    row = f"{j} * ROWS + (from_fragment + i * WARPS) % MT * 8 + lane % 4 * 2 + lane / 4 % 2"
+    if s.cluster:
+        return f"__uint_as_float(slot_word(smem + INBOX_STATISTICS + (c * STATISTICS * ROWS + {row}) * 4))"
+    return f"far_one(from + COUNT * COLS * ROWS + {row})"
+
+
+def _push_statistics(problem: Served, s: StreamTile) -> list[str]:
+    """Print how a block's statistics go to every block of its cluster."""
+    if not problem.statistics or not s.cluster:
+        return []
+    here = "threadIdx.x < STATISTICS * ROWS"
+    if s.cluster == 1:
+        return [f"if ({here}) put_slot_word(smem + INBOX_STATISTICS + threadIdx.x * 4, __float_as_uint(stat));"]
+    to = "smem + INBOX_STATISTICS + (rank_here() * STATISTICS * ROWS + threadIdx.x) * 4"
+    return [f"if ({here}) UNROLL for (int to = 0; to < CK; ++to) push1({to}, stat, smem + ALL_HERE, to);"]
 
 
 def _load(problem: Served, s: StreamTile) -> list[str]:
@@ -438,7 +489,7 @@ def _read_beside(problem: Served) -> list[str]:
     return [i.name for i in used_inputs(problem.program) if i.name in read]
 
 
-def _parameters(problem: Served) -> str:
+def _parameters(problem: Served, s: StreamTile) -> str:
     names, inputs = parameter_names(problem.program), {i.name: i for i in problem.program.inputs}
     outs = zip(problem.program.outputs, output_names(problem.program), strict=True)
     return ", ".join(
@@ -446,7 +497,7 @@ def _parameters(problem: Served) -> str:
             *(f"TMAP {name}" for name in _map_names(problem)),
             *(f"const {stored_type(inputs[p].dtype)}* __restrict__ {names[p]}" for p in _read_beside(problem)),
             *(f"{stored_type(o.dtype)}* __restrict__ {name}" for o, name in outs),
-            "float* __restrict__ workspace",
+            *([] if s.cluster else ["float* __restrict__ workspace"]),
         ]
     )
 
@@ -458,7 +509,7 @@ def _arguments(problem: Served, s: StreamTile) -> tuple[Arg, ...]:
         assert not isinstance(found, str)
         maps += [_tensor_map(p, b, p.shape[2], s.cols if b.k_major else s.kb) for b in found]
     beside = [BufferArg(name) for name in (*_read_beside(problem), *(o.name for o in problem.program.outputs))]
-    return (*maps, *beside, WorkspaceArg(zeroed=True))
+    return (*maps, *beside) if s.cluster else (*maps, *beside, WorkspaceArg(zeroed=True))
 
 
 def _tensor_map(problem: ContractProblem, o: Operand, rows: int, box: int) -> TensorMapArg:

@@ -43,9 +43,21 @@ static void bulk_load(u32 dst, const void* src, u32 bytes, u32 bar) {
   b.bytes -= bytes;
   settle(b);
 }
-static V4 far16(const float* p) { check_aligned(p, 16); V4 v; memcpy(&v, p, 16); return v; }
+static Raw<16> far16(const float* p) { check_aligned(p, 16); Raw<16> v; memcpy(&v, p, 16); return v; }
+static void put_sums(u32 at, const float (&v)[4]) { check_aligned(here(at), 16); memcpy(here(at), v, 16); }
+static Gate begun;
+static unsigned begun_phase[1024];
+static void cluster_arrive() { begun_phase[current] = begun.phase; gate_arrive(begun, BLOCK * CLUSTER); }
+static void cluster_wait() { while (begun.phase == begun_phase[current]) yield_thread(); }
+static void push_bytes(u32 to, const void* from, u32 bytes, u32 bar, u32 rank) {
+  memcpy(shared[rank] + to, from, bytes);
+  Barrier& b = barriers[rank][bar / 8];
+  b.bytes -= bytes;
+  settle(b);
+}
+static void push4(u32 to, const float (&v)[4], u32 bar, u32 rank) { push_bytes(to, v, 16, bar, rank); }
+static void push1(u32 to, float v, u32 bar, u32 rank) { push_bytes(to, &v, 4, bar, rank); }
 static u32 count_one(u32* p) { return atomicAdd(p, 1u); }
-static u32 fresh_count(const u32* p) { yield_thread(); return *(volatile const u32*)p; }
 static float far_one(const float* p) { return *p; }
 static void leave16(float* p, const float (&v)[4]) { check_aligned(p, 16); memcpy(p, v, 16); }
 static void leave_one(float* p, float v) { *p = v; }
@@ -53,8 +65,8 @@ static void leave_one(float* p, float v) { *p = v; }
 
 
 def emulated_stream(source: KernelSource) -> KernelSource:
-    """Rewrite a stream kernel for `emulate.compile_kernels`; the blocks of a team run at once, as slices of one block's threads."""
-    cluster = source.grid[0] if source.cooperative else 1
+    """Rewrite a stream kernel for `emulate.compile_kernels`; the blocks of a cluster run at once, as slices of one block's threads."""
+    cluster = source.cluster
     constants = {
         "BLOCK": source.block,
         "CLUSTER": cluster,
@@ -65,6 +77,7 @@ def emulated_stream(source: KernelSource) -> KernelSource:
     text = re.sub(ORDERED, "", source.text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"^DEV (u32 smem_u32|void named_arrive).*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^DEV Raw<16> (?:shared16|fragment|fragment_transposed)\(.*?^}\n", "", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"__cluster_dims__\([^)]*\) ?|^DEV int rank_here\(.*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^#define KERNEL.*$", "#define KERNEL(threads, cluster, resident) static void", text, flags=re.MULTILINE)
     text = re.sub(r"^#define TMAP.*$", "#define TMAP const TMap", text, flags=re.MULTILINE)
     text = text.replace("  begin_dependent();\n", "")
@@ -85,7 +98,7 @@ def emulated_stream(source: KernelSource) -> KernelSource:
     vocabulary = Path(__file__).with_name("emulate_wgmma.hpp").read_text(encoding="utf-8")
     named = "".join(f"constexpr int {n} = {v};\n" for n, v in constants.items())
     text = head + named + vocabulary + MATRIX_UNITS + SHARED_MEMORY + ordered + mark + tail
-    return dataclasses.replace(source, text=text, grid=(source.grid[0] // cluster, 1, 1), block=source.block * cluster)
+    return dataclasses.replace(source, text=text, grid=(source.grid[0] // cluster, 1, 1), block=source.block * cluster, cluster=1)
 
 
 def run_stream(

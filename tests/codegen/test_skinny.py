@@ -88,6 +88,7 @@ EMULATED: list[tuple[str, Program, SkinnyTile]] = [
     ("straight, two statistics, alone", scaled_max(3, 136, 192), SkinnyTile(8, 2, 2, 1, 2, 2, 1, 0, 1)),
     ("straight, two statistics through memory", scaled_max(10, 136, 192), SkinnyTile(8, 1, 2, 2, 2, 2, 1, 1, 1)),
     ("straight, batched, three blocks", batched(3, 4, 72, 320), SkinnyTile(8, 1, 2, 3, 1, 2, 1, 0, 1)),
+    ("straight, an odd number of statistics from three blocks", rms_linear(1, 64, 320), SkinnyTile(8, 1, 2, 3, 1, 2, 1, 0, 1)),
     ("sixteen tiles", linear(8, 128, 256), SkinnyTile(16, 1, 2, 2, 1, 2, 1)),
 ]
 

@@ -39,7 +39,7 @@ ONE = StreamTile(64, 64, 2, 2, 227, 1)
 WIDE = StreamTile(128, 64, 4, 1, 227, 1)
 ALONG = StreamTile(32, 64, 2, 2, 227, 1)
 SHORT = StreamTile(64, 64, 1, 0, 48, 1)
-TEAM = StreamTile(64, 64, 2, 1, 227, 1, 1)
+ALONE, TWO = StreamTile(64, 64, 2, 1, 227, 1, 1), StreamTile(64, 64, 2, 1, 227, 1, 2)
 
 
 def problem(program: Program) -> Contract | SummedContractProblem:
@@ -62,7 +62,9 @@ COMPILED = [
     ("sixty-four rows", linear(64, 4096, 4096), StreamTile(128, 64, 8, 4, 227, 1)),
     ("two blocks", linear(8, 4096, 4096, dtype=F16), StreamTile(64, 64, 4, 4, 113, 2)),
     ("three outputs", projections(8, (4096, 1024, 1024), 4096), StreamTile(128, 64, 4, 4, 227, 1)),
-    ("a team", linear(16, 4096, 4096), StreamTile(256, 64, 8, 4, 227, 1, 1)),
+    ("a cluster", linear(16, 4096, 4096), StreamTile(64, 128, 4, 4, 227, 1, 2)),
+    ("a cluster, statistic and gain", rms_linear(16, 4096, 4096), StreamTile(64, 128, 4, 4, 227, 1, 2)),
+    ("whole tiles, gated", gated(8, 11008, 4096), StreamTile(64, 64, 8, 4, 113, 2, 1)),
 ]
 
 
@@ -95,17 +97,22 @@ EMULATED: list[tuple[str, Program, StreamTile, int]] = [
     ("one epilogue of each kind", with_epilogues(6, (72, 64, 136), 512), ONE, 5),
     ("two gates", gates(8, (64, 136), 1024), StreamTile(64, 64, 2, 2, 227, 1), 5),
     ("a sum of two products", two_products(8, 136, 512, 16), ONE, 5),
-    ("a sum of two products, k contiguous, in a team", two_products(11, 96, 200, 24, w="jk", b="jr"), TEAM, 2),
+    ("a sum of two products, k contiguous, whole tiles", two_products(11, 96, 200, 24, w="jk", b="jr"), ALONE, 2),
     (
         "vectors of f32 and a scalar on the left, the ring wraps",
         shifted_linear(9, 128, 2048, gain=F32),
         StreamTile(64, 64, 2, 2, 60, 1),
         2,
     ),
-    ("a team of two", linear(11, 200, 256), TEAM, 2),
-    ("a team of two, tiles of their own", linear(3, 320, 128), TEAM, 2),
-    ("a team of two, statistic and gain", rms_linear(9, 136, 256), TEAM, 2),
-    ("a team of two, two outputs, batched", batches(3, 4, (64, 40), 128), TEAM, 2),
+    ("whole tiles", linear(11, 200, 256), ALONE, 2),
+    ("whole tiles, two statistics", scaled_max(9, 320, 192), ALONE, 2),
+    ("whole tiles, gated", gated(3, 192, 128), ALONE, 2),
+    ("a cluster of two", linear(11, 104, 256), TWO, 4),
+    ("a cluster of two, three tiles of rows, odd fragments", linear(20, 64, 256), StreamTile(64, 64, 2, 0, 227, 1, 2), 2),
+    ("a cluster of two, statistic and gain", rms_linear(9, 136, 256), TWO, 6),
+    ("a cluster of two, a sum of products", two_products(8, 72, 256, 16), TWO, 4),
+    ("a cluster of two, gated", gated(8, 72, 256), StreamTile(64, 64, 4, 0, 227, 1, 2), 4),
+    ("a cluster of two, two outputs, batched", batches(3, 4, (64, 40), 128), TWO, 12),
     ("two outputs, batched", batches(2, 4, (64, 40), 512), ONE, 5),
 ]
 
@@ -184,6 +191,11 @@ def test_a_ring_of_fewer_than_three_units_is_refused() -> None:
 
 def test_sums_that_do_not_fit_the_registers_are_refused() -> None:
     assert "registers" in refusal(linear(64, 1024, 1024), StreamTile(256, 64, 1, 0, 227, 1))
+
+
+def test_a_cluster_takes_one_tile_and_shares_its_units() -> None:
+    assert "more tiles than clusters" in refusal(linear(8, 8192, 1024), StreamTile(64, 64, 4, 0, 227, 1, 2))
+    assert "give each of 2" in refusal(linear(8, 128, 64), StreamTile(64, 64, 4, 0, 227, 1, 2))
 
 
 def test_blocks_take_equal_shares_of_the_units() -> None:
