@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from eqsat.access import Index
 from eqsat.codegen.printer import is_load, read_indices, strides
 from eqsat.ir import Expr, Input
+from eqsat.ops import Kind
 from eqsat.types import DType
 
 
@@ -75,11 +78,44 @@ class WindowOperand:
     dims: tuple[WindowDim, ...]
 
 
-def widened_load(e: Expr) -> Expr | None:
-    """Return the load under casts that keep every value (bf16 and f16 to f32), or None."""
+def factor(e: Expr) -> Expr:
+    """Return what matrix units multiply: the expression without casts that keep every value (bf16 and f16 to f32)."""
     while e.op == "cast" and e.args[0].dtype in (DType.BF16, DType.F16) and e.dtype is DType.F32:
         e = e.args[0]
-    return e if is_load(e) else None
+    return e
+
+
+def only_load(e: Expr) -> Expr | None:
+    """Return the load of which an expression is a function, with constants alone beside it, or None."""
+    if is_load(e):
+        return e
+    if e.row.kind is not Kind.POINTWISE:
+        return None
+    found = [only_load(a) for a in e.args if a.op != "const"]
+    return found[0] if found and all(x is not None and x == found[0] for x in found) else None
+
+
+def keeps_zero(e: Expr) -> bool:
+    """Whether a function of one load makes 0 of 0, as outside a buffer."""
+    if is_load(e) or e.op == "const":
+        return is_load(e) or e.attrs[0] == 0
+    return bool(_at_zero(e) == 0)
+
+
+def _at_zero(e: Expr) -> np.float64:
+    if is_load(e):
+        return np.float64(0)
+    if e.op == "const":
+        return np.float64(e.attrs[0])
+    values = [_at_zero(a) for a in e.args]
+    with np.errstate(all="ignore"):
+        return np.float64(values[0] if e.op == "cast" else e.row.evaluate(np, *values))
+
+
+def widened_load(e: Expr) -> Expr | None:
+    """Return the load under casts that keep every value, or None."""
+    found = factor(e)
+    return found if is_load(found) else None
 
 
 def window_operand(e: Expr, buffer: Input, free: Collection[str], summed: Collection[str]) -> WindowOperand | str:

@@ -24,7 +24,8 @@ ACCUMULATORS = 128  # fp32 values a consumer thread can hold beside the loop's o
 HEAD_BYTES = 128  # of the workspace: three counters before the packed weights
 ALIGNMENT_BYTES = 256  # of shared memory: alignment, and the number of the part of the weights in hand
 SLOTS = 2  # tiles of input on the chip
-MOST_CHUNK = 64
+MOST_FLIGHT = 2  # blocks of input that a thread has on their way
+MOST_CHUNK = 64  # positions of the output that pass shared memory at once
 MOST_CHAIN = 32  # products of first terms in a row that the matrix units add: a longer sum loses what they cut off
 MOST_STAGES = 16
 LEAST_STAGES = 3
@@ -37,7 +38,7 @@ class WindowContractTile(Schedule):
 
     `bm` channels a block: 128, a warpgroup takes 64 of them for all positions of the tile, or 64, for half of the positions each;
     at most `columns` positions for a warpgroup, in lines of at most `width`; `channels` are summed in blocks of so many. With
-    `copies` the input lies on the chip once for every tap along a line, each where its operand begins a line of memory's banks.
+    `copies` the input lies on the chip once for every tap along a line, so that nothing lies between lines of positions.
     """
 
     bm: int
@@ -65,13 +66,6 @@ class Line:
         return self.dim.taps if self.copied else self.dim.stride
 
     @property
-    def shifts(self) -> list[tuple[int, int]]:
-        """For each tap: which plane it reads, and how many positions further on."""
-        if self.copied:
-            return [(t, 0) for t in range(self.dim.taps)]
-        return [(self.dim.shift(t) % self.dim.stride, self.dim.shift(t) // self.dim.stride) for t in range(self.dim.taps)]
-
-    @property
     def pitch(self) -> int:
         """Positions of a plane: what a tile and its taps reach, or in a copy whole lines of memory's banks."""
         return -(-self.tile // 8) * 8 if self.copied else self.tile + self.dim.span // self.dim.stride
@@ -93,7 +87,8 @@ class Line:
 class Layout:
     """What the emitter derives from a problem and a schedule.
 
-    `rows` are the axes of the output that the weights bring (channels), `weights` their load. `lines` and `columns` are the tiled
+    `rows` are the axes of the output that the weights bring (channels), `weights` their load; `function` is
+    the window's load, or what is multiplied in its place. `lines` and `columns` are the tiled
     dimensions, `outer` those that are one position (and one tap) at a time.
     """
 
@@ -101,6 +96,7 @@ class Layout:
     schedule: WindowContractTile
     operand: WindowOperand
     window: Expr
+    function: Expr
     weights: Expr
     rows: tuple[str, ...]
     channel: WindowDim
@@ -128,18 +124,22 @@ class Layout:
 
     @property
     def points(self) -> int:
-        """Vectors for 8 channels of a tile of input, whole lines of memory's banks."""
-        return -(-self.lines.planes * self.columns.planes * self.lines.pitch * self.columns.pitch // 8) * 8
+        """Vectors for 8 channels of a tile of input.
+
+        Whole lines of memory's banks; an odd number where neighbouring lanes write neighbouring blocks of channels.
+        """
+        count = self.lines.planes * self.columns.planes * self.lines.pitch * self.columns.pitch
+        return count | 1 if self.blocked else -(-count // 8) * 8
 
     @property
     def planes(self) -> int:
         """16-bit terms of a value."""
-        return 1 if self.operand.dtype in MATRIX_DTYPES else 3
+        return 1 if self.function.dtype in MATRIX_DTYPES else 3
 
     @property
     def term(self) -> DType:
         """What the matrix units multiply."""
-        return self.operand.dtype if self.planes == 1 else DType.BF16
+        return self.function.dtype if self.planes == 1 else DType.BF16
 
     @property
     def products(self) -> list[tuple[int, int]]:
@@ -217,8 +217,25 @@ class Layout:
         return self.piece >= 4
 
     @property
+    def blocked(self) -> bool:
+        """Whether a thread brings 8 pieces of 8 channels for itself; else all bring a tile together, to be read place by place."""
+        return self.copied and not self.along_channels and not self.columns.copied
+
+    @property
+    def loads(self) -> int:
+        """Blocks of 8 pieces that make a tile of input."""
+        return self.schedule.channels // VECTOR * self.lines.span * self.line_pieces
+
+    @property
+    def flight(self) -> int:
+        """Blocks of a thread that are on their way at once."""
+        return min(MOST_FLIGHT, max(-(-self.loads // CONVERTERS), 1))
+
+    @property
     def raw_bytes(self) -> int:
         """Shared memory for input as it comes."""
+        if self.blocked:
+            return self.flight * CONVERTERS * VECTOR * self.piece
         return -(-self.pieces * self.piece // 16) * 16 if self.copied else 0
 
     @property
@@ -264,7 +281,7 @@ class Layout:
     @property
     def input_bytes(self) -> int:
         """Bytes of a tile of input."""
-        return self.planes * (self.schedule.channels // VECTOR) * self.points * 16
+        return -(-self.planes * (self.schedule.channels // VECTOR) * self.points * 16 // 128) * 128
 
     @property
     def weight_bytes(self) -> int:
@@ -321,7 +338,21 @@ def _fitted(problem: ContractProblem, s: WindowContractTile, f: Sides) -> Layout
         return f"lines of {f.columns.positions} positions do not fit into {s.columns} columns"
     along_channels, width = _vectors(f.operand, f.channel, f.columns)
     made = [
-        Layout(problem, s, f.operand, f.window, f.weights, f.rows, f.channel, *tiles, f.outer, width, along_channels, stages)
+        Layout(
+            problem,
+            s,
+            f.operand,
+            f.window,
+            f.function,
+            f.weights,
+            f.rows,
+            f.channel,
+            *tiles,
+            f.outer,
+            width,
+            along_channels,
+            stages,
+        )
         for stages in range(MOST_STAGES, LEAST_STAGES - 1, -1)
     ]
     if made[0].planes > 1 and made[0].n > ACCUMULATORS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eqsat.codegen.cuda.emit import output_names, parameter_names, part, stored_type, used_inputs
+from eqsat.codegen.cuda.emit import literal, output_names, parameter_names, part, register_type, stored_type, used_inputs
 from eqsat.codegen.cuda.operand import axis_names, buffers, output_offset, scalar_load, vector_code
 from eqsat.codegen.cuda.template import fill
 from eqsat.codegen.cuda.window_layout import (
@@ -18,7 +18,10 @@ from eqsat.codegen.cuda.window_layout import (
     Layout,
     processors_of_grid,
 )
+from eqsat.codegen.printer import print_statements
 from eqsat.ir import Expr
+
+MOST_UNROLLED = 9  # taps whose operands' addresses are constants of the code
 
 
 def print_instruction(layout: Layout) -> str:
@@ -41,8 +44,8 @@ def print_constants(layout: Layout) -> str:
     each = THREADS * max(1, -(-units // (THREADS * processors_of_grid())))
     values = {
         "BM": s.bm, "KC": s.channels, "N": layout.n, "GROUPS": GROUPS, "PLANES": layout.planes, "POINTS": layout.points,
-        "CHAIN": layout.chain, "SLOTS": SLOTS, "STAGES": layout.stages, "LEAD": min(layout.stages, SLOTS * layout.taps) - 1, "TILES": layout.tiles, "X_STEPS": layout.steps, "TAPS": layout.taps,
-        "WIDTH": layout.width, "PIECE": layout.piece, "PIECES": layout.pieces, "VECTORS": s.channels // VECTOR * layout.lines.span * layout.across, "THREADS": THREADS, "CONVERTERS": CONVERTERS,
+        "CHAIN": layout.chain, "SLOTS": SLOTS, "STAGES": layout.stages,  "TILES": layout.tiles, "X_STEPS": layout.steps, "TAPS": layout.taps,
+        "WIDTH": layout.width, "PIECE": layout.piece, "PIECES": layout.pieces, "LOADS": layout.loads, "FLIGHT": layout.flight, "VECTORS": s.channels // VECTOR * layout.lines.span * layout.across, "THREADS": THREADS, "CONVERTERS": CONVERTERS,
         "PRODUCER_REGISTERS": REGISTERS[0], "CONSUMER_REGISTERS": REGISTERS[1], "HEAD": HEAD_BYTES,
         "WEIGHT_UNITS": units, "UNITS": each, "PARTS": -(-units // each),
         "GROUP_ROWS": 64 if layout.halves == 1 else 0,
@@ -51,21 +54,31 @@ def print_constants(layout: Layout) -> str:
         "GROUP_LINES": 0 if layout.halves == 1 else layout.group_lines,
         "GROUP_POINTS": 0 if layout.halves == 1 else layout.group_lines * layout.columns.pitch,
     }  # fmt: skip
-    shifts = ", ".join(map(str, _shifts(layout)))
     return "\n".join(
         [
             *(f"constexpr int {name} = {value};" for name, value in values.items()),
-            f"__constant__ int SHIFT[TAPS] = {{{shifts}}};",
+            *_shift(layout),
             f"using S = {stored_type(layout.operand.dtype)};",
             f"using T = {stored_type(layout.term)};",
         ]
     )
 
 
-def _shifts(layout: Layout) -> list[int]:
-    """Return for each tap of a tile of input the vector at which its operand begins."""
-    lines, columns = layout.lines, layout.columns
-    return [((p * columns.planes + q) * lines.pitch + i) * columns.pitch + j for p, i in lines.shifts for q, j in columns.shifts]
+def _shift(layout: Layout) -> list[str]:
+    """Print the function that returns for each tap of a tile of input the vector at which its operand begins."""
+    lines, columns, count = layout.lines, layout.columns, layout.columns.dim.taps
+    down = f"tap / {count} * {lines.dim.dilation} + {lines.dim.shift(0)}"
+    along = f"tap % {count} * {columns.dim.dilation} + {columns.dim.shift(0)}"
+    plane, place = (
+        (f"tap % {count}", "0") if columns.copied else (f"along % {columns.dim.stride}", f"along / {columns.dim.stride}")
+    )
+    row = f"(down % {lines.dim.stride} * {columns.planes} + {plane}) * {lines.pitch} + down / {lines.dim.stride}"
+    return [
+        "DEV constexpr int shift_of(int tap) {",
+        f"  const int down = {down}{'' if columns.copied else f', along = {along}'};",
+        f"  return ({row}) * {columns.pitch} + {place};",
+        "}",
+    ]
 
 
 def print_kernel(layout: Layout) -> str:
@@ -78,7 +91,7 @@ def print_kernel(layout: Layout) -> str:
     positions = ["row", "col", *(f"o{i}" for i in range(len(layout.outer)))]
     slots: dict[str, Sequence[str]] = {
         "PARAMETERS": [", ".join([*parameters, f"{stored_type(layout.problem.output.dtype)}* __restrict__ {to}"])],
-        "WEIGHT_PARAMETERS": [f"const {stored_type(layout.operand.dtype)}* {names[weight]}"],
+        "WEIGHT_PARAMETERS": [f"const {stored_type(layout.weights.dtype)}* {names[weight]}"],
         "WEIGHT_ARGUMENTS": [names[weight]],
         "POSITION_FIELDS": [", ".join(positions)],
         "SPLIT_TILE": _split_tile(layout),
@@ -88,7 +101,13 @@ def print_kernel(layout: Layout) -> str:
         "SPLIT_STEP": _split_step(layout),
         "SPLIT_PIECE": _split_piece(layout),
         "SPLIT_VECTOR": _split_vector(layout),
+        "SPLIT_BLOCK": _split_block(layout),
+        "COLUMN_WANTED": [f"column >= 0 && column < {layout.columns.span}"],
+        "WHOLE_CHANNEL": [_whole_channel(layout)],
+        "CHANNEL_STEP": [str(layout.channel.step)],
+        "TAP_LOOP": ["UNROLL" if layout.taps <= MOST_UNROLLED else ""],
         "GATHER": _gather(layout),
+        "COMPUTE": _computed(layout),
         "PUT_VECTOR": _put_vector(layout),
         "PRODUCTS": _multiply(layout),
         "TO_STAGING": _put(layout),
@@ -96,7 +115,11 @@ def print_kernel(layout: Layout) -> str:
         "INSIDE": [_stored_inside(layout)],
         "FINISH": _finish(layout),
     }
-    flags = {"values" if layout.planes == 1 else "terms", "async" if layout.copied else "plain"}
+    flags = {
+        "values" if layout.planes == 1 else "terms",
+        "async" if layout.copied else "plain",
+        "blocks" if layout.blocked else "places",
+    }
     return fill(part("window_wgmma.cu"), flags, slots)
 
 
@@ -223,6 +246,24 @@ def _split_piece(layout: Layout) -> list[str]:
     ]
 
 
+def _whole_channel(layout: Layout) -> str:
+    """Print the condition under which channel `i` of 8 is one that there is."""
+    return "" if layout.channel.taps % layout.schedule.channels == 0 else f"channel + vector * 8 + i < {layout.channel.taps} &&"
+
+
+def _split_block(layout: Layout) -> list[str]:
+    """Print which 8 channels, line and columns a block of 8 pieces is, where its first is in memory, and whether it is there."""
+    lines, columns, channel = layout.lines.dim, layout.columns.dim, layout.channel
+    vectors, count = layout.schedule.channels // VECTOR, layout.line_pieces
+    return [
+        f"const int vector = u % {vectors}, line = u / {vectors * count}, x0 = {_start(layout)} + u / {vectors} % {count} * WIDTH;",
+        f"const int first_column = x0 - (tile.col * {columns.stride} + {columns.first});",
+        f"const int y = tile.row * {lines.stride} + {lines.first} + line;",
+        f"const bool within = {' && '.join(_inside(layout, 'x0'))};",
+        f"const i64 at = (i64)y * {lines.step} + (i64)x0 * {columns.step} + (i64)(channel + vector * 8 + {channel.offset}) * {channel.step};",
+    ]
+
+
 def _split_vector(layout: Layout) -> list[str]:
     """Print which line, column (counted from the tile's first) and 8 channels a vector of the laid out input is."""
     across, height = layout.across, layout.lines.span
@@ -258,6 +299,18 @@ def _gather(layout: Layout) -> list[str]:
         f"const u32 from = raw_tile + (vector * 8 * {layout.lines.span} + line) * {row} + ({first} - {_start(layout)}) * {size};",
         f"UNROLL for (int i = 0; i < 8; ++i) v[i] = shared_one<S>(from + i * {layout.lines.span * row});",
     ]
+
+
+def _computed(layout: Layout) -> list[str]:
+    """Print what is multiplied in the place of the values that were read."""
+    if layout.function == layout.window:
+        return []
+    lines, values = print_statements([layout.function], lambda e: _operand_leaf(layout, e), register_type)
+    return ["UNROLL for (int i = 0; i < 8; ++i) {", *(f"  {x}" for x in [*lines, f"v[i] = {values[0]};"]), "}"]
+
+
+def _operand_leaf(layout: Layout, e: Expr) -> str | None:
+    return "v[i]" if e == layout.window else literal(e) if e.op == "const" else None
 
 
 def _put_vector(layout: Layout) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from eqsat.codegen.cuda.operand import MATRIX_DTYPES, accumulates_in_f32, buffers, operands
 from eqsat.codegen.problem import ContractProblem
-from eqsat.codegen.windows import WindowDim, WindowOperand, widened_load, window_operand
+from eqsat.codegen.windows import WindowDim, WindowOperand, factor, keeps_zero, only_load, widened_load, window_operand
 from eqsat.ir import Expr
 from eqsat.types import DType
 
@@ -18,10 +18,14 @@ LEAST_K = 64  # of f32: below, an f32 sum rounds so little that its bound leaves
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """Which operand is the window, what its dimensions are for, and the load and the rows of the other."""
+    """Which operand is the window, what its dimensions are for, and the load and the rows of the other.
+
+    `function` is what is multiplied: the window's load, or a function of it.
+    """
 
     operand: WindowOperand
     window: Expr
+    function: Expr
     weights: Expr
     rows: tuple[str, ...]
     channel: WindowDim
@@ -52,10 +56,7 @@ def _problem_refusal(problem: ContractProblem) -> str | None:
     if min(problem.shape) == 0:
         return "an extent is 0"
     c = problem.contractions[0]
-    loads = [widened_load(x) for x in (c.a, c.b)]
-    if any(x is None for x in loads):
-        return "an operand is computed, not loaded"
-    dtypes = {x.dtype for x in loads if x is not None}
+    dtypes = {factor(x).dtype for x in (c.a, c.b)}
     if len(dtypes) > 1 or not dtypes <= {*MATRIX_DTYPES, DType.F32}:
         return "its operands are both bf16, both f16 or both f32"
     if refusal := accumulates_in_f32(problem):
@@ -68,9 +69,10 @@ def _problem_refusal(problem: ContractProblem) -> str | None:
 
 
 def _side(problem: ContractProblem, weights: Expr, rows: tuple[str, ...], window: Expr, places: tuple[str, ...]) -> Sides | str:
-    loaded, brought = widened_load(window), widened_load(weights)
-    assert loaded is not None
-    assert brought is not None
+    function, brought = factor(window), widened_load(weights)
+    loaded = only_load(function)
+    if brought is None or loaded is None or not keeps_zero(function):
+        return "its operands are not a load, and another or a function of it that keeps 0"
     name = (loaded.args[0] if loaded.op == "access" else loaded).attrs[0]
     operand = window_operand(loaded, buffers(problem.program)[name], {*places, *problem.batch}, problem.k)
     if isinstance(operand, str):
@@ -89,7 +91,7 @@ def _side(problem: ContractProblem, weights: Expr, rows: tuple[str, ...], window
             WindowDim(channel.positions, channel.step * channel.stride, channel.position, channel.positions, 1, "", 1, 1, 0),
         )
         channel = dataclasses.replace(channel, position="", positions=1, stride=1)
-    return Sides(operand, loaded, brought, rows, channel, lines, columns, outer)
+    return Sides(operand, loaded, function, brought, rows, channel, lines, columns, outer)
 
 
 def _channel(operand: WindowOperand, batch: tuple[str, ...]) -> WindowDim | None:

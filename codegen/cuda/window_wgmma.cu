@@ -1,9 +1,9 @@
 // window_wgmma.cu: convolutions on the matrix units. A tile of input positions comes to the chip once and serves every tap: it lies
 // as 16-byte vectors of 8 channels, positions beside each other, so that a tap is the same matrix some vectors further on.
-// PLANES 16-bit terms of each value; POINTS vectors (an odd number: no bank conflicts) for each 8 channels of a term.
+// PLANES 16-bit terms of each value; POINTS vectors for each 8 channels of a term.
+#define ONE_BY_ONE _Pragma("unroll 1")  // where addresses made anew take less than the registers that keep them
 #define UNROLL_BY_TWO _Pragma("unroll 2")
-// Tiles begin at multiples of 128 bytes: the matrix units fetch 8 rows of 16 bytes at once if they are one line of the banks.
-constexpr u32 TERM_BYTES = (KC / 8) * POINTS * 16, X_BYTES = PLANES * TERM_BYTES;
+constexpr u32 TERM_BYTES = (KC / 8) * POINTS * 16, X_BYTES = (PLANES * TERM_BYTES + 127) / 128 * 128;
 constexpr u32 W_TERM = BM * KC * 2, W_BYTES = PLANES * W_TERM;
 using Weights = Ring<STAGES, W_BYTES, 4 * GROUPS, 1>;
 
@@ -157,6 +157,39 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS, u8* __restrict__ workspace) {
       while (tile.next()) {
         for (int step = 0; step < X_STEPS; ++step) {
           SPLIT_STEP
+          //@begin blocks
+          u32 slot = 0;
+          for (int group = 0; group < LOADS; group += FLIGHT * CONVERTERS) {  // a thread brings 8 channels of some neighbours itself
+            ONE_BY_ONE for (int r = 0; r < FLIGHT; ++r) {
+              const int u = group + r * CONVERTERS + me;
+              if (u >= LOADS) break;
+              SPLIT_BLOCK
+              const u32 to = raw_tile + (r * 8 * CONVERTERS + me) * PIECE;
+              UNROLL for (int i = 0; i < 8; ++i) async_copy<PIECE>(to + i * CONVERTERS * PIECE, WHOLE_CHANNEL within ? source + at + i * (i64)CHANNEL_STEP : origin, WHOLE_CHANNEL within);
+            }
+            if (group == 0) slot = x.acquire();
+            async_wait();
+            ONE_BY_ONE for (int r = 0; r < FLIGHT; ++r) {
+              const int u = group + r * CONVERTERS + me;
+              if (u >= LOADS) break;
+              SPLIT_BLOCK
+              Raw<PIECE> in[8];
+              UNROLL for (int i = 0; i < 8; ++i) in[i] = shared_get<PIECE>(raw_tile + ((r * 8 + i) * CONVERTERS + me) * PIECE);
+              UNROLL for (int e = 0; e < WIDTH; ++e) {
+                const int column = first_column + e;
+                if (!(COLUMN_WANTED)) continue;
+                float v[8];
+                UNROLL for (int i = 0; i < 8; ++i) v[i] = Element<S>::get(in[i], e);
+                COMPUTE
+                each_term(v, [&](int p, const Raw<16>& r) {
+                  const u32 to = slot + p * TERM_BYTES + vector * POINTS * 16;
+                  PUT_VECTOR
+                });
+              }
+            }
+          }
+          //@end
+          //@begin places
           for (int q = me; q < PIECES; q += CONVERTERS) {                    //@async
             SPLIT_PIECE                                                      //@async
             async_copy<PIECE>(raw_tile + q * PIECE, within ? source + at : origin, within);  //@async
@@ -168,12 +201,14 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS, u8* __restrict__ workspace) {
             SPLIT_VECTOR
             float v[8];
             GATHER
+            COMPUTE
             each_term(v, [&](int p, const Raw<16>& r) {
               const u32 to = slot + p * TERM_BYTES + vector * POINTS * 16;
               PUT_VECTOR
             });
           }
           named_sync(2, CONVERTERS);                                         //@async
+          //@end
           x.filled();
         }
       }
@@ -181,23 +216,19 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS, u8* __restrict__ workspace) {
   } else {
     reg_inc<CONSUMER_REGISTERS>();
     const int first_row = wg * GROUP_ROWS, first_point = wg * GROUP_POINTS;
-    // One warpgroup goes some steps ahead, and stays ahead: while it stores its tile, the other has the matrix units.
-    int lead = wg == 0 ? LEAD : 0;
-    if (wg == 1) named_sync(1, GROUPS * 128);
     while (tile.next()) {
       Acc<N> acc;
       float total[N / 2];                                                    //@terms
       UNROLL for (int i = 0; i < N / 2; ++i) total[i] = 0.f;                 //@terms
       for (int step = 0; step < X_STEPS; ++step) {
         const u32 input = x.wait() + first_point * 16;
-        for (int head = 0; head < TAPS; head += CHAIN) {
-          for (int tap = head; tap < min(head + CHAIN, TAPS); ++tap) {
-            const u32 weights = w.wait() + first_row * 16, shifted = input + SHIFT[tap] * 16;
+        TAP_LOOP for (int head = 0; head < TAPS; head += CHAIN) {
+          TAP_LOOP for (int tap = head; tap < min(head + CHAIN, TAPS); ++tap) {
+            const u32 weights = w.wait() + first_row * 16, shifted = input + shift_of(tap) * 16;
             wg_fence();
             PRODUCTS
             wg_commit();
             w.advance();
-            if (lead > 0 && --lead == 0) named_arrive(1, GROUPS * 128);
             if (tap == 0) x.release();                                       //@values
           }
           // The matrix units cut off what does not fit when they add: long sums are made of short ones, by rounded additions.
@@ -235,6 +266,5 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS, u8* __restrict__ workspace) {
         }
       });
     }
-    if (lead > 0) named_arrive(1, GROUPS * 128);
   }
 }

@@ -6,8 +6,9 @@ without a swizzle, the operand of the matrix instruction may begin at any vector
 address on. What the other operand (the weights) needs of layout is done once, by all blocks, into a workspace: tiles in the
 order of use, which bulk copies bring.
 
-The input's vectors and the weights' tiles are read from shared memory at 64·16·2 + n·16·2 bytes for 64·n·16 products: 128 bytes a
-clock suffice from n = 32 on. A tile of positions is loaded once for all taps, so that level-2 traffic is far below a matrix product's.
+An f32 value is three bf16 terms (24 bits). Of their nine products the six of relative weight 2^-16 and more are made, the small ones
+first; what is left out is below 2^-25 of the product. The matrix units cut off what does not fit when they add, so that only the
+products of a few taps are added there, and their sums to totals in f32. An infinity or NaN is its own first term, the others 0.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from eqsat.codegen.cuda.window_layout import (
     GROUPS,
     HEAD_BYTES,
     THREADS,
+    VECTOR,
     Layout,
     WindowContractTile,
     processors_of_grid,
@@ -30,6 +32,11 @@ from eqsat.codegen.cuda.window_print import print_constants, print_instruction, 
 from eqsat.codegen.kernel import BufferArg, KernelSource, Rates, Schedule, WorkspaceArg
 from eqsat.codegen.problem import ContractProblem, Problem
 from eqsat.codegen.targets import Target
+
+PRODUCTS_A_CYCLE = 2048  # multiply-adds of 16-bit values in a clock of a multiprocessor
+# Clocks beside the products, seen on an H200: of an instruction, of the barriers of a tap, of a sum that is added to the totals,
+# of 32 vectors of input that are laid out, and of as many bytes of output that pass shared memory twice.
+INSTRUCTION, TAP, ADDITION, VECTORS, STORED_BYTES = 15.0, 100.0, 100.0, 13.0, 64.0
 
 
 class WindowWgmmaFamily:
@@ -82,14 +89,23 @@ class WindowWgmmaFamily:
         layout = window_layout(problem, schedule)
         if isinstance(layout, str):
             return math.inf
-        n = layout.n
-        depth = layout.steps * layout.taps * schedule.channels
-        flops = 2.0 * layout.tiles * GROUPS * 64 * n * depth * len(layout.products)
-        starved = max(1.0, (64 + n) * 2 * 16 / 128 / (n / 2))
-        arithmetic = flops / rates.rate("bf16") * starved * wave_factor(rates, layout.tiles, 1)
+        cycles = tile_cycles(layout) * wave_factor(rates, layout.tiles, 1) * layout.tiles
         packing = rates.launch_ns * (2 + layout.weight_tiles * layout.weight_bytes / 2**20)
+        arithmetic = cycles * PRODUCTS_A_CYCLE * 2 / rates.rate("bf16")
         return max(arithmetic, traffic_ns(problem.program, rates)) + packing + rates.launch_ns
 
     def serves(self, target: Target) -> bool:
         """Return whether its kernels run on a target: wgmma is Hopper's own."""
         return target.arch == "sm_90a"
+
+
+def tile_cycles(layout: Layout) -> float:
+    """Return the clocks of a multiprocessor for one tile of the output: of its products or its input, and of its output."""
+    s, taps = layout.schedule, layout.steps * layout.taps
+    instructions = taps * GROUPS * s.channels // 16 * len(layout.products)
+    additions = layout.steps * -(-layout.taps // layout.chain) if layout.planes > 1 else 0
+    copies = layout.columns.dim.taps if layout.columns.copied else 1
+    vectors = layout.steps * s.channels // VECTOR * layout.lines.span * layout.across * copies * layout.planes
+    stored = GROUPS * layout.places * 64 * 4 / STORED_BYTES
+    products = instructions * (layout.n / 2 + INSTRUCTION) + taps * TAP + additions * ADDITION
+    return max(products, vectors / 32 * VECTORS) + stored

@@ -153,7 +153,8 @@ BOARD = convolution((64, 128, 56, 56), (128, 128, 3, 3), padding=1)
         (convolution((1, 16, 32, 32), (16, 16, 3, 3), "f32", padding=1), Tile(64, 256, 256, 16, 0), "twice the registers"),
         (convolution((1, 3, 32, 32), (16, 3, 3, 3), "f32", padding=1), HALF, "no room"),
         (program(lambda a, b: a @ b, "bf16", (64, 64), (64, 64)), HALF, "plain matrices"),
-        (program(lambda a, b: enp.exp(a) @ b, "bf16", (64, 64), (64, 64)), HALF, "computed"),
+        (program(lambda a, b: conv(enp.exp(a), b), "bf16", (1, 16, 8, 8), (16, 16, 3, 3)), HALF, "keeps 0"),
+        (program(lambda a, b, c: conv(a * c, b), "bf16", (1, 16, 8, 8), (16, 16, 3, 3), (1, 16, 8, 8)), HALF, "keeps 0"),
         (convolution((1, 16, 8, 8), (16, 16, 3, 3), "f64", padding=1), HALF, "both bf16"),
     ],
 )  # fmt: skip
@@ -226,6 +227,12 @@ EMULATED: list[tuple[str, Program, WindowContractTile]] = [
     ("copies, dilation, half the lines each", finished((1, 40, 11, 16), (40, 40, 3, 3)), Tile(64, 64, 16, 16, 1)),
     ("copies of f32, backwards", transposed((1, 16, 3, 4, 5), (16, 8, 2, 3, 3), "f32"), Tile(64, 64, 64, 16, 1)),
     ("copies, channels last", channels_last((2, 7, 6, 24), (3, 3, 24, 40)), Tile(64, 64, 64, 16, 1)),
+    ("a function of the input", program(lambda a, b: conv(enp.silu(a), b), "bf16", (2, 24, 6, 9), (40, 24, 3, 3)), HALF),
+    (
+        "a function of f32 input",
+        program(lambda a, b: conv(enp.relu(a), b), "f32", (1, 8, 5, 8), (8, 8, 3, 3)),
+        Tile(64, 64, 64, 16, 1),
+    ),
     ("one tap", convolution((2, 24, 6, 10), (40, 24, 1, 1)), HALF),
 ]
 
