@@ -1,3 +1,5 @@
+// split.cu: an f32 contraction by f16 products (split.py says why). The exponents of the scales go with each slot from the
+// converter to the consumers; what waits in `low` and how `total` is made of `high` depends on them alone.
 using In = Ring<STAGES, A::bytes + B::bytes, GROUPS * 4, 1>;
 using P = Planes<B, A::k_major>;
 constexpr int TILE_ROWS = (M + BM - 1) / BM, TILE_COLUMNS = (N + BN - 1) / BN, TILES = BATCH * TILE_ROWS * TILE_COLUMNS;
@@ -112,15 +114,15 @@ KERNEL(THREADS, 1, 1) eqsat_kernel(PARAMETERS) {
         }
         if (!__all_sync(~0u, same && served)) {
           const u32 found = served ? rows : Left<A>::choose(slot, rows);
+          const bool kept = __all_sync(~0u, found == rows) && k;            // there are zeros among the rows, no more
           served = found;
-          fold();
+          if (!kept || !same) fold();
           UNROLL for (int w = 0; w < WORDS; ++w) panels[w] = now[w];
-          if (served) {
+          if (served && !kept) {
             rows = found;
             Left<A>::split(slot, rows, left);
-          } else {
-            left.clear();
           }
+          if (!served) left.clear();
         }
         const u64 planes = P::descriptor(right);
         in.next();

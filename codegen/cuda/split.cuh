@@ -17,7 +17,7 @@ DEV u32 halves_least(u32 least, u32 h) { u32 r; asm("{ .reg .b32 a; abs.f16x2 a,
 
 // A scale is named by a biased exponent e: 2^(14 - (e - 127)), so that sizes up to 2^e·(2 - 2^-10) do not overflow. It is chosen four
 // times smaller than a first step's largest size needs. Products of two scales are normal numbers, 2^-11 of them too.
-constexpr u32 LEAST_EXPONENT = 84, MOST_EXPONENT = 204, UNKNOWN = 127;
+constexpr u32 LEAST_EXPONENT = 84, MOST_EXPONENT = 204, UNKNOWN = 83;
 DEV float scale_of(u32 e) { return __uint_as_float((268 - e) << 23); }
 DEV float unscale_of(u32 e) { return __uint_as_float((e - 14) << 23); }
 DEV float product_scale(u32 a, u32 b) { return __uint_as_float((a + b - 155) << 23); }  // 1 / (scale_of(a)·scale_of(b))
@@ -73,7 +73,18 @@ template <int ROWS> struct MnMajor32 {
 // returns the exponent, 0 if the panel stays f32. k-major: a row is 64 bytes of h and 64 of l, under the swizzle of 128 bytes. Else h
 // and l take 2 KB each, 64 bytes for each k, in the canonical MN-major layout of the 64-byte swizzle. MIXED: the order of k, as of
 // `place`. `descriptor` + `step` (in units of 16 bytes): 32 columns on, from h to l, 16 elements of k on.
-template <class P> DEV bool convert_with(const P panel, u32 exponent, bool certain) {  // whether this exponent served
+template <class P> DEV u32 exponent_of(const P panel, u32 before) {
+  u32 top = 0, bottom = 0x7fffffffu;
+  UNROLL for (int part = 0; part < 2; ++part) {
+    float x[16];
+    if (part) __syncwarp();
+    panel.load(part, x);
+    top = max(top, most_bits(x));
+    bottom = min(bottom, least_bits(x));
+  }
+  return exponent_for(warp_max(top), warp_min(bottom), before);
+}
+template <class P> DEV u32 convert_with(const P panel, u32 exponent) {  // returns another exponent, or 0, if this one does not serve
   u32 h[16], l[16], most = 0, least = 0x7bff7bffu;
   const float scale = scale_of(exponent);
   UNROLL for (int part = 0; part < 2; ++part) {
@@ -86,23 +97,21 @@ template <class P> DEV bool convert_with(const P panel, u32 exponent, bool certa
       least = halves_least(least, h[8 * part + i]);
     }
   }
-  if (!__all_sync(~0u, certain || are_normal(most, least))) return false;  // else all have read: they may write
+  if (!__all_sync(~0u, are_normal(most, least))) {  // or there are zeros; to keep all of x would take registers in every step
+    const u32 found = exponent_of(panel, exponent);
+    if (found != exponent) return found;
+  }
+  __syncwarp();  // all have read before one writes
   UNROLL for (int c = 0; c < 4; ++c) panel.put(c, h + 4 * c, l + 4 * c);
-  return true;
+  return exponent;
 }
 template <class P> DEV u32 convert_panel(const P panel, u32 exponent) {
-  if (exponent != UNKNOWN && convert_with(panel, exponent, false)) return exponent;
-  u32 top = 0, bottom = 0x7fffffffu;  // read once more: to keep it all would take registers in every step
-  UNROLL for (int part = 0; part < 2; ++part) {
-    float x[16];
-    if (part) __syncwarp();
-    panel.load(part, x);
-    top = max(top, most_bits(x));
-    bottom = min(bottom, least_bits(x));
+  while (true) {
+    const u32 found = exponent == UNKNOWN ? exponent_of(panel, UNKNOWN) : convert_with(panel, exponent);
+    if (found == exponent) return found == UNKNOWN ? convert_with(panel, LEAST_EXPONENT) : found;
+    if (!found) return 0;
+    exponent = found;
   }
-  exponent = exponent_for(warp_max(top), warp_min(bottom), exponent);
-  if (exponent) convert_with(panel, exponent, true);
-  return exponent;
 }
 template <class B, bool MIXED> struct Planes;
 template <int N, bool MIXED> struct Planes<KMajor32<N>, MIXED> {

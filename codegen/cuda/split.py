@@ -3,19 +3,24 @@
 An f32 number has 24 bits, an f16 one 11, and the rounding error of f16 is itself a number of 13 bits and a sign: x = h + l to 22
 bits and more, and a·b = h·h' + (h·l' + l·h') with an error of a few 2^-24, as of a rounded f32 product (Ootomo and Yokota,
 "Recovering single precision accuracy from Tensor Cores", 2022). Three products at the rate of f16, where three bf16 parts take
-six of the same rate, and TF32 takes three of half the rate. What f16 lacks is range. So each row of the left operand, and each
-panel of 32×32 of the right one, has a power of two of its own for every 32 elements of k, by which its largest size comes
-to [2^14, 2^15); l is kept times 2^11, in accumulators of its own. A step whose sizes lie more than 2^28 apart, or far from 1, or
-are infinite or NaN is multiplied in plain f32 from shared memory where it lies: slower, and as IEEE says.
+six of the same rate, and TF32 takes three of half the rate.
+
+What f16 lacks is range. So each row of the left operand, and each panel of 32 columns of the right one, has a power of two that
+brings its sizes to f16's, and l is kept times 2^11, summed in accumulators of its own. A scale stays from step to step (32 of k)
+while no h overflows and none but zeros falls below the normal numbers, which leaves 2^27 between the largest and the least size;
+else a new one is chosen, and the sums made under the old one are folded into the totals. A step that no scale serves (sizes
+further apart, infinite, NaN, or far from 1) is multiplied in plain f32 from shared memory, where it lies unchanged: slower, and
+with the results of IEEE arithmetic.
 
 The tensor cores cut off what does not fit when they add (Fasi et al., "Numerical behavior of NVIDIA tensor cores", 2021), which
-adds up over a long sum. Each step of 32 therefore starts from zero, and its sums are added to f32 totals by rounded
-multiply-adds, which apply the scales on the way.
+adds up over a long sum. The sums of h·h' therefore start from zero in each step, and are added to f32 totals by rounded
+multiply-adds that apply the scales on the way. Those of h·l' + l·h' are 2^-11 of them; there it does not matter.
 
-Clocks of a multiprocessor for a tile of 128×128 and 32 elements of k: 768 for 3 products on the tensor cores, of which
-the reading of the right operand keeps shared memory (128 bytes a clock) busy for 384; 256 for TMA to write the tiles, 128 to read
-the left one, 256 to read the right one and to write its planes in its place. Shared memory limits: 1024 in all, 896 for 128×128 of
-a tile of 128×256. Six products of bf16 would take 1536, and their third plane would not fit in the place of the f32 tile.
+A block: one thread brings f32 tiles by TMA; a warpgroup turns the right operand's panels into planes of h and l in their own place
+(two f16 planes take what the f32 tile took; a third part would not fit); one or two warpgroups of 64 rows split their left operand
+in registers. Clocks of a multiprocessor for a tile of 128×128 and 32 elements of k: 768 for 3 products on the tensor cores, of
+which the reading of the right operand keeps shared memory (128 bytes a clock) busy for 384; 256 for TMA to write the tiles, 128 to
+read the left one, 256 to read the right one and to write its planes; 1024 in all. About 750 instructions for each scheduler.
 """
 
 from __future__ import annotations
@@ -43,12 +48,14 @@ from eqsat.types import DType
 
 STEP = 32  # elements of k of a slot: 128 bytes
 PRODUCTS = 3
-# Below this k the bound of an f32 sum (a unit for each product) leaves no room for the error of split products.
-LEAST_K = 64
+LEAST_K = 64  # below, the bound of an f32 sum (a unit for each product) leaves no room for the error of split products
 PRODUCER_REGISTERS = 24
 # Registers of a consumer beside totals and accumulators (found by compiling: with less ptxas spills).
 REST = 48
 MOST_WORKSPACE = 1 << 26
+# The model: what a step takes beside its products (waits, and splitting the rows, if not ahead), and how much longer than at the full
+# rate the products take. Fitted to tiles from 64×96 to 128×128 on an H200.
+STEP_NS, STEP_AHEAD_NS, PRODUCTS_SHARE = 515.0, 430.0, 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +128,14 @@ class SplitFamily:
         return max(traffic_ns(problem.program, rates), PRODUCTS * problem.flops / rates.rate("f16"))
 
     def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
-        """Return a model's time: padded tiles in whole waves at the rate of shared memory, and the sums of slices."""
+        """Return a model's time: whole waves of padded tiles, a share of each step for its products, and the sums of slices."""
         assert isinstance(problem, ContractProblem)
         assert isinstance(schedule, SplitTile)
         s = schedule
-        _, _, _, k = problem.shape
         blocks = _tiles(problem, s) * s.slices
-        steps = _share(k, s)
-        # Bytes through shared memory for a step: what the matrix units read for every warpgroup and product, the tiles in and out.
-        moved = STEP * (s.bm // 64 * PRODUCTS * s.bn * 2 + 4 * (2 * s.bm + 3 * s.bn))
-        multiplied = PRODUCTS * 2 * s.bm * s.bn * STEP / rates.rate("f16")
-        step = max(moved / rates.issue, multiplied) * processors(rates)
-        inside = wave_factor(rates, blocks, 1) * blocks / processors(rates) * steps * step
+        multiplied = PRODUCTS * 2 * s.bm * s.bn * STEP / rates.rate("f16") * processors(rates)
+        step = (STEP_AHEAD_NS if s.ahead else STEP_NS) + PRODUCTS_SHARE * multiplied
+        inside = wave_factor(rates, blocks, 1) * blocks / processors(rates) * _share(problem.shape[3], s) * step
         last = s.slices * s.bm * s.bn * 4 * processors(rates) / rates.issue * 2 if s.slices > 1 else 0.0
         return max(inside, traffic_ns(problem.program, rates)) + last + rates.launch_ns
 
