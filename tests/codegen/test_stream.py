@@ -17,6 +17,10 @@ from eqsat.codegen.problem import Contract, SummedContractProblem, contract_prob
 from eqsat.codegen.targets import parse_target
 from eqsat.ir import Program
 from eqsat.oracle import evaluate
+from eqsat.rulefile import builtin_rules
+from eqsat.search.rulebase import declarations
+from eqsat.search.schedules import points, space_of, space_term
+from eqsat.session import Session
 from tests.codegen.contract_problems import (
     F16,
     F32,
@@ -202,3 +206,24 @@ def test_blocks_take_equal_shares_of_the_units() -> None:
     source = FAMILY.emit(problem(linear(16, 4096, 4096)), StreamTile(256, 64, 4, 0, 227, 1))
     assert source.grid == (132, 1, 1)
     assert re.search(r"constexpr int TILES = 16;", source.text)
+
+
+BOARD = {
+    "plain": linear(16, 14336, 4096),
+    "statistic and gain": rms_linear(16, 4096, 4096),
+    "gated": gated(8, 11008, 4096),
+    "a sum of products": two_products(16, 4096, 4096, 16),
+    "k contiguous": linear(16, 4096, 4096, w="jk"),
+}
+
+
+def test_the_menu_offers_clusters_and_even_shares_for_few_rows_of_large_matrices() -> None:
+    rules = builtin_rules()
+    with Session() as session:
+        terms = [space_term("cuda", space_of(problem(p))) for p in BOARD.values()]
+        facts = f"{declarations(rules)}\n(processor-count {stream.HOPPER.processors})"
+        found = session.schedule_points(terms, rules.rules, declarations=facts)
+    for (name, program), offered in zip(BOARD.items(), found, strict=True):
+        legal = [s for s in points(offered) if isinstance(s, StreamTile) and FAMILY.legal(problem(program), s) is None]
+        assert 6 <= len(legal) <= 24, name
+        assert {bool(s.cluster) for s in legal} == {True, False}, name
