@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from eqsat.access import Index
 from eqsat.codegen.cuda.bounds import L2_BYTES_PER_PROCESSOR, processors, traffic_ns, wave_factor
 from eqsat.codegen.cuda.emit import arguments, assemble, parameter_names, parameters, part, refuse_illegal, stored_type
-from eqsat.codegen.cuda.online_operand import Sheet, sheet
 from eqsat.codegen.cuda.online_print import Code
 from eqsat.codegen.cuda.online_simt import computed_share, fold_bound_ns
 from eqsat.codegen.cuda.online_split_join import counters, join_lines, joined_floats, way_to_join, workspace_words
-from eqsat.codegen.cuda.operand import axis_names, buffers, contiguous, loads_of
+from eqsat.codegen.cuda.online_split_layout import Layout, Packed, layout_of, packed_places, rows_of, steps_of
+from eqsat.codegen.cuda.operand import buffers, contiguous
 from eqsat.codegen.cuda.template import fill
 from eqsat.codegen.kernel import KernelSource, Rates, Schedule
 from eqsat.codegen.masks import ALWAYS, NEVER, Box, spans, vanishes
-from eqsat.codegen.online import Accumulated, OnlineProblem, outer_reductions
-from eqsat.codegen.printer import print_offset, read_indices
-from eqsat.codegen.problem import Contraction, Problem
+from eqsat.codegen.online import OnlineProblem, outer_reductions
+from eqsat.codegen.printer import print_offset
+from eqsat.codegen.problem import Problem
 from eqsat.codegen.targets import Target
 from eqsat.ir import Expr
 from eqsat.types import DType
@@ -44,29 +43,6 @@ class OnlineSplitTile(Schedule):
     resident: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Packed:
-    """Rows of neighbouring batches that read the same keys and values: `size` positions of batch axis `axis` ("": none)."""
-
-    axis: str = ""
-    size: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """Keys and values as matrices, what the rows are contracted with, the accumulator with values, the rows that share keys.
-
-    `across`: the keys lie side by side in memory, for each position that is contracted.
-    """
-
-    rows: Contraction
-    across: bool
-    keys: Sheet
-    values: Sheet
-    wide: Accumulated
-    packed: _Packed
-
-
 class OnlineSplitFamily:
     """Dependent folds of bf16 and f16 operands by mma.sync (sm_80 and later; clusters need sm_90)."""
 
@@ -79,7 +55,7 @@ class OnlineSplitFamily:
             return f"expected a dependent fold and an OnlineSplitTile; got {problem.family} and {type(schedule).__name__}"
         if problem.statistics:
             return "it takes no statistics of the rows' operand"
-        found = _layout(problem)
+        found = layout_of(problem)
         return found if isinstance(found, str) else _schedule_refusal(problem, found, schedule)
 
     def emit(self, problem: Problem, schedule: Schedule) -> KernelSource:
@@ -87,8 +63,8 @@ class OnlineSplitFamily:
         refuse_illegal(self.legal(problem, schedule), schedule)
         assert isinstance(problem, OnlineProblem)
         assert isinstance(schedule, OnlineSplitTile)
-        layout = _layout(problem)
-        assert isinstance(layout, _Layout)
+        layout = layout_of(problem)
+        assert isinstance(layout, Layout)
         s = schedule
         batches, tiles = _tiles(problem, layout, s)
         shared = _shared_bytes(layout, s)
@@ -115,8 +91,8 @@ class OnlineSplitFamily:
         """Return a model's time: keys and values from memory and caches, instructions, and the joining of the parts."""
         assert isinstance(problem, OnlineProblem)
         assert isinstance(schedule, OnlineSplitTile)
-        layout = _layout(problem)
-        assert isinstance(layout, _Layout)
+        layout = layout_of(problem)
+        assert isinstance(layout, Layout)
         s = schedule
         batches, tiles = _tiles(problem, layout, s)
         blocks, cores = batches * tiles * s.parts, processors(rates)
@@ -143,84 +119,17 @@ class OnlineSplitFamily:
         return target.kind == "cuda" and target.capability >= 80
 
 
-def _layout(problem: OnlineProblem) -> _Layout | str:
-    c = problem.contraction
-    if c is None or len(problem.wide) != 1:
-        return "it serves scores that are contracted and one accumulator with value axes"
-    wide = problem.wide[0]
-    if any(a.value.op != "const" or a.value.attrs[0] != 1 for a in problem.accumulators if not a.axes):
-        return "beside it, it sums the weights alone"
-    if problem.dtype is not DType.F32 or c.node.dtype.accumulator is not DType.F32:
-        return "the matrix units accumulate in f32"
-    if problem.floor > -1e30:
-        return f"a maximum of at least {problem.floor} is not carried"
-    packed = _packing(problem, [c.b, wide.value])
-    names = _places(problem, packed)
-    along, across = (sheet(problem, c.b, *axes, names) for axes in ((problem.d, problem.over), (problem.over, problem.d)))
-    keys = across if isinstance(along, str) else along
-    values = sheet(problem, wide.value, wide.axes, problem.over, names)
-    if isinstance(keys, str) or isinstance(values, str):
-        return str(along if isinstance(keys, str) else values)
-    if not keys.dtype is values.dtype is wide.weight.dtype is c.a.dtype:
-        return f"rows, keys, weights and values are {c.a.dtype}, {keys.dtype}, {wide.weight.dtype} and {values.dtype}"
-    d = problem.shape[3]
-    if keys.inner % 8 or values.inner % 8 or max(d, values.inner) > 256:
-        return f"{d} contracted and {values.inner} value positions; it takes up to 256, and 8 neighbours at a time"
-    return _Layout(c, keys is across, keys, values, wide, packed)
-
-
-def _packing(problem: OnlineProblem, operands: list[Expr]) -> _Packed:
-    """Return the batch axis on which keys and values depend only through its quotient by the same number (grouped heads)."""
-    ext = problem.program.extents
-    seen: dict[str, set[int]] = {}
-    for e in loads_of(operands, {}):
-        for index in read_indices(e)[1]:
-            for axis, divisor in _divisors(index.simplify(ext)):
-                seen.setdefault(axis, set()).add(divisor)
-    shared = [
-        _Packed(a, min(found)) for a, found in seen.items() if a in problem.batch and len(found) == 1 and ext[a] % min(found) == 0
-    ]
-    return max(shared, key=lambda p: p.size, default=_Packed())
-
-
-def _divisors(index: Index) -> list[tuple[str, int]]:
-    """Return each axis in an index expression with the number by which it is divided first of all (1: it is not)."""
-    if index.op == "axis":
-        return [(index.name, 1)]
-    if index.op == "div" and index.args[0].op == "axis":
-        return [(index.args[0].name, index.value)]
-    return [found for a in index.args for found in _divisors(a)]
-
-
-def _places(problem: OnlineProblem, packed: _Packed, row: str = "0", **groups: tuple[str, ...]) -> dict[str, str]:
-    """Return the C expression of each axis at flat `row` of flat `batch`; rows of one position of m lie side by side."""
-    ext = dict(problem.program.extents)
-    if packed.axis:
-        ext[packed.axis] //= packed.size
-    at = f"({row} / {packed.size})" if packed.size > 1 else row
-    names = axis_names({"batch": problem.batch, at: problem.m, **groups}, ext)
-    if packed.axis:
-        names[packed.axis] = f"({names[packed.axis]} * {packed.size} + {row} % {packed.size})"
-    return names
-
-
-def _rows(problem: OnlineProblem, packed: _Packed) -> tuple[int, int]:
-    """Return the batches, and the rows of each, once neighbouring batches that share their keys are rows."""
-    batch, m, *_ = problem.shape
-    return batch // packed.size, m * packed.size
-
-
-def _tiles(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> tuple[int, int]:
-    batches, m = _rows(problem, layout.packed)
+def _tiles(problem: OnlineProblem, layout: Layout, s: OnlineSplitTile) -> tuple[int, int]:
+    batches, m = rows_of(problem, layout.packed)
     return batches, -(-m // s.rows)
 
 
-def _schedule_refusal(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> str | None:
+def _schedule_refusal(problem: OnlineProblem, layout: Layout, s: OnlineSplitTile) -> str | None:
     if s.rows not in (8, 16, 32) or s.keys not in (16, 32, 64) or not 1 <= s.warps <= 16 or s.resident < 1:
         return "a warp takes 8, 16 or 32 rows and 16, 32 or 64 keys at a time, a block has 1 to 16 warps"
     if s.memory not in (0, 1) or not 1 <= s.parts <= (64 if s.memory else 16) or (s.memory and s.parts == 1):
         return "the keys have 1 to 16 parts in a cluster, 2 to 64 through memory"
-    _, m = _rows(problem, layout.packed)
+    _, m = rows_of(problem, layout.packed)
     if s.rows > 8 and s.rows >= 2 * m:
         return f"{s.rows} rows for {m}"
     if s.rows == 8 and m > 16:
@@ -234,25 +143,20 @@ def _schedule_refusal(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTil
     return None
 
 
-def _live(layout: _Layout, s: OnlineSplitTile) -> int:
+def _live(layout: Layout, s: OnlineSplitTile) -> int:
     """Count the registers of a thread that hold rows, keys, values, scores and sums."""
-    groups, bands, tiles, steps = s.rows // 8, -(-layout.values.inner // 64), s.keys // 16, _steps(layout)
+    groups, bands, tiles, steps = s.rows // 8, -(-layout.values.inner // 64), s.keys // 16, steps_of(layout)
     return groups * (2 * steps + 16 * bands + 4 * tiles) + tiles * (4 * steps + 16 * bands)
 
 
-def _steps(layout: _Layout) -> int:
-    """Return the products of 16 contracted positions that a score takes."""
-    return -(-layout.keys.rows // 16) if layout.across else -(-layout.keys.inner // 32) * 2
-
-
-def _shared_bytes(layout: _Layout, s: OnlineSplitTile) -> int:
+def _shared_bytes(layout: Layout, s: OnlineSplitTile) -> int:
     return 4 * joined_floats(s.rows, layout.values.inner, s.warps, s.parts, s.memory)
 
 
-def _constants(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> str:
+def _constants(problem: OnlineProblem, layout: Layout, s: OnlineSplitTile) -> str:
     batches, tiles = _tiles(problem, layout, s)
     values = {
-        "M": _rows(problem, layout.packed)[1], "KEYS_ALL": problem.shape[2], "ROWS": s.rows, "KEYS": s.keys, "SHARERS": s.warps,
+        "M": rows_of(problem, layout.packed)[1], "KEYS_ALL": problem.shape[2], "ROWS": s.rows, "KEYS": s.keys, "SHARERS": s.warps,
         "PARTS": s.parts, "ROW_TILES": tiles, "RESIDENT": s.resident, "D": problem.shape[3], "N": layout.values.inner,
         "COUNTERS": counters(batches * tiles),
     }  # fmt: skip
@@ -261,7 +165,7 @@ def _constants(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> s
     return "\n".join([*lines, f"using T = {stored_type(layout.keys.dtype)};"])
 
 
-def _kernel(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> str:
+def _kernel(problem: OnlineProblem, layout: Layout, s: OnlineSplitTile) -> str:
     joining = way_to_join(s.parts, s.memory)
     flags = {joining, "across" if layout.across else "along", *(["apart"] if joining != "cluster" else [])}
     pointers = parameter_names(problem.program)
@@ -278,15 +182,17 @@ def _kernel(problem: OnlineProblem, layout: _Layout, s: OnlineSplitTile) -> str:
         "PACK": [f"pack_{layout.keys.dtype}"],
         "LEFT": [line.replace("PACK", f"pack_{layout.keys.dtype}") for line in _left(problem, layout)],
         "SCORES": _scores(problem, layout, whole=problem.shape[2] % s.keys == 0),
-        "JOIN": join_lines(problem, layout.wide, joining, lambda **groups: _places(problem, layout.packed, "row", **groups)),
+        "JOIN": join_lines(
+            problem, layout.wide, joining, lambda **groups: packed_places(problem, layout.packed, "row", **groups)
+        ),
     }
     return fill(part("online_split.cu"), flags, slots)
 
 
-def _box(problem: OnlineProblem, packed: _Packed) -> tuple[Box, list[str], list[str]]:
+def _box(problem: OnlineProblem, packed: Packed) -> tuple[Box, list[str], list[str]]:
     """Return the box of a tile, the lines that name its ends of rows and what is uniform in it, those that name its ends of keys."""
     ext = problem.program.extents
-    low, high = (_places(problem, packed, str(r)) for r in (0, packed.size - 1))
+    low, high = (packed_places(problem, packed, str(r)) for r in (0, packed.size - 1))
     span = {a: (low[a], high[a]) for a in problem.batch}
     ends = [f"{x} / {packed.size}" if packed.size > 1 else x for x in ("first_row", "last_row")]
     row_spans, row_lines = spans([(a, ext[a]) for a in problem.m], ends[0], ends[1], "row_span", "int")
@@ -308,14 +214,14 @@ def _box(problem: OnlineProblem, packed: _Packed) -> tuple[Box, list[str], list[
     return Box(span | row_spans | key_spans, ext, uniform), before, key_lines if used & set(problem.over) else []
 
 
-def _left(problem: OnlineProblem, layout: _Layout) -> list[str]:
+def _left(problem: OnlineProblem, layout: Layout) -> list[str]:
     """Print the registers of row `row` as the scores want them: neighbours along d at once where they are one piece of memory."""
     a = layout.rows.a
     d = problem.shape[3]
     width = 2 if layout.across else 8
     first = "16 * c + 2 * t + 8 * h" if layout.across else "32 * c + 8 * t"
     if a.op == "read" and contiguous(a, buffers(problem.program)[a.attrs[0]], problem.d[-1], width):
-        names = _places(problem, layout.packed, "row", d=problem.d)
+        names = packed_places(problem, layout.packed, "row", d=problem.d)
         load = print_offset(a, buffers(problem.program)[a.attrs[0]], names)
         text = f"free_load<{width}>({parameter_names(problem.program)[a.attrs[0]]} + {load})"
         whole = d % (16 if layout.across else 32) == 0
@@ -329,7 +235,7 @@ def _left(problem: OnlineProblem, layout: _Layout) -> list[str]:
             "  UNROLL for (int i = 0; i < 4; ++i) q[r][2 * c + i / 2][i % 2] = x.w[i];",
         ]
         return ["UNROLL for (int c = 0; c < STEPS / 2; ++c) {", *body, "}"]
-    lines, (value,) = Code(problem, _places(problem, layout.packed, "row", d=problem.d), {}, "t", "at").lines([a])
+    lines, (value,) = Code(problem, packed_places(problem, layout.packed, "row", d=problem.d), {}, "t", "at").lines([a])
     at = f"{first} + e" if layout.across else "32 * (c / 2) + 8 * t + 4 * (c % 2) + 2 * h + e"
     return [
         "UNROLL for (int c = 0; c < STEPS; ++c) UNROLL for (int h = 0; h < 2; ++h) {",
@@ -346,11 +252,11 @@ def _left(problem: OnlineProblem, layout: _Layout) -> list[str]:
     ]
 
 
-def _scores(problem: OnlineProblem, layout: _Layout, *, whole: bool) -> list[str]:
+def _scores(problem: OnlineProblem, layout: Layout, *, whole: bool) -> list[str]:
     """Print the score of each element from its product; `whole`: all keys of a tile exist."""
     if whole and problem.score == layout.rows.node:
         return []
-    names = _places(problem, layout.packed, "row", key=problem.over)
+    names = packed_places(problem, layout.packed, "row", key=problem.over)
     lines, (value,) = Code(problem, names, {layout.rows.node: "dot"}, "t", "at").lines([problem.score])
     key = "first + key_of(u, g, h)"
     return [
