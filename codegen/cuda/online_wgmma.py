@@ -43,7 +43,8 @@ from eqsat.ir import Expr
 _REGISTERS = {1: (0, 0), 2: (24, 240), 3: (32, 160), 4: (24, 112)}
 _LIVE = {1: 190, 2: 190, 3: 128, 4: 84}  # scores, weights and sums that a thread can hold (found by compiling)
 _COLUMNS = {1: 256, 2: 256, 3: 192, 4: 128}  # of one product: registers at the kernel's entry bound the instruction
-_BESIDE = {1: 0.035, 2: 0.0155, 3: 0.010, 4: 0.010}  # ns of a row and key beside the products, by consumer warpgroups
+_CROWDED = {1: 0.8, 2: 1.0, 3: 1.28, 4: 1.3}  # by how much longer a warpgroup takes beside others, by their number
+_TARGET_RATE = TARGET.rates.rate("bf16")
 _LIMIT = 256.0  # see OnlineWgmmaTile
 _OWN_ROWS = ("max(first_row + wg * 64, 0)", "max(min(first_row + wg * 64 + 63, M - 1), 0)")  # of a warpgroup
 _LOG2_E = math.log2(math.e)
@@ -96,25 +97,27 @@ class OnlineWgmmaFamily:
         return fold_bound_ns(problem, rates, "bf16", batch * -(-m // 64))
 
     def predict_ns(self, problem: Problem, schedule: Schedule, rates: Rates) -> float:
-        """Return a model's time: products, what a tile's weights and barriers take beside them, whole tiles of rows on each multiprocessor."""
+        """Return a model's time: steps of a tile of keys in which products and weights overlap, on whole rounds of tiles of rows."""
         assert isinstance(problem, OnlineProblem)
         assert isinstance(schedule, OnlineWgmmaTile)
         s = schedule
-        _, m, k, d, n = problem.shape
+        *_, k, d, n = problem.shape
         tiles, several = items(problem, s), processors(rates)
-        keys = -(-k // s.keys) * s.keys
-        wide = -(-d // 16) * 16 + -(-n // 8) * 8
-        # of one row and key on a multiprocessor, in ns; the products at the matrix units' own rate, the rest as measured on an H200
-        products = 2 * wide / (TARGET.rates.rate("bf16") / TARGET.processors)
-        beside = _BESIDE[s.groups] + 0.005 * s.pingpong + 0.0025 * (s.stages < 3) + 0.6 / s.keys + 0.0001 * s.keys
         share = computed_share(problem, 64, s.keys)
-        item = 64 * s.groups * keys * share * (products + beside) + 800.0
-        rounds = math.ceil(tiles / several) if share == 1 else max(tiles / several, 1.0) + 0.25
-        # the batches whose keys and values all multiprocessors read at a time are to stay in the second-level cache
-        sides = min(several, tiles) / min(s.heads * -(-m // (64 * s.groups)), tiles)
+        # One warpgroup's products, under load at seven eighths of the clock; from its scores to its weights, which others lengthen.
+        wide = -(-d // 16) * 16 + -(-n // 8) * 8
+        products = 1.15 * 2 * 64 * s.keys * wide / (_TARGET_RATE / TARGET.processors)
+        weights = (250.0 + 3.6 * s.keys) * _CROWDED[s.groups]
+        inside, outside = s.groups * products, products + weights
+        step = max(inside, outside) + 0.2 * min(inside, outside)
+        step *= 1.0 + 0.025 * (s.stages < 3) + 0.03 * s.pingpong + 0.02 * (share < 1 and s.heads < 32)
+        tile = -(-k // s.keys) * share * step + 800.0 * (1 + (share < 1))
+        rounds = (
+            (tiles / several + math.ceil(tiles / several)) / 2 if share == 1 and tiles > several else max(tiles / several, 1.0)
+        )
         # fewer blocks than multiprocessors do not fill memory's latency
         streamed = share * problem.program.bytes / rates.read / min(1.0, tiles / several)
-        return max(rounds * item + 1500.0, streamed, self.bound_ns(problem, rates)) + rates.launch_ns + sides
+        return max(rounds * tile + 1500.0, streamed, self.bound_ns(problem, rates)) + rates.launch_ns
 
     def serves(self, target: Target) -> bool:
         """Return whether its kernels run on a target: wgmma is Hopper's own."""
