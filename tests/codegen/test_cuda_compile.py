@@ -285,3 +285,10 @@ def test_the_next_row_is_on_its_way_before_blocks_wait_for_each_other(tmp_path):
     assert code.rindex("LDGSTS") < code.index("ATOM")
     assert source.cooperative
     assert source.args[-1] == WorkspaceArg(zeroed=True)
+
+
+@needs_disassembler
+def test_a_cluster_does_not_wait_for_its_stores(tmp_path):
+    code = disassemble(compile_source(board()["softmax-cluster"], SM90).image, tmp_path)
+    assert code.rindex("MEMBAR") < code.index("STG.E.128")  # a release waits for stores: the last one comes before them
+    assert code.rindex("UCGABAR_WAIT") > code.rindex("STG.E.128")
