@@ -50,12 +50,12 @@ def with_epilogue(m: int, n: int, k: int) -> Program:
 
 
 EMULATED: list[tuple[str, Program, SplitTile]] = [
-    ("nn", f32(136, 136, 100), SplitTile(64, 64, 32, 1, 2, 1)),
+    ("nn", f32(72, 136, 100), SplitTile(64, 64, 32, 1, 2, 1)),
     ("nt", f32(72, 136, 96, w="jk"), SplitTile(64, 128, 64, 1, 8, 0)),
     ("tn, two warpgroups", f32(132, 68, 72, x="ki"), SplitTile(128, 64, 64, 1, 8, 0)),
     ("tt, odd rows", f32(68, 76, 128, x="ki", w="jk"), SplitTile(64, 96, 32, 1, 8, 1)),
-    ("slices", f32(70, 72, 400), SplitTile(64, 64, 64, 5, 8, 0)),
-    ("the ring wraps, epilogue", with_epilogue(70, 76, 640), SplitTile(64, 32, 32, 1, 8, 1)),
+    ("slices", f32(70, 40, 400), SplitTile(64, 64, 64, 5, 8, 0)),
+    ("the ring wraps, epilogue", with_epilogue(70, 44, 384), SplitTile(64, 32, 32, 1, 8, 1)),
     ("odd columns", f32(70, 77, 128, w="jk"), SplitTile(64, 64, 32, 2, 8, 1)),
     ("batched", batched(2, 40, 72, 64), SplitTile(64, 32, 32, 1, 8, 1)),
 ]
@@ -66,7 +66,7 @@ def drawn(program: Program, spoil: str, seed: int = 0) -> dict[str, np.ndarray[A
     rng = np.random.default_rng(seed)
     found = {i.name: rng.standard_normal(i.shape).astype(np.float32) for i in program.inputs}
     if spoil == "zeros":
-        for a in found.values():
+        for a in (found["x"], found["w"]):
             a[rng.random(a.shape) < 0.5] = 0
             a[: a.shape[0] // 2, : a.shape[1] // 2] = 0
     if spoil == "rows and columns of many sizes":
