@@ -296,8 +296,8 @@ def test_the_emulator_sees_input_overwritten_too_early(tmp_path: Path) -> None:
 
 def test_the_menu_of_the_rules_is_legal_for_a_convolution_of_the_board() -> None:
     menu = Path(__file__).parents[2].joinpath("rules", "schedule-window-contract-sm90.egg").read_text(encoding="utf-8")
-    tiles = [tuple(map(int, t)) for t in re.findall(r"\(window-contract-tile (\d+) (\d+) (\d+)\)", menu)]
-    inputs = [tuple(map(int, t)) for t in re.findall(r"\(window-contract-input (\d+) (\d)\)", menu)]
+    tiles = [tuple(map(int, t)) for t in re.findall(r"\(shifted-contract-tile (\d+) (\d+) (\d+)\)", menu)]
+    inputs = [tuple(map(int, t)) for t in re.findall(r"\(shifted-contract-input (\d+) (\d)\)", menu)]
     assert tiles
     q = problem(BOARD)
     legal = {(t, i) for t in tiles for i in inputs if FAMILY.legal(q, Tile(*t, *i)) is None}
