@@ -39,7 +39,7 @@ class TensorMapArg:
     """A Hopper tensor map over a buffer seen as dense 2-D or 3-D (innermost extent first).
 
     `extents` in elements; `strides` in bytes for all dimensions but the innermost; `box` in elements;
-    `swizzle` in bytes: 0, 32, 64 or 128.
+    `swizzle` in bytes: 0, 32, 64 or 128. With no name it is over the kernel's own workspace, from the byte `offset` on.
     """
 
     name: str
@@ -48,6 +48,7 @@ class TensorMapArg:
     strides: tuple[int, ...]
     box: tuple[int, ...]
     swizzle: int
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)

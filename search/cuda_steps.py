@@ -51,7 +51,7 @@ class LoadedSteps:
         """Pack every kernel's arguments; `pointers` holds the plan's inputs and outputs by name."""
         known = {**scratch.pointers, **pointers}
         for kernel in self.kernels:
-            names = {a.name for a in kernel.source.args if isinstance(a, BufferArg | TensorMapArg)}
+            names = {a.name for a in kernel.source.args if isinstance(a, BufferArg | TensorMapArg) and a.name}
             if missing := sorted(names - known.keys()):
                 raise UsageError(
                     f"kernel {kernel.source.entry!r} takes buffers {missing}; known are {sorted(known)}. "

@@ -328,7 +328,7 @@ def _cell(arg: Arg, pointers: Mapping[str, int], workspace: int) -> Any:
     if isinstance(arg, BufferArg):
         return ctypes.c_void_p(pointers[arg.name])
     if isinstance(arg, TensorMapArg):
-        encoded = encode_tensor_map(arg, pointers[arg.name])
+        encoded = encode_tensor_map(arg, pointers[arg.name] if arg.name else workspace + arg.offset)
         return ctypes.create_string_buffer(encoded, len(encoded))
     return ctypes.c_void_p(workspace)
 

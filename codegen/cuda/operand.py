@@ -20,7 +20,7 @@ MATRIX_DTYPES = (DType.BF16, DType.F16)
 class Operand:
     """A matrix operand read as it lies in its buffer: strides in elements of its rows (m or n), of k, and of the batch.
 
-    A stride is 0 where the extent is 1.
+    A stride is 0 where the extent is 1. One with no name lies in the kernel's workspace, from the byte `offset` on.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Operand:
     row_stride: int
     k_stride: int
     batch_stride: int
+    offset: int = 0
 
     @property
     def k_major(self) -> bool:

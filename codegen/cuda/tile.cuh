@@ -257,6 +257,24 @@ template <int COUNT, int STRIDE> DEV void add_parts(float (&to)[4], const float*
   }
 }
 
+// A matrix whose rows no tensor map can step over is copied once, by all blocks, to rows of whole 16 bytes.
+DEV void fence_async() {
+  asm volatile("fence.proxy.async;" ::: "memory");
+}
+template <int THREADS_, int OUTER, int INNER, int STRIDE, class T> DEV void pack_rows(const T* from, u8* to) {
+  constexpr int CHUNKS = (INNER + 7) / 8;
+  for (int i = blockIdx.x * THREADS_ + threadIdx.x; i < OUTER * CHUNKS; i += gridDim.x * THREADS_) {
+    const int row = i / CHUNKS, c = i % CHUNKS * 8;
+    const u16* p = (const u16*)from + (i64)row * STRIDE + c;
+    Raw<16> x;
+    UNROLL for (int j = 0; j < 4; ++j) {
+      const u32 lo = c + 2 * j < INNER ? p[2 * j] : 0, hi = c + 2 * j + 1 < INNER ? p[2 * j + 1] : 0;
+      x.w[j] = lo | hi << 16;
+    }
+    store_raw<16, PLAIN>(to + (i64)i * 16, x);
+  }
+}
+
 // Row statistics ride the k-major tile that the matrix units read: two threads for each of 64 rows, in the warp that holds these
 // rows of the accumulator. `row_values` hands over this thread's half row; `row_total` gives the lane the totals of its two rows.
 DEV Raw<16> shared16(u32 at) {

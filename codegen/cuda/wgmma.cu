@@ -10,6 +10,14 @@ KERNEL(THREADS, CM * CN, RESIDENT) eqsat_kernel(PARAMETERS) {
     in.init();
   }
   begin_dependent();
+//@begin packed
+  PACK
+  fence_async();
+  __syncthreads();
+  if (threadIdx.x == 0) meet((u32*)workspace, gridDim.x, blockIdx.x == 0);
+  __syncthreads();
+  fence_async();
+//@end
   __syncwarp();                                                             //@alone
   if (wg == GROUPS) named_arrive(12, THREADS); else named_sync(12, THREADS);  // who made the ring need not wait  //@alone
   cluster_sync();                                                           //@cluster

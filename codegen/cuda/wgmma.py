@@ -115,9 +115,9 @@ class WgmmaFamily:
             block=threads_of(schedule),
             cluster=cluster,
             shared_bytes=shared_bytes(schedule.groups, layout.slot_bytes, layout.stages, layout.staging_bytes),
-            workspace_bytes=workspace_bytes(problem, schedule, layout) if slices > 1 else 0,
+            workspace_bytes=workspace_bytes(problem, schedule, layout),
             requires="sm_90a",
-            cooperative=slices > 1,
+            cooperative=slices > 1 or bool(layout.packed),
         )
 
     def bound_ns(self, problem: Problem, rates: Rates) -> float:
@@ -209,6 +209,7 @@ def _kernel(problem: Served, s: WgmmaTile, layout: Layout) -> str:
         "sliced" if s.slices > 1 else "whole",
         layout.store,
         *(["once"] if layout.once else []),
+        *(["packed"] if layout.packed else []),
         "loaded" if layout.left is None else "computed",
         *(["riding"] if layout.left is not None and problem.statistics and rides(problem.parts[0], layout.left) else []),
         *(["turns"] if layout.left is not None and s.groups == 2 and not s.pingpong else []),
@@ -224,6 +225,7 @@ def _kernel(problem: Served, s: WgmmaTile, layout: Layout) -> str:
         "PARAMETERS": [_parameters(problem, s, layout)],
         "PREFETCH": [f"tma_prefetch(&{m});" for m in _maps(layout)],
         "SELECT": _select(layout) if several else [],
+        "PACK": _pack(problem, layout),
         "LOAD_A": [
             f"A::load(slot + {i} * A::bytes, &{name}, full, tile.m, k, tile.batch, rn, same_rows);"
             for i, name in enumerate(_left_maps(layout))
@@ -272,6 +274,16 @@ def _computed(problem: Served, left: Left) -> dict[str, list[str]]:
         "WORD": print_words(lead, left, combine),
         "RIDE": print_riding(lead, left, combine) if combine and rides(lead, left) else [],
     }
+
+
+def _pack(problem: Served, layout: Layout) -> list[str]:
+    """Print the copies of operands whose rows TMA cannot step over."""
+    names = parameter_names(problem.program)
+    out = []
+    for old, new, outer, inner in layout.packed:
+        stride = old.row_stride if old.k_major else old.k_stride
+        out.append(f"pack_rows<THREADS, {outer}, {inner}, {stride}>({names[old.name]}, workspace + {new.offset});")
+    return out
 
 
 def _by_part(layout: Layout, values: Sequence[object]) -> str:
@@ -359,6 +371,7 @@ def _read_beside(problem: Served, layout: Layout) -> list[str]:
     """Return the buffers that the epilogues, and a computed left operand beside its matrices, read: they are passed as pointers."""
     read = frozenset().union(*(epilogue_reads(p) for p in problem.parts))
     read |= frozenset() if layout.left is None else left_reads(layout.left)
+    read |= {old.name for old, _, _, _ in layout.packed}
     return [i.name for i in used_inputs(problem.program) if i.name in read]
 
 
@@ -366,7 +379,7 @@ def _parameters(problem: Served, s: WgmmaTile, layout: Layout) -> str:
     names, inputs = parameter_names(problem.program), {i.name: i for i in problem.program.inputs}
     items = [f"TMAP {m}" for m in _maps(layout)]
     items += [f"const {stored_type(inputs[p].dtype)}* __restrict__ {names[p]}" for p in _read_beside(problem, layout)]
-    items += ["u8* __restrict__ workspace"] if s.slices > 1 else []
+    items += ["u8* __restrict__ workspace"] if s.slices > 1 or layout.packed else []
     outs = zip(problem.program.outputs, output_names(problem.program), strict=True)
     return ", ".join(
         items if layout.store == TMA else [*items, *(f"{stored_type(o.dtype)}* __restrict__ {name}" for o, name in outs)]
@@ -384,7 +397,7 @@ def _arguments(problem: Served, s: WgmmaTile, layout: Layout) -> tuple[Arg, ...]
         args += [_operand_map(b, problem.parts[0].shape[2], length, batch, s.bn, s.cm)]
     args += [_output_map(p, s) for p in problem.parts if layout.store == TMA]
     args += [BufferArg(name) for name in _read_beside(problem, layout)]
-    args += [WorkspaceArg(zeroed=True)] if s.slices > 1 else []
+    args += [WorkspaceArg(zeroed=True)] if s.slices > 1 or layout.packed else []
     return (*args, *(BufferArg(o.name) for o in problem.program.outputs if layout.store != TMA))
 
 
@@ -405,6 +418,6 @@ def _stride(elements: int, inner: int, between: int) -> int:
 def _operand_map(o: Operand, rows: int, k: int, batch: int, tile_rows: int, peers: int) -> TensorMapArg:
     if o.k_major:
         strides = (_stride(o.row_stride, k, 1), _stride(o.batch_stride, k, rows))
-        return TensorMapArg(o.name, o.dtype, (k, rows, batch), strides, (64, tile_rows // peers, 1), 128)
+        return TensorMapArg(o.name, o.dtype, (k, rows, batch), strides, (64, tile_rows // peers, 1), 128, o.offset)
     strides = (_stride(o.k_stride, rows, 1), _stride(o.batch_stride, rows, k))
-    return TensorMapArg(o.name, o.dtype, (rows, k, batch), strides, (64, 64 // peers, 1), 128)
+    return TensorMapArg(o.name, o.dtype, (rows, k, batch), strides, (64, 64 // peers, 1), 128, o.offset)

@@ -54,6 +54,7 @@ class Layout:
     `a` is the left operand as it lies in memory, or the first matrix that it is computed from (`left`).
     `bs` are the right operands of each part. The tiles of all parts lie side by side, each part's in whole clusters: `starts` are
     the first columns of the parts, then the end.
+    `packed` are operands whose rows TMA cannot step over: as they lie, as they are copied, rows (the outer extent) and their length.
     `more` are the operands of further terms of a sum, and how long their sums are.
     Where each block has one tile at the most (`once`), the output is staged in the ring, which has been emptied by then.
     `a_rows` rows of the left operand are loaded for each tile: of a tile of 64 rows only those that there are. The matrix units
@@ -71,6 +72,7 @@ class Layout:
     stages: int
     once: bool = False
     left: Left | None = None
+    packed: tuple[tuple[Operand, Operand, int, int], ...] = ()
     more: tuple[tuple[Operand, Operand, int], ...] = ()
 
     @property
@@ -125,8 +127,9 @@ def layout_of(problem: Served, s: WgmmaTile) -> Layout | str:
     bs = tuple(found)
     every = [*(b for group in bs for b in group), *(b for _, b, _ in more)]
     lefts = (a,) if computed is None else tuple(o for _, o in computed.staged)
-    if not all(o.aligned(8) for o in (*lefts, *every, *(x for x, _, _ in more))):
-        return "TMA needs every stride of its operands to be a multiple of 16 bytes"
+    packed = _packed(problem, s, tuple(dict.fromkeys((*lefts, *every, *(x for x, _, _ in more)))), a)
+    if isinstance(packed, str):
+        return packed
     if len({b.k_major for b in every}) > 1:
         return "its right operands lie in different orders"
     if len({len(group) for group in bs}) > 1:
@@ -147,7 +150,32 @@ def layout_of(problem: Served, s: WgmmaTile) -> Layout | str:
         stages, buffers = alone, staged // PANEL_BYTES
     if stages < 3:
         return f"only {stages} stages of {slot} bytes fit into shared memory; a ring needs 3"
-    return Layout(a, a_rows, bs, starts_of(problem, s.bn * s.cn), store, tiles, slot, buffers, stages, once, computed, more)
+    as_copied = {old: new for old, new, _, _ in packed}
+    a, bs = as_copied.get(a, a), tuple(tuple(as_copied.get(b, b) for b in group) for group in bs)
+    starts = starts_of(problem, s.bn * s.cn)
+    return Layout(a, a_rows, bs, starts, store, tiles, slot, buffers, stages, once, computed, packed, more)
+
+
+def _packed(
+    problem: Served, s: WgmmaTile, every: tuple[Operand, ...], a: Operand
+) -> tuple[tuple[Operand, Operand, int, int], ...] | str:
+    """Return the operands that are to be copied to rows of whole 16 bytes, or why they cannot be."""
+    crooked = [o for o in every if not o.aligned(8)]
+    if not crooked:
+        return ()
+    lead = problem.parts[0]
+    alone = isinstance(problem, ContractProblem) and s.slices == 1 and plain_read(lead.contractions[0].a) is not None
+    if not alone or lead.shape[0] > 1:
+        return "TMA needs every stride of its operands to be a multiple of 16 bytes"
+    _, m, n, k = lead.shape
+    found, at = [], counter_bytes(1)
+    for o in crooked:
+        outer, inner = (m if o == a else n, k) if o.k_major else (k, m if o == a else n)
+        pitch = -(-inner // 8) * 8
+        row, step = (pitch, 1) if o.k_major else (1, pitch)
+        found.append((o, Operand("", o.dtype, row, step, 0, at), outer, inner))
+        at += -(-2 * outer * pitch // 256) * 256
+    return tuple(found)
 
 
 def _further_terms(problem: SummedContractProblem, a: Operand) -> tuple[tuple[Operand, Operand, int], ...] | str:
@@ -222,9 +250,12 @@ def part_floats(s: WgmmaTile, layout: Layout) -> int:
 
 
 def workspace_bytes(problem: Served, s: WgmmaTile, layout: Layout) -> int:
-    """Return the bytes through which blocks share sums: a counter for each tile, and the accumulators of each slice."""
+    """Return the bytes of the workspace: counters, and copied operands, or the accumulators of each slice."""
+    if layout.packed:
+        _, last, outer, inner = layout.packed[-1]
+        return last.offset + 2 * outer * (-(-inner // 8) * 8)
     tiles = tiles_of(problem, s)
-    return counter_bytes(tiles) + 4 * tiles * slices_of(problem, s)[0] * part_floats(s, layout)
+    return counter_bytes(tiles) + 4 * tiles * slices_of(problem, s)[0] * part_floats(s, layout) if s.slices > 1 else 0
 
 
 def counter_bytes(tiles: int) -> int:

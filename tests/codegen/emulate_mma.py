@@ -173,7 +173,7 @@ def run_maps(
             assert all(0 < b <= 256 for b in arg.box), "TMA wants boxes of at most 256"
             keep.append(
                 Map(
-                    arrays[arg.name].ctypes.data,
+                    arrays[arg.name].ctypes.data if arg.name else workspace.ctypes.data + arg.offset,
                     tuple(arg.extents),
                     tuple(arg.strides),
                     tuple(arg.box),

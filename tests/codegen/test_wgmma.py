@@ -153,6 +153,9 @@ EMULATED: list[tuple[str, Program, WgmmaTile]] = [
     ("a sum on the right, panels of 32", sum_on_the_right(104, 72, 128), WgmmaTile(64, 96, 1, 0, 1, 2, 8)),
     ("a sum in two slices, of which one is shorter", linear(50, 136, 456), WgmmaTile(64, 96, 1, 0, 1, 1, 8, 1, 2)),
     ("a sum in three slices, computed left", shifted_linear(50, 64, 320), WgmmaTile(64, 64, 1, 0, 1, 1, 8, 1, 3)),
+    ("rows of odd lengths are copied", linear(70, 99, 75), WgmmaTile(64, 64, 1, 0, 1, 1, 8)),
+    ("one operand is copied", linear(50, 104, 75, x="ki", w="jk"), WgmmaTile(64, 64, 1, 0, 1, 1, 8)),
+    ("an odd left operand, clusters", linear(75, 64, 128, x="ki"), WgmmaTile(64, 32, 1, 0, 1, 2, 8)),
     ("clusters of four", linear(200, 200, 136), WgmmaTile(64, 64, 1, 0, 2, 2, 8)),
     ("clusters of four rows", linear(200, 70, 136, w="jk"), WgmmaTile(64, 32, 1, 0, 4, 1, 8)),
     ("slices and clusters", linear(40, 120, 264), WgmmaTile(64, 64, 1, 0, 1, 2, 8, 1, 2)),
@@ -223,9 +226,18 @@ def test_every_case_of_the_list_is_legal() -> None:
     assert refused == []
 
 
-def test_strides_that_tma_cannot_take_are_refused() -> None:
-    assert "16 bytes" in refusal(linear(128, 128, 132))
-    assert "16 bytes" in refusal(linear(128, 201, 128))
+def test_strides_that_tma_cannot_take_are_refused_where_no_one_block_in_all_copies_the_matrix() -> None:
+    assert "16 bytes" in refusal(batched(2, 128, 128, 132))
+    assert "16 bytes" in refusal(linear(128, 201, 6400), WgmmaTile(128, 64, 2, 0, 1, 1, 8, 1, 8))
+
+
+def test_matrices_with_odd_rows_are_copied_and_only_those() -> None:
+    source = FAMILY.emit(problem(linear(128, 201, 128)), WgmmaTile(128, 64, 2, 0, 1, 1, 8))
+    maps = {a.name: a for a in source.args if isinstance(a, TensorMapArg)}
+    assert source.cooperative
+    assert maps["x"].strides[0] == 256
+    assert (maps[""].extents, maps[""].strides[0], maps[""].offset) == ((201, 128, 1), 416, 256)
+    assert source.workspace_bytes == 256 + 2 * 128 * 208
 
 
 def test_f32_operands_are_refused() -> None:
