@@ -154,8 +154,8 @@ def _model_factor(shape: ScanShape, s: Tile, rates: Rates) -> float:
     narrow = 0.03 * math.log2(max(16 / (lanes * size), 1))
     whole = math.ceil(tiles) / tiles  # a last tile that is partly empty
     # Slopes of a sweep on an H200 (cumulative sums of 4096 rows of 16384 floats): barriers for each tile, a long chain in each
-    # thread, few or all threads of a multiprocessor in one block, streaming stores.
-    factor = 1.03 + narrow + 0.3 * (whole - 1) + 0.012 * math.log2(max(math.ceil(tiles), 1)) - 0.01 * ahead
+    # thread, few or all threads of a multiprocessor in one block, streaming stores. A tile ahead was not in it.
+    factor = 1.03 + narrow + 0.3 * (whole - 1) + 0.012 * math.log2(max(math.ceil(tiles), 1))
     factor += 0.04 * (s.count * lanes * size > 128) + 0.1 * max(1 - resident, 0)
     factor += 0.01 * max(math.log2(512 / threads), 0) + 0.03 * (threads > 512)
     if not isinstance(s, ScanColumnTile):
