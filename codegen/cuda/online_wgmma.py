@@ -11,7 +11,6 @@ from eqsat.codegen.cuda.emit import (
     parameter_names,
     part,
     refuse_illegal,
-    register_type,
     stored_type,
     used_inputs,
 )
@@ -26,16 +25,16 @@ from eqsat.codegen.cuda.online_layout import (
     pivot_matters,
     shared_of,
 )
-from eqsat.codegen.cuda.online_print import Code, box, places, row_values
+from eqsat.codegen.cuda.online_print import box, row_values
+from eqsat.codegen.cuda.online_score import OWN_ROWS, finish_lines, score_parts, statistics_parts
 from eqsat.codegen.cuda.online_simt import computed_share, fold_bound_ns
-from eqsat.codegen.cuda.online_store import row_parts, store_rows, store_values, stored_sheets
+from eqsat.codegen.cuda.online_store import store_rows, store_values, stored_sheets
 from eqsat.codegen.cuda.operand import loads_of
 from eqsat.codegen.cuda.template import fill
 from eqsat.codegen.kernel import Arg, BufferArg, KernelSource, Rates, Schedule, WorkspaceArg
-from eqsat.codegen.masks import ALWAYS, NEVER, both, unmasked, vanishes
-from eqsat.codegen.online import OnlineProblem, bare
-from eqsat.codegen.printer import is_load
-from eqsat.codegen.problem import Problem, nest
+from eqsat.codegen.masks import ALWAYS, NEVER, vanishes
+from eqsat.codegen.online import OnlineProblem
+from eqsat.codegen.problem import Problem
 from eqsat.codegen.targets import Target
 from eqsat.ir import Expr
 
@@ -46,7 +45,6 @@ _COLUMNS = {1: 256, 2: 256, 3: 192, 4: 128}  # of one product: registers at the 
 _CROWDED = {1: 0.8, 2: 1.0, 3: 1.28, 4: 1.3}  # by how much longer a warpgroup takes beside others, by their number
 _TARGET_RATE = TARGET.rates.rate("bf16")
 _LIMIT = 256.0  # see OnlineWgmmaTile
-_OWN_ROWS = ("max(first_row + wg * 64, 0)", "max(min(first_row + wg * 64 + 63, M - 1), 0)")  # of a warpgroup
 _LOG2_E = math.log2(math.e)
 
 
@@ -187,7 +185,7 @@ def _constants(problem: OnlineProblem, layout: Layout, s: OnlineWgmmaTile) -> st
 def _kernel(problem: OnlineProblem, layout: Layout, s: OnlineWgmmaTile) -> str:
     tile, row_lines, key_lines = box(problem, ("max(first_row, 0)", "min(first_row + BM, M) - 1"), ("first", "last"))
     nothing = vanishes(layout.score, tile)
-    own, own_row_lines, _ = box(problem, _OWN_ROWS, ("first", "last"))
+    own, own_row_lines, _ = box(problem, OWN_ROWS, ("first", "last"))
     own_nothing = vanishes(layout.score, own)
     huge = any(e.op == "const" and HUGE <= abs(e.attrs[0]) < math.inf for e in layout.score.walk())
     shared = shared_of(problem, layout, s)
@@ -210,117 +208,16 @@ def _kernel(problem: OnlineProblem, layout: Layout, s: OnlineWgmmaTile) -> str:
         "BATCH_K": [layout.right.number],
         "BATCH_V": [layout.values.number],
         "PACK": [f"pack_{layout.left.dtype}"],
-        "FINISH": _finish(problem, layout, s),
+        "FINISH": finish_lines(problem, layout, s),
         "NAN_OF": ["most - most" if problem.floor == -math.inf else "0.f"],
         "SCALE_OF_ROW": ["scale[half]" if layout.row_factors else "SCALE"],
         "FACTOR_OF_ROW": [f"(scale[half] * {1 / _LOG2_E!r}f)" if layout.row_factors else "FACTOR"],
-        **_score_parts(problem, layout),
-        **_statistics(problem),
+        **score_parts(problem, layout),
+        **statistics_parts(problem),
         "STORE_ROW": store_rows(problem),
         **store_values(problem, layout, shared),
     }
     return fill(part("online_wgmma.cu"), flags, slots)
-
-
-def _finish(problem: OnlineProblem, layout: Layout, s: OnlineWgmmaTile) -> list[str]:
-    """Print what turns the products `s` into scores: nothing or little in a tile that no mask cuts, all of it elsewhere."""
-    tile, row_lines, key_lines = box(problem, _OWN_ROWS, ("first", "last"))
-    condition, plain = unmasked(layout.score, tile)
-    inside = ALWAYS if problem.shape[2] % s.keys == 0 else "first + KEYS <= KEYS_ALL"
-    condition = both([inside, condition]) if condition != NEVER else inside
-    easy = _scores(problem, layout, plain if unmasked(layout.score, tile)[0] != NEVER else layout.score, whole=True)
-    if condition == ALWAYS:
-        return easy
-    hard = _scores(problem, layout, layout.score, whole=inside == ALWAYS)
-    if not easy:
-        return [
-            "{",
-            *(f"  {x}" for x in (*row_lines, *key_lines)),
-            f"  if (!({condition})) {{",
-            *(f"    {x}" for x in hard),
-            "  }",
-            "}",
-        ]
-    return [
-        "{",
-        *(f"  {x}" for x in (*row_lines, *key_lines)),
-        f"  if ({condition}) {{",
-        *(f"    {x}" for x in easy),
-        "  } else {",
-        *(f"    {x}" for x in hard),
-        "  }",
-        "}",
-    ]
-
-
-def _scores(problem: OnlineProblem, layout: Layout, score: Expr, *, whole: bool) -> list[str]:
-    """Print the score of each element; `whole`: all keys of the tile exist. What varies with the row alone comes first."""
-    c = problem.contraction
-    assert c is not None
-    if whole and bare(score) == c.node:
-        return []
-    names = places(problem, row=problem.m, key=problem.over)
-    kept = {e: f"score_part{n}[half]" for n, e in enumerate(_kept_parts(problem, layout))}
-    apart = [e for e in row_parts(score, frozenset(problem.over), c.node) if e not in kept]
-    before, values = Code(problem, names, kept, "r", "at").lines(apart)
-    named = [f"const auto row_part{n} = {v};" for n, v in enumerate(values)]
-    at_hand = kept | {e: f"row_part{n}" for n, e in enumerate(apart)} | {c.node: "dot"}
-    inside, (value,) = Code(problem, names, at_hand, "t", "at").lines([score])
-    key = "first + 8 * j + 2 * (lane % 4) + e"
-    return [
-        "UNROLL for (int half = 0; half < 2; ++half) {",
-        "  const int row = min(max(row0 + 8 * half, 0), M - 1);",
-        *(f"  {line}" for line in (*before, *named)),
-        "  UNROLL for (int j = 0; j < KEYS / 8; ++j)",
-        "    UNROLL for (int e = 0; e < 2; ++e) {",
-        f"      const int key = {key if whole else f'min({key}, KEYS_ALL - 1)'};",
-        "      const float dot = s[4 * j + 2 * half + e];",
-        *(f"      {line}" for line in inside),
-        f"      s[4 * j + 2 * half + e] = {value if whole else f'{key} < KEYS_ALL ? (float)({value}) : -EQ_INF'};",
-        "    }",
-        "}",
-    ]
-
-
-def _kept_parts(problem: OnlineProblem, layout: Layout) -> list[Expr]:
-    """Return the parts of a score that are loaded or made of loads, once for a row, and kept."""
-    c = problem.contraction
-    assert c is not None
-    parts = row_parts(layout.score, frozenset(problem.over), c.node)
-    return [e for e in parts if set(problem.m) & e.axes and any(is_load(x) for x in e.walk())]
-
-
-def _statistics(problem: OnlineProblem) -> dict[str, list[str]]:
-    """Print the statistics of the rows in shared memory: two threads gather each row's elements `x`."""
-    c = problem.contraction
-    assert c is not None
-    combine = [e.op.capitalize() for e in problem.statistics]
-    body = Code(problem, {}, {bare(c.a): "x"}, "g")
-    lines, values = body.lines([nest(e)[1] for e in problem.statistics])
-    return {
-        "NEUTRAL": [f"gathered[{n}] = {op}::neutral();" for n, op in enumerate(combine)],
-        "GATHER": [
-            *lines,
-            *(f"gathered[{n}] = {op}::of(gathered[{n}], {v});" for n, (op, v) in enumerate(zip(combine, values, strict=True))),
-        ],
-        "TOTAL": [f"row_total<{op}>(gathered[{n}], stat[{n}]);" for n, op in enumerate(combine)],
-    }
-
-
-def _score_parts(problem: OnlineProblem, layout: Layout) -> dict[str, list[str]]:
-    """Print what a row's scores need beside the products: parts that do not vary with the keys, and the row's scale."""
-    parts = _kept_parts(problem, layout)
-    at_hand = {e: f"stat[{n}][half]" for n, e in enumerate(problem.statistics)}
-    lines, values = Code(problem, places(problem, row=problem.m), at_hand, "w", "at").lines([*parts, *layout.row_factors])
-    named = [f"score_part{n}[half] = {v};" for n, v in enumerate(values[: len(parts)])]
-    factors = values[len(parts) :]
-    return {
-        "SCORE_PARTS": [
-            *(f"{register_type(e.dtype)} score_part{n}[2];" for n, e in enumerate(parts)),
-            *(["float scale[2];"] if factors else []),
-        ],
-        "SCORE_PART_VALUES": [*lines, *named, *([f"scale[half] = {' * '.join(['SCALE', *factors])};"] if factors else [])],
-    }
 
 
 def _pointers(problem: OnlineProblem, layout: Layout) -> list[str]:
