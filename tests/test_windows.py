@@ -61,7 +61,8 @@ def looped_transpose(x: Any, w: Any, stride: Any, cut: Any, more: Any, dilation:
             for r in places(taps):
                 at = tuple(a * s + b * d for a, s, b, d in zip(i, stride, r, dilation, strict=True))
                 out[(n, c // each * per + o, *at)] += x[(n, c, *i)] * w[(c, o, *r)]
-    return out[(..., *(slice(p, m - p) for p, m in zip(cut, whole, strict=True)))]
+    kept: Any = (..., *(slice(p, m - p) for p, m in zip(cut, whole, strict=True)))
+    return out[kept]
 
 
 CONVOLUTIONS = [
@@ -139,10 +140,11 @@ def test_a_pool_takes_the_windows_one_by_one(name: str, kernel: Any, stride: Any
     space = tuple((n - k) // s + 1 for n, k, s in zip(values.shape[2:], kernel, stride, strict=True))
     want = np.zeros((*x.shape[:2], *space))
     for p in places(space):
-        cut = (..., *(slice(i * s, i * s + k) for i, s, k in zip(p, stride, kernel, strict=True)))
+        cut: Any = (..., *(slice(i * s, i * s + k) for i, s, k in zip(p, stride, kernel, strict=True)))
         part, count = values[cut], there[cut].sum((-2, -1))
         sums = part.sum((-2, -1))
-        want[(..., *p)] = part.max((-2, -1)) if name == "max" else sums / (math.prod(kernel) if name == "mean" else count)
+        at: Any = (..., *p)
+        want[at] = part.max((-2, -1)) if name == "max" else sums / (math.prod(kernel) if name == "mean" else count)
     pools = {
         "max": lambda x: max_pool(x, kernel, stride, padding),
         "mean": lambda x: avg_pool(x, kernel, stride, padding),

@@ -66,7 +66,7 @@ def test_the_rule_files_offer_a_schedule_for_every_scan() -> None:
     with Session() as session:
         found = session.schedule_points(spaces, rules.rules, declarations=text)
     for p, points in zip(problems, found, strict=True):
-        tiles = [CpuScanTile(*a[-4:]) for name, a in points if name == "CpuScanTile"]
+        tiles = [CpuScanTile(*map(int, a[-4:])) for name, a in points if name == "CpuScanTile"]
         assert any(ScanFamily().legal(p, s) is None for s in tiles)
 
 

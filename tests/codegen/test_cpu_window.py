@@ -67,7 +67,7 @@ def test_the_rule_files_offer_a_schedule_for_every_reduction_over_windows() -> N
     with Session() as session:
         found = session.schedule_points(spaces, rules.rules, declarations=text)
     for p, points in zip(problems, found, strict=True):
-        tiles = [CpuWindowTile(*a[-4:]) for name, a in points if name == "CpuWindowTile"]
+        tiles = [CpuWindowTile(*map(int, a[-4:])) for name, a in points if name == "CpuWindowTile"]
         assert any(WindowFamily().legal(p, s) is None for s in tiles)
 
 
