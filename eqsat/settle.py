@@ -9,11 +9,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from eqsat import views
 from eqsat.access import Index
 from eqsat.array import Array, broadcast_to, cast, constant, is_pointwise, is_reduction, pointwise, view, walk
+from eqsat.ops import OPS
 from eqsat.types import DType
-from eqsat.views import Entries, Shape
+from eqsat.views import Entries, Fill, Shape
 
 
 def settle(outputs: Sequence[Array]) -> list[Array]:
@@ -80,7 +83,8 @@ def _below(v: Array) -> list[Array]:
         return []
     (x,), (entries, fill) = v.args, v.params
     if is_pointwise(x):
-        return [_viewed_operand(a, x, entries, v.shape) for a in x.args]
+        below: Fill = "zero" if fill == "zero" and _keeps_zero(x) else "any"
+        return [_viewed_operand(a, x, entries, v.shape, below) for a in x.args]
     on_unit = fill == "zero" and any(n == 1 and e != Index.const(0) for e, n in zip(entries, x.shape, strict=True))
     if x.op == "view" or on_unit:  # views that do not compose, or a pad of a dimension without an axis: say where 0 is read
         return [view(x, entries, v.shape, "any")]
@@ -94,7 +98,8 @@ def _pushed(v: Array, parts: list[Array]) -> Array:
     (x,), (entries, _) = v.args, v.params
     if is_pointwise(x):
         shape = views.broadcast_shapes([p.shape for p in parts], x.op)
-        return _masked(v, broadcast_to(Array(x.op, tuple(parts), x.params, shape, x.dtype), v.shape))
+        value = broadcast_to(Array(x.op, tuple(parts), x.params, shape, x.dtype), v.shape)
+        return value if _keeps_zero(x) else _masked(v, value)
     if parts:
         return _masked(v, parts[0])
     if x.op == "const":
@@ -110,11 +115,22 @@ def _operand_entries(operand: Array, node: Array, entries: Entries) -> Entries:
     return tuple(Index.const(0) if n == 1 else e for e, n in zip(part, operand.shape, strict=True))
 
 
-def _viewed_operand(operand: Array, node: Array, entries: Entries, shape: Shape) -> Array:
+def _keeps_zero(node: Array) -> bool:
+    """Whether a pointwise operation on constants and operands of its own shape makes 0 of zeros: then no view of it needs a mask."""
+    if not node.dtype.is_float or any(a.op != "const" and a.shape != node.shape for a in node.args):
+        return False
+    if node.op == "cast":
+        return True
+    values = [np.float64(a.params[0] if a.op == "const" else 0.0) for a in node.args]
+    with np.errstate(all="ignore"):
+        return bool(OPS[node.op].evaluate(np, *values) == 0)
+
+
+def _viewed_operand(operand: Array, node: Array, entries: Entries, shape: Shape, fill: Fill) -> Array:
     """Return an operand under the view of the whole, without the dimensions along which it does not vary."""
     part = _operand_entries(operand, node, entries)
     used = {int(name[1:]) for e in part for name in e.axes}
-    return view(operand, part, tuple(n if d in used else 1 for d, n in enumerate(shape)), "any")
+    return view(operand, part, tuple(n if d in used else 1 for d, n in enumerate(shape)), fill)
 
 
 def _masked(v: Array, value: Array) -> Array:

@@ -134,6 +134,14 @@ def test_two_free_axes_in_one_dimension_are_no_window() -> None:
     assert found == "the index (+ (* k 3) l) moves with more than one free and one summed axis"
 
 
+def test_a_function_that_keeps_zero_passes_a_padding_without_a_mask() -> None:
+    p = program(lambda a, b: conv(enp.relu(a), b, padding=1), "bf16", (1, 16, 8, 8), (16, 16, 3, 3))
+    assert FAMILY.legal(problem(p), HALF) is None
+    masked = program(lambda a, b: conv(enp.exp(a), b, padding=1), "bf16", (1, 16, 8, 8), (16, 16, 3, 3))
+    assert "where" in {e.op for e in masked.walk()}
+    assert "where" not in {e.op for e in p.walk()}
+
+
 def test_an_index_that_divides_has_no_affine_terms() -> None:
     i = Index.axis("i")
     assert affine_terms(i * 3 + Index.const(2)) == ({"i": 3}, 2)
