@@ -15,8 +15,9 @@ import pytest
 
 from eqsat.codegen.cuda import nvrtc, online_layout, online_wgmma
 from eqsat.codegen.cuda.nvrtc import compile_many
+from eqsat.codegen.cuda.online_layout import OnlineWgmmaTile
 from eqsat.codegen.cuda.online_simt import OnlineSimtFamily, OnlineSimtTile
-from eqsat.codegen.cuda.online_wgmma import OnlineWgmmaFamily, OnlineWgmmaTile
+from eqsat.codegen.cuda.online_wgmma import OnlineWgmmaFamily
 from eqsat.codegen.kernel import KernelBinary, KernelSource
 from eqsat.codegen.online import OnlineProblem, online_problem
 from eqsat.codegen.problem import point_problem
