@@ -57,7 +57,7 @@ def imports() -> Iterator[tuple[str, str]]:
         ("cuda.bindings.driver", {"eqsat.codegen.cuda.driver"}),
         ("egglog", {"eqsat.egraph"}),
         ("z3", {"eqsat.proof.solver"}),
-        ("scipy", {"eqsat.planchoice"}),
+        ("scipy", {"eqsat.planchoice", "eqsat.search.model_fit"}),
     ],
 )
 def test_a_foreign_library_has_one_home(library: str, homes: set[str]) -> None:

@@ -7,7 +7,7 @@ import pytest
 from eqsat.rulefile import Rule, builtin_rules
 
 PATTERNS = (
-    "attention", "softmax", "flash", "norm", "lora", "adapter", "mlp", "gate", "swiglu", "qkv", "query", "decode", "causal", "window",
+    "attention", "softmax", "flash", "norm", "lora", "adapter", "mlp", "gate", "swiglu", "qkv", "query", "decode", "causal", "sliding",
     "alibi", "crossentropy", "logsumexp", "variance", "welford", "distance", "chain", "frobenius", "trace", "winograd", "conv",
     "transformer", "linear", "dequant", "quant",
 )  # fmt: skip
