@@ -54,7 +54,7 @@ def _normalized(x: Array, axes: tuple[int, ...], eps: float) -> Array:
 def _group_norm_silu(x: Array, g: Array, c: Array) -> Array:
     batch, channels, height, width = x.shape
     groups = 32
-    y = _normalized(x.astype("f32").reshape(batch, groups, channels // groups, height * width), (2, 3), 1e-5)
+    y = _normalized(x.astype("f32").reshape(batch, groups, channels // groups, height, width), (2, 3, 4), 1e-5)
     y = y.reshape(batch, channels, height, width) * g.reshape(channels, 1, 1) + c.reshape(channels, 1, 1)
     return np.silu(y).astype("bf16")
 
