@@ -27,7 +27,7 @@ PREPARED = "prepared"  # begins the key of a kernel that runs once, whose trials
 # A millionth: of two plans equally fast in each call, the one that is prepared sooner is taken.
 _PREPARED_SHARE = 1e-6
 _PREPARED_FACTOR, _PREPARED_BYTES = 4, 1 << 24  # what is prepared may take so many times the inputs' bytes, and 16 MiB
-_WIDE = 16  # rows and columns of a matrix product, at least, that only the family "contract" is tried for
+_WIDE = 4  # rows and columns of a matrix product, at least, that only the family "contract" is tried for
 
 
 @dataclass(frozen=True, slots=True)
