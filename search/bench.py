@@ -238,14 +238,28 @@ def _search(w: Workload, target: str, budget: str | float, store: Store, folder:
 
 
 def _written(record: dict[str, Any], name: str, out: Path) -> dict[str, Any]:
-    """Write a row to the device's file for its source, keeping the rows that are there; return the row."""
+    """Write a row to the device's file for its source, keeping the rows that are there; return the row.
+
+    One whose search ended with its budget does not take the place of one that was faster beside its baselines.
+    """
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{_file_name(record['device'], record['source'])}.json"
     row: dict[str, Any] = record["rows"][name]
     with _locked(out):
         rows = json.loads(path.read_text()).get("rows", {}) if path.exists() else {}
-        path.write_text(json.dumps(record | {"rows": {**rows, name: row}}, indent=1) + "\n")
+        if name not in rows or _replaces(row, rows[name]):
+            path.write_text(json.dumps(record | {"rows": {**rows, name: row}}, indent=1) + "\n")
     return row
+
+
+def _replaces(new: dict[str, Any], old: dict[str, Any]) -> bool:
+    return new.get("verdict", "open") != "open" or _ratio(new) >= _ratio(old)
+
+
+def _ratio(row: dict[str, Any]) -> float:
+    """Return the best baseline's time over ours, 0 if there is none."""
+    others = [t["median_ns"] for k, t in row.get("times", {}).items() if k not in ("eqsat", "again")]
+    return float(min(others) / row["times"]["eqsat"]["median_ns"]) if others and "eqsat" in row["times"] else 0.0
 
 
 @contextlib.contextmanager

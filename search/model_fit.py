@@ -194,7 +194,7 @@ def report(kernels: Sequence[Measured], target: str) -> tuple[dict[str, Any], di
     -------
     record : dict
         `families`: for each, the number of kernels and trials, and for the analytic and the fitted model the medians of the rank
-        correlation and of the losses, and the geometric mean of best over chosen time.
+        correlation and of the losses, and the geometric mean of best over chosen time; `corrected`: the families whose fit is kept.
     fits : dict of str to Correction
     """
     rates = machine.resolve(target).target.rates
@@ -203,7 +203,7 @@ def report(kernels: Sequence[Measured], target: str) -> tuple[dict[str, Any], di
     learned = held_out(kernels, rates, penalty)
     groups = {name: list(found) for name, found in itertools.groupby(sorted(kernels, key=_family), key=_family)}
     groups["all"] = list(kernels)
-    families = {
+    families: dict[str, dict[str, Any]] = {
         name: {
             "kernels": len(found),
             "trials": sum(len(k.times) for k in found),
@@ -212,7 +212,12 @@ def report(kernels: Sequence[Measured], target: str) -> tuple[dict[str, Any], di
         }
         for name, found in groups.items()
     }
-    return {"target": target, "penalty": penalty, "families": families}, fit(kernels, rates, penalty)
+    # where a family's kernels left out are chosen worse with the fit than without, its prediction stays as it is
+    kept = {
+        name for name, row in families.items() if name != "all" and row["fitted"]["share_first"] > row["analytic"]["share_first"]
+    }
+    fits = fit([k for k in kernels if _family(k) in kept], rates, penalty)
+    return {"target": target, "penalty": penalty, "corrected": sorted(kept), "families": families}, fits
 
 
 def _family(kernel: Measured) -> str:

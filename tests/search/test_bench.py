@@ -11,7 +11,7 @@ import pytest
 
 from eqsat.errors import EnvironmentMissingError, UsageError
 from eqsat.oracle import evaluate
-from eqsat.search import beside, machine
+from eqsat.search import bench, beside, machine
 from eqsat.search.bench import Timer, run_rows, table
 from eqsat.search.bench_timing import draw, numpy_baseline
 from eqsat.search.beside import MISLEADING, time_calls
@@ -182,3 +182,17 @@ def test_rows_of_an_earlier_run_stay_when_others_run(tmp_path: Path, own_cache: 
     for name in ("gelu_fused", "softmax_1024"):
         found = run_rows([name], target="cpu", budget="5s", store=tmp_path / "s.sqlite", out=tmp_path / "results")
     assert set(found["rows"]) == {"gelu_fused_512x512_f32", "softmax_1024x1024_f32"}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "ours", "replaces"), [("open", 50.0, True), ("open", 90.0, False), ("closed", 90.0, True), ("closed", 50.0, True)]
+)
+def test_a_search_cut_short_does_not_replace_a_faster_result(tmp_path: Path, verdict: str, ours: float, replaces: bool) -> None:
+    def row(ns: float, verdict: str) -> dict[str, Any]:
+        return {"verdict": verdict, "times": {"eqsat": {"median_ns": ns}, "torch eager": {"median_ns": 100.0}}}
+
+    record = {"device": "Some Device", "source": "board", "rows": {"one": row(70.0, "closed")}}
+    bench._written(record, "one", tmp_path)
+    bench._written(record | {"rows": {"one": row(ours, verdict)}}, "one", tmp_path)
+    kept = json.loads((tmp_path / "some-device.json").read_text())["rows"]["one"]
+    assert kept["times"]["eqsat"]["median_ns"] == (ours if replaces else 70.0)
