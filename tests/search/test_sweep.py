@@ -85,7 +85,7 @@ def test_a_schedule_that_the_earlier_kernels_could_not_have_is_tried(sweeper: Sw
     assert ok(sweeper(candidate(3.0), math.inf)) == 4  # the two widest, and the two that were not legal before
 
 
-@pytest.mark.parametrize(("rows", "columns", "wide"), [(16, 16, True), (4, 64, False), (64, 1, False)])
+@pytest.mark.parametrize(("rows", "columns", "wide"), [(16, 16, True), (3, 64, False), (4, 64, True), (64, 1, False)])
 def test_only_products_with_many_rows_and_columns_are_left_to_contractions(rows: int, columns: int, wide: bool) -> None:
     x, w = tensor("x", (rows, 32), "f32"), tensor("w", (32, columns), "f32")
     assert is_wide_product(to_program(x @ w)) == wide
