@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +16,10 @@ from eqsat.rulefile import builtin_rules
 from eqsat.search.verify import check_outputs, prepare
 from eqsat.session import Session
 from eqsat.trace import trace
+from tests.codegen import cpu_run
+from tests.codegen import scan_programs as programs
 
 TILES = (CpuScanTile(16, 1, 1, 0), CpuScanTile(32, 1, 1, 0), CpuScanTile(64, 2, 1, 0), CpuScanTile(64, 4, 1, 0))
-
-
-def beside(name: str) -> Any:
-    """Import a helper module that lies beside this file."""
-    spec = importlib.util.spec_from_file_location(f"codegen_cpu_{name}", Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-cpu_run, programs = beside("cpu_run"), beside("scan_programs")
 
 
 def problem(found: Program) -> ReduceProblem:

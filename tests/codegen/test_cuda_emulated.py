@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,22 +25,11 @@ from eqsat.codegen.kernel import Family, KernelSource, Schedule
 from eqsat.codegen.problem import Problem, contract_problem, point_problem, reduce_problem
 from eqsat.ir import Program
 from eqsat.search.verify import check_outputs, prepare
+from tests.codegen import emulate
+from tests.codegen.problems import PROBLEMS
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator needs g++")
 
-
-def beside(name: str) -> Any:
-    """Import a helper module that lies beside this file."""
-    spec = importlib.util.spec_from_file_location(f"codegen_{name}", Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-emulate, PROBLEMS = beside("emulate"), beside("problems").PROBLEMS
 
 SCHEDULES: dict[str, tuple[Schedule, ...]] = {
     "point": (

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,8 @@ from eqsat.search.schedules import points, space_of, space_term
 from eqsat.search.verify import check_outputs, prepare
 from eqsat.session import Session
 from eqsat.trace import trace
+from tests.codegen import emulate
+from tests.codegen.scan_programs import PROGRAMS, array, program
 
 TILES: tuple[Schedule, ...] = (
     ScanRowTile(1, 1, 1, 1, 0), ScanRowTile(1, 3, 2, 4, 0), ScanRowTile(2, 2, 1, 16, 1), ScanRowTile(4, 1, 1, 8, 0), ScanRowTile(8, 1, 2, 16, 0),
@@ -34,21 +34,6 @@ TILES: tuple[Schedule, ...] = (
     ScanGridTile(2, 1, 1, 0), ScanGridTile(4, 1, 4, 0), ScanGridTile(1, 1, 16, 1),
     ScanColumnTile(32, 1, 1, 1), ScanColumnTile(8, 4, 2, 16), ScanColumnTile(16, 8, 1, 4), ScanColumnTile(32, 2, 8, 8),
 )  # fmt: skip
-
-
-def beside(name: str) -> Any:
-    """Import a helper module that lies beside this file."""
-    spec = importlib.util.spec_from_file_location(f"codegen_{name}", Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-emulate, programs = beside("emulate"), beside("scan_programs")
-PROGRAMS, array, program = programs.PROGRAMS, programs.array, programs.program
 
 
 def usable() -> bool:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,26 +27,13 @@ from eqsat.search.schedules import points, space_of, space_term
 from eqsat.search.verify import check_outputs, prepare
 from eqsat.session import Session
 from eqsat.trace import trace
+from tests.codegen import emulate
+from tests.codegen.window_programs import PROGRAMS, image, program
 
 TILES = [
     WindowTile(r, c, t, h)
     for r, c, t, h in ((1, 1, 32, 0), (2, 1, 64, 0), (3, 2, 32, 0), (2, 4, 128, 1), (4, 4, 32, 0), (1, 8, 32, 1))
 ]
-
-
-def beside(name: str) -> Any:
-    """Import a helper module that lies beside this file."""
-    spec = importlib.util.spec_from_file_location(f"codegen_{name}", Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-emulate, programs = beside("emulate"), beside("window_programs")
-PROGRAMS, image, program = programs.PROGRAMS, programs.image, programs.program
 
 
 def usable() -> bool:
