@@ -42,6 +42,7 @@ FINALISTS = 5
 FINALIST_SHARE = 1.05
 LAUNCH_BOUND_NS = 100_000.0  # an estimate below it may be the host's launch rate instead of the kernel's time
 HOPELESS = 3.0  # times the best so far: no more samples
+DOOMED = 10  # kernels of one program, all wrong: the program itself is
 LEAST_HOPELESS_NS = 2e6  # a cold run that takes less costs nothing to check
 
 
@@ -91,6 +92,9 @@ class CudaBackend:
         for index, binary in job.binaries:
             if time.monotonic() > until:
                 break
+            if note := _doomed(job, verifier.power):
+                yield Finished(index, Trial("wrong", None, note=note))
+                continue
             yield Begin(index, job.limit_s, f"kernel {binary.source.entry!r} number {index}")
             best = min((c.median_ns for c in running), default=math.inf)
             enough = min(HOPELESS * best, job.stop_above_ns)
@@ -272,6 +276,20 @@ class CudaBackend:
         sets = self._sets(program, contents, share)
         self._stream.synchronize()  # the copies read `inputs` and `made`, which end here
         return sets
+
+
+def _doomed(job: SweepJob, power: tuple[int, int]) -> str:
+    """Return why no further kernel of a program need be tried, or "": the check cannot judge it, or it is wrong whoever computes it.
+
+    A program that rounds or overflows where the original does not is wrong in every kernel; several of two families at least say so.
+    """
+    if power[0] < power[1]:
+        return f"the checker missed {power[1] - power[0]} of {power[1]} seeded faults" if job.verdicts else ""
+    kinds = {binary.source.text.partition(",")[0] for index, binary in job.binaries if index in job.verdicts}
+    tried = list(job.verdicts.values())
+    if len(tried) < DOOMED or len(kinds) < 2 or any(v.ok for v in tried):
+        return ""
+    return f"not tried: {len(tried)} kernels of {len(kinds)} families were wrong and none right; the last: {tried[-1].reason}"
 
 
 def _timing_key(plan: Executable) -> str:

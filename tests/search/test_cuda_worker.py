@@ -159,3 +159,17 @@ made = dict(device.compile([good, bad, good]))
 print(json.dumps([made[0] is made[2], type(made[1]).__name__, made[0].digest != ""]))
 """)
     assert found == [True, "CompileError", True]
+
+
+def test_a_program_that_is_wrong_in_every_kernel_of_two_families_is_given_up(fake):
+    found = fake("""
+from dataclasses import replace
+def of(family, n):
+    b = binary("negate_short", image=f"image {family} {n}".encode())
+    return replace(b, source=replace(b.source, text=f"// eqsat: {family} kernel, {n}"))
+one = [of("one", n) for n in range(14)]
+both = [of(("one", "two")[n % 2], n) for n in range(14)]
+print(json.dumps([[t.note[:9] for t in device.sweep(negation("x", "y"), kernels)] for kernels in (one, both)]))
+""")
+    assert [n.startswith("not tried") for n in found[0]] == [False] * 14
+    assert [n.startswith("not tried") for n in found[1]] == [False] * 10 + [True] * 4
