@@ -122,3 +122,33 @@ def shifted(problem: OnlineProblem, top: str, *, exact: bool = False) -> str:
 def number(value: float, dtype: DType) -> str:
     """Print a finite number of a type."""
     return f"{float(value)!r}{'f' if dtype is DType.F32 else ''}"
+
+
+def fold_instructions(kind: str, keys: int, columns: int, *, across: bool = False) -> str:
+    """Print the two wgmma instructions of a fold: scores with both operands in shared memory, values with the weights in registers.
+
+    Parameters
+    ----------
+    kind : str
+        Type of the operands, as PTX names it.
+    keys, columns : int
+        Columns of the scores, and of the values.
+    across : bool
+        Whether keys lie side by side in memory, instead of one behind the other.
+    """
+
+    def text(name: str, n: int, a: str, inputs: str, first: int, tail: str) -> str:
+        r = n // 2
+        regs = ", ".join(f"%{i}" for i in range(r))
+        outs = ", ".join(f'"+f"(d[{i}])' for i in range(r))
+        count = r + first
+        operand = "{" + ", ".join(f"%{r + i}" for i in range(4)) + "}" if first == 5 else f"%{r}"
+        return (
+            f"DEV void {name}(float (&d)[{r}], {a}) {{\n"
+            f'  asm volatile("{{ .reg .pred p; setp.ne.b32 p, %{count}, 0; wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{kind}.{kind} "\n'
+            f'    "{{{regs}}}, {operand}, %{count - 1}, p, 1, 1, {tail}; }}"\n    : {outs}\n    : {inputs});\n}}\n'
+        )
+
+    scores = text("wgmma_scores", keys, "u64 a, u64 b, int accumulate", '"l"(a), "l"(b), "r"(accumulate)', 2, f"0, {int(across)}")
+    weights = '"r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(1)'
+    return scores + text("wgmma_values", columns, "u32 a0, u32 a1, u32 a2, u32 a3, u64 b", weights, 5, "1")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from eqsat.codegen.cuda.bounds import processors
 from eqsat.codegen.cuda.emit import assemble, output_names, parameter_names, part, refuse_illegal, stored_type, used_inputs
 from eqsat.codegen.cuda.online_operand import Sheet, sheet
-from eqsat.codegen.cuda.online_print import Code, box, places, row_values
+from eqsat.codegen.cuda.online_print import Code, box, fold_instructions, places, row_values
 from eqsat.codegen.cuda.online_simt import computed_share, fold_bound_ns
 from eqsat.codegen.cuda.online_split_join import counters, join_lines, joined_floats, way_to_join, workspace_words
 from eqsat.codegen.cuda.operand import loads_of
@@ -96,7 +96,12 @@ class OnlineSplitWgmmaFamily:
         assert isinstance(layout, _Layout)
         s = schedule
         tiles = _tiles(problem)
-        kernel = [_wrappers(layout, s), part("tile.cuh"), _constants(problem, layout, s), _kernel(problem, layout, s)]
+        kernel = [
+            fold_instructions(layout.left.dtype.value, s.keys, layout.columns, across=layout.across),
+            part("tile.cuh"),
+            _constants(problem, layout, s),
+            _kernel(problem, layout, s),
+        ]
         return assemble(
             problem.program,
             s,
@@ -196,28 +201,6 @@ def _sums_at(layout: _Layout, s: OnlineSplitWgmmaTile) -> int:
 
 def _shared_bytes(layout: _Layout, s: OnlineSplitWgmmaTile) -> int:
     return 1024 + _sums_at(layout, s) + 4 * joined_floats(64, layout.values.inner, s.sharers, s.parts, s.memory)
-
-
-def _wrappers(layout: _Layout, s: OnlineSplitWgmmaTile) -> str:
-    """Print the two wgmma instructions in use: both operands in shared memory, and the weights in registers."""
-    kind = layout.left.dtype.value
-
-    def text(name: str, n: int, a: str, inputs: str, first: int, tail: str) -> str:
-        r = n // 2
-        regs = ", ".join(f"%{i}" for i in range(r))
-        outs = ", ".join(f'"+f"(d[{i}])' for i in range(r))
-        count = r + first
-        operand = "{" + ", ".join(f"%{r + i}" for i in range(4)) + "}" if first == 5 else f"%{r}"
-        return (
-            f"DEV void {name}(float (&d)[{r}], {a}) {{\n"
-            f'  asm volatile("{{ .reg .pred p; setp.ne.b32 p, %{count}, 0; wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{kind}.{kind} "\n'
-            f'    "{{{regs}}}, {operand}, %{count - 1}, p, 1, 1, {tail}; }}"\n    : {outs}\n    : {inputs});\n}}\n'
-        )
-
-    tail = f"0, {int(layout.across)}"
-    scores = text("wgmma_scores", s.keys, "u64 a, u64 b, int accumulate", '"l"(a), "l"(b), "r"(accumulate)', 2, tail)
-    weights = '"r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(1)'
-    return scores + text("wgmma_values", layout.columns, "u32 a0, u32 a1, u32 a2, u32 a3, u64 b", weights, 5, "1")
 
 
 def _constants(problem: OnlineProblem, layout: _Layout, s: OnlineSplitWgmmaTile) -> str:

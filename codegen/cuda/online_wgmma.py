@@ -25,7 +25,7 @@ from eqsat.codegen.cuda.online_layout import (
     pivot_matters,
     shared_of,
 )
-from eqsat.codegen.cuda.online_print import box, row_values
+from eqsat.codegen.cuda.online_print import box, fold_instructions, row_values
 from eqsat.codegen.cuda.online_score import OWN_ROWS, finish_lines, score_parts, statistics_parts
 from eqsat.codegen.cuda.online_simt import computed_share, fold_bound_ns
 from eqsat.codegen.cuda.online_store import store_rows, store_values, stored_sheets
@@ -74,7 +74,7 @@ class OnlineWgmmaFamily:
             "online-wgmma",
             "\n".join(
                 [
-                    _wrappers(layout, schedule),
+                    fold_instructions(layout.left.dtype.value, schedule.keys, layout.columns),
                     part("tile.cuh"),
                     _constants(problem, layout, schedule),
                     _kernel(problem, layout, schedule),
@@ -144,27 +144,6 @@ def _schedule_refusal(problem: OnlineProblem, layout: Layout, s: OnlineWgmmaTile
 
 def _threads(s: OnlineWgmmaTile) -> int:
     return s.groups * 128 + (128 if _REGISTERS[s.groups][0] else 32)
-
-
-def _wrappers(layout: Layout, s: OnlineWgmmaTile) -> str:
-    """Print the two wgmma instructions in use: both operands in shared memory, and the weights in registers."""
-    kind = layout.left.dtype.value
-
-    def text(name: str, n: int, a: str, inputs: str, first: int, tail: str) -> str:
-        r = n // 2
-        regs = ", ".join(f"%{i}" for i in range(r))
-        outs = ", ".join(f'"+f"(d[{i}])' for i in range(r))
-        count = r + first
-        operand = "{" + ", ".join(f"%{r + i}" for i in range(4)) + "}" if first == 5 else f"%{r}"
-        return (
-            f"DEV void {name}(float (&d)[{r}], {a}) {{\n"
-            f'  asm volatile("{{ .reg .pred p; setp.ne.b32 p, %{count}, 0; wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{kind}.{kind} "\n'
-            f'    "{{{regs}}}, {operand}, %{count - 1}, p, 1, 1, {tail}; }}"\n    : {outs}\n    : {inputs});\n}}\n'
-        )
-
-    scores = text("wgmma_scores", s.keys, "u64 a, u64 b, int accumulate", '"l"(a), "l"(b), "r"(accumulate)', 2, "0, 0")
-    weights = '"r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(1)'
-    return scores + text("wgmma_values", layout.columns, "u32 a0, u32 a1, u32 a2, u32 a3, u64 b", weights, 5, "1")
 
 
 def _constants(problem: OnlineProblem, layout: Layout, s: OnlineWgmmaTile) -> str:

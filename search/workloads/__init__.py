@@ -56,4 +56,4 @@ def _own(what: str, device: str) -> Workload:
     program = found if isinstance(found, Program) else to_program(found)
     inputs = tuple((i.name, i.shape, i.dtype.value) for i in program.inputs)
     stem = Path(what.rpartition(":")[0] if ":" in what else what).stem
-    return Workload(stem, inputs, lambda *xs: xs[0], baseline_in(what), device=device, built=program)
+    return Workload(stem, inputs, None, baseline_in(what), device=device, built=program)

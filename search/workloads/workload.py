@@ -22,8 +22,8 @@ class Workload:
     ----------
     name : str
     inputs : tuple of (name, shape, dtype)
-    expression : callable
-        Takes traced arrays.
+    expression : callable, optional
+        Takes traced arrays; None where the program is built already.
     baseline : callable
         Takes the torch module and torch tensors; None: there is nothing to compare with.
     device : {"cuda", "cpu"}
@@ -42,7 +42,7 @@ class Workload:
 
     name: str
     inputs: tuple[Spec, ...]
-    expression: Callable[..., Array]
+    expression: Callable[..., Array] | None
     baseline: Callable[..., Any] | None
     device: str = "cuda"
     bound: str = "memory"
@@ -55,6 +55,7 @@ class Workload:
         """Return the program, its inputs in the row's order."""
         if self.built is not None:
             return self.built
+        assert self.expression is not None, "a workload has an expression or a program"
         inputs = [tensor(n, shape, dtype) for n, shape, dtype in self.inputs]
         return to_program(self.expression(*inputs), inputs=inputs)
 
