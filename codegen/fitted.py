@@ -22,7 +22,7 @@ import numpy as np
 from eqsat.codegen.kernel import Family, Rates, Schedule
 from eqsat.codegen.problem import Problem
 
-FOLDER = Path(__file__).resolve().parent / "fitted"
+FOLDER = Path(__file__).resolve().parent / "fits"
 _MOST = 3.0  # a correction is at most so large a factor (as a logarithm): beyond what was measured a polynomial means nothing
 
 
